@@ -1,3 +1,4 @@
 //! runtime
 
+pub mod gguf;
 pub mod tokenizer;
