@@ -1,6 +1,8 @@
 //! Every way a vocabulary, an encode or a chat template can be wrong, one line each.
 //!
-//! Errors about the file name its metadata key; the file itself is named by whoever opened it.
+//! Errors about the file name its metadata key, and the file itself where it is known.
+
+use std::path::{Path, PathBuf};
 
 use drafthorse_draft::TokenId;
 
@@ -99,9 +101,27 @@ pub enum TokenizerError {
         /// The library's message.
         problem: String,
     },
+    /// One of the errors above, with the file it is about.
+    #[error("{}: {error}", file.display())]
+    InFile {
+        /// The model file.
+        file: PathBuf,
+        /// What is wrong in it.
+        error: Box<TokenizerError>,
+    },
     /// The chat template does not compile, failed, or used more than it may.
     #[error("tokenizer.chat_template: {0}")]
     Template(String),
+}
+
+impl TokenizerError {
+    /// Adds the file's name to an error that does not have it yet.
+    pub(super) fn in_file(self, file: &Path) -> TokenizerError {
+        match self {
+            TokenizerError::Metadata(_) | TokenizerError::InFile { .. } => self,
+            error => TokenizerError::InFile { file: file.to_owned(), error: Box::new(error) },
+        }
+    }
 }
 
 /// `text` cut to what fits an error line.

@@ -11,6 +11,7 @@ mod bpe;
 mod byte_level;
 pub mod chat;
 mod error;
+mod metadata;
 mod pieces;
 mod pre;
 mod special;
