@@ -27,13 +27,18 @@ impl<'a> Vocabulary<'a> {
     /// A key that is missing, of another type, or not UTF-8.
     pub fn from_metadata(metadata: &'a Metadata) -> Result<Vocabulary<'a>, TokenizerError> {
         let tokens = metadata.strs(TOKENS)?.ok_or(TokenizerError::MissingKey { key: TOKENS })?;
+        let model = metadata.str(MODEL)?.ok_or(TokenizerError::MissingKey { key: MODEL })?;
+        let merges = metadata.strs(MERGES)?;
+        if model == "gpt2" && merges.is_none() {
+            return Err(TokenizerError::MissingKey { key: MERGES });
+        }
         Ok(Vocabulary {
-            model: metadata.str(MODEL)?.ok_or(TokenizerError::MissingKey { key: MODEL })?,
+            model,
             pre: metadata.str(PRE)?,
             tokens,
             scores: metadata.f32s(SCORES)?.unwrap_or_default(),
             types: metadata.i32s(TYPES)?.unwrap_or_default(),
-            merges: metadata.strs(MERGES)?.unwrap_or_default(),
+            merges: merges.unwrap_or_default(),
             bos: metadata.u64(BOS)?,
             eos: metadata.u64(EOS)?,
             eot: metadata.u64(EOT)?,
