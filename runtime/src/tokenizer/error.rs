@@ -126,8 +126,12 @@ impl TokenizerError {
 
 /// `text` cut to what fits an error line.
 pub(super) fn shorten(text: &str) -> String {
-    const CHARS_MAX: usize = 48;
-    match text.char_indices().nth(CHARS_MAX) {
+    shorten_to(text, 48)
+}
+
+/// `text` cut to at most `chars_max` characters.
+pub(super) fn shorten_to(text: &str, chars_max: usize) -> String {
+    match text.char_indices().nth(chars_max) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text.to_owned(),
     }
