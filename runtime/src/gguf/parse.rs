@@ -166,7 +166,7 @@ fn read_tensor(cursor: &mut Cursor<'_>, index: u64, path: &Path) -> Result<Tenso
 }
 
 /// Bytes of a tensor of this shape, or what is wrong with the shape.
-fn tensor_bytes(block_type: BlockType, dims: &[u64]) -> Result<u64, String> {
+pub(super) fn tensor_bytes(block_type: BlockType, dims: &[u64]) -> Result<u64, String> {
     if dims.contains(&0) {
         return Err(format!("a dimension of {dims:?} is zero"));
     }
