@@ -1,4 +1,5 @@
 //! The Drafthorse product.
+
 pub mod gguf;
 pub mod kernels;
 pub mod kv;
