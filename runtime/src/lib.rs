@@ -1,1 +1,4 @@
 //! runtime
+pub mod api;
+pub mod host;
+pub mod units;
