@@ -27,9 +27,9 @@ pub enum DraftSource {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExpertGroups {
     /// Groups the experts of a layer are split into.
-    pub groups: u32,
+    pub groups: usize,
     /// Groups a token may choose experts from.
-    pub groups_used: u32,
+    pub groups_used: usize,
 }
 
 /// Everything [`crate::engine::Engine::open`] needs. Range-checked by the configuration before.
@@ -59,6 +59,8 @@ pub struct EngineOptions {
     pub ngram: NgramConfig,
     /// Which resident expert makes room for a missing one.
     pub policy: PolicyKind,
+    /// Rows after which a router selection counts half for the policies that count.
+    pub policy_half_life_rows: f64,
     /// Expert slots; None: as many as the budget holds. More than it holds is a budget error.
     pub slots: Option<usize>,
     /// Reads in flight to the disk, one thread each.
