@@ -1,8 +1,17 @@
 //! The Drafthorse product.
 
+pub mod api;
+pub mod config;
+pub mod engine;
+pub mod error;
 pub mod gguf;
+pub mod host;
 pub mod kernels;
 pub mod kv;
 pub mod layers;
 pub mod models;
+pub mod tokenizer;
+pub mod units;
 pub mod weights;
+
+pub use error::Error;

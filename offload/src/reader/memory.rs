@@ -50,6 +50,11 @@ impl Faults {
         self.0.lock().push(fault);
     }
 
+    /// Disarms all.
+    pub fn clear(&self) {
+        self.0.lock().clear();
+    }
+
     /// Faults that no read has met yet.
     pub fn pending(&self) -> usize {
         self.0.lock().len()
