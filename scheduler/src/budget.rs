@@ -295,6 +295,8 @@ mod tests {
                 let plan = MemoryPlan::fit(&needs, enough, slots);
                 prop_assert_eq!(plan.map(|p| p.planned_bytes), Ok(enough));
                 prop_assert!(MemoryPlan::fit(&needs, enough - 1, slots).is_err());
+                let shown = enough.div_ceil(1 << 20) << 20; // what the message suggests
+                prop_assert!(MemoryPlan::fit(&needs, shown, slots).is_ok());
             }
         }
     }

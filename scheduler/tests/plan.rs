@@ -105,22 +105,20 @@ fn the_reason_for_being_off_names_the_expert_loads() {
 #[test]
 fn tokens_that_proved_doubtful_are_not_verified() {
     let mut c = controller(DraftLen::Auto);
-    for _ in 0..300 {
+    let mut verified = Vec::new();
+    for pass in 0..400 {
         let planned = c.plan(&residency(0.5)).draft_len;
-        // Confident tokens stand, doubtful ones never do; every second one is doubtful.
-        let confidence: Vec<f32> = (0..planned).map(|i| if i % 2 == 0 { 0.95 } else { 0.15 }).collect();
+        // Confident tokens stand, doubtful ones never do. Every third draft starts with a doubtful one.
+        let doubtful = if pass % 3 == 0 { 0 } else { 1 };
+        let confidence: Vec<f32> = (0..planned).map(|i| if i == doubtful { 0.15 } else { 0.95 }).collect();
         let kept = c.keep(&draft(&confidence));
         let verify_s = 1.0 + 0.1 * kept as f64;
-        let outcome =
-            StepOutcome { draft_len: kept, accepted: kept.min(1), verify_s, ..StepOutcome::default() };
-        c.observe(&outcome);
+        let accepted = kept.min(doubtful);
+        c.observe(&StepOutcome { draft_len: kept, accepted, verify_s, ..StepOutcome::default() });
+        verified.push(kept == doubtful.min(planned));
     }
-    while c.plan(&residency(0.5)).draft_len == 0 {
-        c.observe(&StepOutcome { verify_s: 1.0, ..StepOutcome::default() });
-    }
-    assert_eq!(c.keep(&draft(&[0.95, 0.15, 0.95])), 1);
-    assert_eq!(c.keep(&draft(&[0.15, 0.95])), 0);
-    assert_eq!(c.keep(&draft(&[])), 0);
+    let right = verified[200..].iter().filter(|right| **right).count();
+    assert!(right > 185, "{right} of 200 passes verified up to the doubtful token, the rest measured");
 }
 
 #[test]
