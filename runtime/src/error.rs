@@ -113,6 +113,7 @@ impl Error {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
+            Error::Config(ConfigError::DemoMissing { .. }) => EXIT_MODEL,
             Error::Config(_) | Error::Usage(_) | Error::UnknownMemory | Error::EmptyPrompt => EXIT_USAGE,
             Error::Vocabulary { .. } | Error::TokenOutOfVocabulary { .. } | Error::PromptTooLong { .. } => {
                 EXIT_USAGE

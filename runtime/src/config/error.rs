@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// A setting that cannot be used. Exit code 2.
+/// A setting that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
@@ -71,6 +71,12 @@ pub enum ConfigError {
         value: String,
         /// The limits.
         limits: String,
+    },
+    /// The program was built in a place that is gone, or without the demo pair.
+    #[error("the demo pair is not there: {}: give a MODEL", path.display())]
+    DemoMissing {
+        /// The file looked for.
+        path: PathBuf,
     },
     /// Two settings that contradict each other.
     #[error("{0}")]

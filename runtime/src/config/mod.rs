@@ -7,6 +7,7 @@
 mod error;
 mod layer;
 mod limits;
+mod resolve;
 mod value;
 
 use drafthorse_offload::PolicyKind;

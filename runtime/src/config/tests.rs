@@ -170,3 +170,46 @@ fn files_that_are_missing_too_large_or_not_text_are_refused() {
     std::fs::write(&path, [0xff, 0xfe]).unwrap();
     assert!(message(&path).contains("UTF-8"));
 }
+
+/// The settings a command runs with: flags over a file over the demo's over the defaults.
+fn loaded(file: Option<&str>, flags: &Layer) -> Config {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("c.toml");
+    std::fs::write(&path, file.unwrap_or_default()).unwrap();
+    Config::load(file.map(|_| path.as_path()), flags).unwrap()
+}
+
+#[test]
+fn the_demo_brings_its_settings_and_a_model_of_ones_own_does_not() {
+    let none = Layer::command_line();
+    let demo = loaded(None, &none);
+    assert_eq!((demo.model.path.clone(), demo.draft.source.clone()), (ModelChoice::Demo, DraftChoice::Demo));
+    assert!(!demo.run.prompt.is_empty());
+
+    let mut flags = Layer::command_line();
+    flags.flag("MODEL", ("model", "path"), Some("m.gguf"));
+    let own = loaded(None, &flags);
+    assert_eq!((own.draft.source.clone(), own.run.prompt.as_str()), (DraftChoice::None, ""));
+    assert_eq!(own, loaded(Some("[model]\npath = \"m.gguf\""), &none));
+
+    let file = loaded(Some("[memory]\nbudget = \"1GiB\""), &none);
+    assert_eq!(file.memory.budget.value().unwrap().bytes(), 1 << 30, "the user's file is above the demo's");
+}
+
+#[test]
+fn settings_become_engine_options() {
+    let mut flags = Layer::command_line();
+    flags.flag("MODEL", ("model", "path"), Some("m.gguf"));
+    flags.flag("--draft", ("draft", "source"), Some("d.gguf"));
+    flags.flag("--draft-len", ("scheduler", "draft_len"), Some(4));
+    flags.flag("--memory", ("memory", "budget"), Some("2GiB"));
+    flags.flag("--record-trace", ("offload", "record_trace"), Some("t.moetrace"));
+    flags.flag("--ignore-eos", ("run", "ignore_eos"), Some(true));
+    let config = loaded(None, &flags);
+    let options = config.engine_options().unwrap();
+    assert_eq!(options.draft, crate::api::DraftSource::Model("d.gguf".into()));
+    assert_eq!(options.draft_len, drafthorse_scheduler::DraftLen::Fixed(4));
+    assert_eq!((options.memory_bytes, options.slots, options.threads), (Some(2 << 30), None, 0));
+    assert_eq!(options.record_trace, Some("t.moetrace".into()));
+    assert!(!config.generate_options().stop_at_end);
+}
