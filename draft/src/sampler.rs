@@ -80,28 +80,30 @@ impl Sampler {
     ///
     /// A NaN logit counts as -inf. Without any logit above -inf the choice is token 0, probability 0.
     pub fn choose(&self, logits: &[f32], position: usize) -> Choice {
+        if self.is_greedy() {
+            return greedy(logits);
+        }
         let survivors = self.survivors(logits);
-        let Some(top) = survivors.iter().copied().reduce(likelier) else {
-            return Choice { token: 0, probability: 0.0 };
-        };
-        let chosen = if self.is_greedy() { top } else { self.gumbel_argmax(&survivors, position) };
-        let total: f64 = survivors.iter().map(|c| f64::from(self.weight(*c, top))).sum();
-        Choice { token: chosen.token, probability: (f64::from(self.weight(chosen, top)) / total) as f32 }
+        let Some(top) = most_likely(&survivors) else { return NO_CHOICE };
+        let chosen = self.gumbel_argmax(&survivors, position);
+        let probability = f64::from(self.weight(chosen, top)) / self.mass(&survivors, top);
+        Choice { token: chosen.token, probability: probability as f32 }
     }
 
     /// The law that [`Sampler::choose`] follows over positions and seeds: `[vocab]` probabilities.
     /// Greedy: all of it on one token. All zero when no logit is above -inf.
     pub fn probabilities(&self, logits: &[f32]) -> Vec<f32> {
         let mut law = vec![0.0; logits.len()];
-        let survivors = self.survivors(logits);
-        let Some(top) = survivors.iter().copied().reduce(likelier) else { return law };
         if self.is_greedy() {
-            law[top.token as usize] = 1.0;
+            let choice = greedy(logits);
+            law.iter_mut().skip(choice.token as usize).take(1).for_each(|p| *p = choice.probability.ceil());
             return law;
         }
-        let total: f64 = survivors.iter().map(|c| f64::from(self.weight(*c, top))).sum();
+        let survivors = self.survivors(logits);
+        let Some(top) = most_likely(&survivors) else { return law };
+        let mass = self.mass(&survivors, top);
         for c in &survivors {
-            law[c.token as usize] = (f64::from(self.weight(*c, top)) / total) as f32;
+            law[c.token as usize] = (f64::from(self.weight(*c, top)) / mass) as f32;
         }
         law
     }
@@ -112,14 +114,8 @@ impl Sampler {
 
     /// Tokens that pass every filter, in an order that depends on the logits alone.
     fn survivors(&self, logits: &[f32]) -> Vec<Candidate> {
-        let mut all: Vec<Candidate> = (0..)
-            .zip(logits)
-            .filter(|(_, logit)| **logit > f32::NEG_INFINITY) // false for NaN too
-            .map(|(token, &logit)| Candidate { token, logit: logit.min(f32::MAX) })
-            .collect();
-        if self.is_greedy() {
-            return all;
-        }
+        let mut all = Vec::with_capacity(logits.len());
+        all.extend(candidates(logits));
         self.keep_top_k(&mut all);
         self.keep_top_p(&mut all);
         self.keep_min_p(&mut all);
@@ -136,12 +132,8 @@ impl Sampler {
     }
 
     fn keep_top_p(&self, all: &mut Vec<Candidate>) {
-        let Some(top) = all.iter().copied().reduce(likelier) else { return };
-        if self.config.top_p >= 1.0 {
-            return;
-        }
-        let total: f64 = all.iter().map(|c| f64::from(self.weight(*c, top))).sum();
-        let goal = f64::from(self.config.top_p) * total;
+        let (true, Some(top)) = (self.config.top_p < 1.0, most_likely(all)) else { return };
+        let goal = f64::from(self.config.top_p) * self.mass(all, top);
         let (mut sorted, mut mass, mut kept) = (0, 0.0, 0);
         while mass < goal && kept < all.len() {
             if kept == sorted {
@@ -154,15 +146,19 @@ impl Sampler {
     }
 
     fn keep_min_p(&self, all: &mut Vec<Candidate>) {
-        if let (true, Some(top)) = (self.config.min_p > 0.0, all.iter().copied().reduce(likelier)) {
+        if let (true, Some(top)) = (self.config.min_p > 0.0, most_likely(all)) {
             all.retain(|c| self.weight(*c, top) >= self.config.min_p);
         }
     }
 
     /// Probability relative to the most likely token, which therefore weighs 1.
     fn weight(&self, candidate: Candidate, top: Candidate) -> f32 {
-        let temperature = if self.is_greedy() { 1.0 } else { self.config.temperature };
-        ((candidate.logit - top.logit) / temperature).exp()
+        exp((candidate.logit - top.logit) / self.config.temperature)
+    }
+
+    /// Sum of the weights.
+    fn mass(&self, candidates: &[Candidate], top: Candidate) -> f64 {
+        candidates.iter().map(|c| f64::from(self.weight(*c, top))).sum()
     }
 
     /// Argmax of `logit / temperature + noise`: a draw from the softmax over `survivors` (Gumbel-max).
@@ -189,8 +185,45 @@ fn by_likelihood(a: &Candidate, b: &Candidate) -> Ordering {
     b.logit.total_cmp(&a.logit).then(a.token.cmp(&b.token))
 }
 
+/// The largest logit; the first one among equals, which is the lowest id in every order used here.
+fn most_likely(candidates: &[Candidate]) -> Option<Candidate> {
+    candidates.iter().copied().reduce(likelier)
+}
+
 fn likelier(a: Candidate, b: Candidate) -> Candidate {
-    if by_likelihood(&a, &b) == Ordering::Greater { b } else { a }
+    if b.logit > a.logit { b } else { a }
+}
+
+/// The tokens whose logit is above -inf, by ascending id; NaN is not above it. -0 becomes 0, so that
+/// comparing and sorting agree.
+fn candidates(logits: &[f32]) -> impl Iterator<Item = Candidate> {
+    let above = (0..).zip(logits).filter(|(_, logit)| **logit > f32::NEG_INFINITY);
+    above.map(|(token, &logit)| Candidate { token, logit: logit.min(f32::MAX) + 0.0 })
+}
+
+/// The choice of a row without any logit above -inf.
+const NO_CHOICE: Choice = Choice { token: 0, probability: 0.0 };
+
+fn greedy(logits: &[f32]) -> Choice {
+    let Some(top) = candidates(logits).reduce(likelier) else { return NO_CHOICE };
+    let mass: f64 = candidates(logits).map(|c| f64::from(exp(c.logit - top.logit))).sum();
+    Choice { token: top.token, probability: (1.0 / mass) as f32 }
+}
+
+/// e^x for x <= 0, to 3e-7 of the value; below -87 as at -87. The same bits on every platform, and
+/// free of calls and branches, because it runs for every token of the vocabulary.
+fn exp(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5 x 2^23: adding it leaves the nearest integer in the low bits
+    const LN_2_HIGH: f32 = 0.693_359_4; // ln 2 in two parts, the first one short, so that n x high is exact
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+    let x = x.max(-87.0);
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = x - n * LN_2_HIGH - n * LN_2_LOW; // |r| <= ln 2 / 2
+    let tail = 1.0 / 24.0 + r * (1.0 / 120.0 + r * (1.0 / 720.0));
+    let series = 1.0 + r * (1.0 + r * (0.5 + r * (1.0 / 6.0 + r * tail)));
+    let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;
+    series * f32::from_bits(exponent)
 }
 
 /// Sorts the next most likely candidates into place behind the `sorted` first ones and returns how
@@ -335,6 +368,17 @@ mod tests {
             let noise = gumbel(bits);
             assert!(noise.is_finite() && noise <= gumbel_bound(bits), "{bits:#x}: {noise}");
         }
+    }
+
+    #[test]
+    fn exp_is_exp() {
+        for i in 0..870_000u32 {
+            let x = -(i as f32) * 1e-4;
+            let (ours, exact) = (f64::from(exp(x)), f64::from(x).exp());
+            assert!((ours / exact - 1.0).abs() < 3e-7, "{x}: {ours} {exact}");
+        }
+        assert_eq!((exp(0.0), exp(-0.0)), (1.0, 1.0));
+        assert!(exp(f32::NEG_INFINITY) > 0.0 && exp(f32::NEG_INFINITY) < 2e-38);
     }
 
     #[test]

@@ -41,31 +41,10 @@ impl AcceptanceStats {
     pub fn accepted_per_pass(&self) -> f64 {
         ratio(self.accepted, self.passes)
     }
-
-    /// Share of the verified drafted tokens that stood, 0 to 1.
-    pub fn acceptance(&self) -> f64 {
-        ratio(self.accepted, self.proposed)
-    }
-
-    /// Adds another generation's counts.
-    pub fn merge(&mut self, other: &AcceptanceStats) {
-        self.proposed += other.proposed;
-        self.accepted += other.accepted;
-        self.passes += other.passes;
-        add_each(&mut self.offered_at, &other.offered_at);
-        add_each(&mut self.accepted_at, &other.accepted_at);
-    }
 }
 
 fn ratio(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
-}
-
-fn add_each(into: &mut Vec<u64>, from: &[u64]) {
-    if into.len() < from.len() {
-        into.resize(from.len(), 0);
-    }
-    into.iter_mut().zip(from).for_each(|(a, b)| *a += b);
 }
 
 #[cfg(test)]
@@ -84,24 +63,12 @@ mod tests {
             (&[2, 1, 1][..], &[2, 1, 0][..])
         );
         assert_eq!(stats.accepted_per_pass(), 1.0);
-        assert_eq!(stats.acceptance(), 0.75);
         assert!((stats.draft_len_mean() - 4.0 / 3.0).abs() < 1e-12);
     }
 
     #[test]
     fn nothing_recorded_divides_by_nothing() {
         let stats = AcceptanceStats::default();
-        assert_eq!((stats.draft_len_mean(), stats.accepted_per_pass(), stats.acceptance()), (0.0, 0.0, 0.0));
-    }
-
-    #[test]
-    fn merging_equals_recording_in_one() {
-        let (mut a, mut b, mut both) = Default::default();
-        for (stats, len, accepted) in [(&mut a, 2, 1), (&mut b, 4, 4)] {
-            AcceptanceStats::record(stats, len, accepted);
-            AcceptanceStats::record(&mut both, len, accepted);
-        }
-        a.merge(&b);
-        assert_eq!(a, both);
+        assert_eq!((stats.draft_len_mean(), stats.accepted_per_pass()), (0.0, 0.0));
     }
 }

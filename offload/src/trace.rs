@@ -125,7 +125,7 @@ impl TraceHeader {
 }
 
 /// Collects a trace while a model runs: layer by layer for a window of rows, of which a prefix is kept.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct TraceRecorder {
     trace: Trace,
     window: Vec<Picks>, // (n_moe_layers): rows of the window not committed yet

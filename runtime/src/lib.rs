@@ -3,13 +3,16 @@
 pub mod api;
 pub mod config;
 pub mod engine;
-pub mod error;
+mod error;
 pub mod gguf;
 pub mod host;
 pub mod kernels;
 pub mod kv;
 pub mod layers;
 pub mod models;
+mod open;
+mod recorder;
+mod sequence;
 pub mod tokenizer;
 pub mod units;
 pub mod weights;

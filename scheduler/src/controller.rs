@@ -17,18 +17,20 @@ pub const DRAFT_LEN_LIMIT: usize = 64;
 
 /// Share of the time spent that may go into measuring what is not believed to pay.
 const PROBE_SHARE: f64 = 0.02;
-/// What the account of measurement holds at the start and at most, in plain passes.
+/// What the account for that holds at the start, in the time of plain passes.
 const PROBE_START_PASSES: f64 = 3.0;
+/// What it holds at most.
 const PROBE_MAX_PASSES: f64 = 16.0;
 /// Passes in one measurement. The first also lets the draft model catch up on the text.
 const PROBE_LEN: usize = 2;
 /// Plain passes before the first measurement.
 const PLAIN_FIRST: u64 = 2;
-/// Passes after which a plan that is not in use is looked at again.
-const STALE_PASSES: u64 = 64;
-/// Passes after which it is looked at for the first time; doubles each time up to the above.
+/// Passes after which what is not in use (plain passes or drafted ones) is measured again at first.
+/// The gap doubles each time.
 const EARLY_PASSES: u64 = 4;
-/// Drafted passes before that doubling starts: fewer say too little to leave drafting off for long.
+/// The longest such gap.
+const STALE_PASSES: u64 = 64;
+/// Drafted passes before the gap grows: fewer say too little to leave drafting off for long.
 const FIRST_LOOK_PASSES: u64 = 8;
 /// Passes in which drafting must earn back what reading up on the text costs.
 const PAYBACK_PASSES: f64 = 16.0;
@@ -36,8 +38,9 @@ const PAYBACK_PASSES: f64 = 16.0;
 const READ_SHARE: f64 = 0.15;
 /// A hit rate that moved this much since the last plain pass makes its cost stale early.
 const HIT_RATE_DRIFT: f64 = 0.05;
-/// Gain that drafting must promise where it verifies, and loss it may make where it abstains.
+/// Gain that drafting must promise in passes that verify something.
 const GAIN_MIN: f64 = 0.03;
+/// Loss it may make in passes in which the drafter abstains.
 const ABSTAIN_LOSS_MAX: f64 = 0.005;
 /// How many samples the past is worth when drafting is measured again after having been off.
 const RETRY_WEIGHT: f64 = 8.0;

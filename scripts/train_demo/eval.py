@@ -118,7 +118,7 @@ def main():
     ap.add_argument("--out", required=True)
     ap.add_argument("--tokens", type=int, default=16000, help="held-out tokens per domain")
     ap.add_argument("--prompt", action="append", help="also continue this text greedily")
-    ap.add_argument("--threads", type=int, default=2)
+    ap.add_argument("--threads", type=int, default=1, help="one is fastest: the steps are small")
     args = ap.parse_args()
     torch.set_num_threads(args.threads)
     os.makedirs(args.out, exist_ok=True)

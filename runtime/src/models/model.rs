@@ -154,8 +154,23 @@ impl Model {
         Ok(())
     }
 
-    fn run(&mut self, tokens: &[TokenId], which: LogitRows, logits: &mut Vec<f32>) -> Result<(), PassError> {
+    /// [`LanguageModel::forward`] with its own error type.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary, a full context, an expert that cannot be read; the cache then
+    /// holds what it held before.
+    pub fn pass(&mut self, tokens: &[TokenId], which: LogitRows, logits: &mut Vec<f32>) -> Result<(), PassError> {
+        let len = self.kv.len();
         self.check(tokens)?;
+        self.run_chunks(tokens, which, logits).inspect_err(|_| self.kv.truncate(len))
+    }
+
+    fn run_chunks(
+        &mut self,
+        tokens: &[TokenId],
+        which: LogitRows,
+        logits: &mut Vec<f32>,
+    ) -> Result<(), PassError> {
         logits.clear();
         let chunks = tokens.chunks(self.options.rows_max);
         let last = chunks.len().saturating_sub(1);
@@ -306,12 +321,7 @@ impl LanguageModel for Model {
     }
 
     fn forward(&mut self, tokens: &[TokenId], which: LogitRows, logits: &mut Vec<f32>) -> Result<(), ModelError> {
-        let len = self.kv.len();
-        let outcome = self.run(tokens, which, logits);
-        if outcome.is_err() {
-            self.kv.truncate(len);
-        }
-        outcome.map_err(Into::into)
+        self.pass(tokens, which, logits).map_err(Into::into)
     }
 
     fn truncate(&mut self, len: usize) {

@@ -383,13 +383,13 @@ pub fn rope(keys: &Keys<'_>, dim: usize, layout: RopeLayout) -> Result<RopeSpec,
 }
 
 fn rope_scaling(keys: &Keys<'_>) -> Result<RopeScaling, LoadError> {
-    // Before `rope.scaling.type` existed, a lone `rope.scale_linear` meant linear scaling.
-    let legacy = keys.float("rope.scale_linear")?;
-    let kind = keys.text("rope.scaling.type")?.unwrap_or(if legacy.is_some() { "linear" } else { "none" });
+    // A factor without a type means linear; before there were types, the key was `rope.scale_linear`.
+    let stated = keys.float("rope.scaling.factor")?.or(keys.float("rope.scale_linear")?);
+    let kind = keys.text("rope.scaling.type")?.unwrap_or(if stated.is_some() { "linear" } else { "none" });
     if kind == "none" {
         return Ok(RopeScaling::None);
     }
-    let factor = keys.float("rope.scaling.factor")?.or(legacy).unwrap_or(1.0);
+    let factor = stated.unwrap_or(1.0);
     if factor < 1.0 {
         return Err(keys.invalid("rope.scaling.factor", format!("{factor} is below 1")));
     }
