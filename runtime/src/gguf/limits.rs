@@ -17,8 +17,6 @@ pub const MAX_TENSOR_NAME_BYTES: u64 = 255;
 pub const MAX_STRING_BYTES: u64 = 16 << 20;
 /// Elements of one array. Real: 500,000 (merges).
 pub const MAX_ARRAY_ELEMENTS: u64 = 1 << 25;
-/// Arrays inside arrays. Real: 1 (ggml refuses more).
-pub const MAX_ARRAY_NESTING: u64 = 4;
 /// Dimensions of a tensor (ggml's own limit).
 pub const MAX_DIMS: u32 = 4;
 /// `general.alignment`: a power of two in this range (8 is the format's own lower bound). Real: 32.
