@@ -21,6 +21,6 @@ pub use error::GgufError;
 pub use metadata::Metadata;
 pub use open::Gguf;
 pub use parse::{Header, TensorInfo, parse};
-pub use quantize::{dequantize, quantize};
+pub use quantize::{QUANTIZABLE, dequantize, quantize};
 pub use value::{Array, Strings, Value, ValueType};
 pub use writer::Writer;

@@ -13,12 +13,23 @@ use half::{bf16, f16};
 use super::block::BlockType;
 use super::error::GgufError;
 
+/// The types [`quantize`] makes.
+pub const QUANTIZABLE: [BlockType; 7] = [
+    BlockType::F32,
+    BlockType::F16,
+    BlockType::BF16,
+    BlockType::Q4_0,
+    BlockType::Q8_0,
+    BlockType::Q4_K,
+    BlockType::Q6_K,
+];
+
 /// Elements converted at a time: bounds the scratch, and is a multiple of every block length.
 const CHUNK_ELEMENTS: usize = 1 << 18;
 /// candle's blocks want their alignment; the largest is an f32's.
 const BLOCK_ALIGN: usize = 8;
 
-/// `values` as blocks: F32, F16, BF16, Q4_0, Q8_0, Q4_K or Q6_K.
+/// `values` as blocks of one of the [`QUANTIZABLE`] types.
 ///
 /// # Errors
 /// [`GgufError::Blocks`]: another type, a length that is not whole blocks, or a value that the type
@@ -26,19 +37,17 @@ const BLOCK_ALIGN: usize = 8;
 pub fn quantize(block_type: BlockType, values: &[f32]) -> Result<Vec<u8>, GgufError> {
     let bytes = bytes_for(block_type, values.len())?;
     let mut out = Vec::with_capacity(bytes);
-    if matches!(block_type, BlockType::F32 | BlockType::BF16) {
+    if !QUANTIZABLE.contains(&block_type) {
+        return Err(error(block_type, "cannot be written (only F32 F16 BF16 Q4_0 Q8_0 Q4_K Q6_K can)"));
+    }
+    if !matches!(block_type, BlockType::F32 | BlockType::BF16) {
+        check_f16_range(block_type, values)?;
+    }
+    if block_type.block_len() == 1 {
         write_floats(block_type, values, &mut out);
         return Ok(out);
     }
-    check_f16_range(block_type, values)?;
-    if block_type == BlockType::F16 {
-        write_floats(block_type, values, &mut out);
-        return Ok(out);
-    }
-    let dtype = match block_type {
-        BlockType::Q4_0 | BlockType::Q8_0 | BlockType::Q4_K | BlockType::Q6_K => candle_dtype(block_type)?,
-        _ => return Err(error(block_type, "cannot be written (only F32 F16 BF16 Q4_0 Q8_0 Q4_K Q6_K can)")),
-    };
+    let dtype = candle_dtype(block_type)?;
     for chunk in values.chunks(CHUNK_ELEMENTS) {
         let blocks = Tensor::from_slice(chunk, chunk.len(), &Device::Cpu)
             .and_then(|tensor| QTensor::quantize(&tensor, dtype))
@@ -206,7 +215,11 @@ mod tests {
                 Ok(decoded) => assert_eq!(decoded, values, "{block_type}"),
                 Err(error) => assert!(error.to_string().contains("not supported yet"), "{error}"),
             }
-            let _ = quantize(block_type, &values);
+            assert_eq!(
+                quantize(block_type, &values).is_ok(),
+                QUANTIZABLE.contains(&block_type),
+                "{block_type}"
+            );
         }
     }
 

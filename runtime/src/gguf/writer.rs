@@ -9,7 +9,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use super::block::BlockType;
-use super::error::GgufError;
+use super::error::{GgufError, quoted};
 use super::metadata::Metadata;
 use super::parse::{MAGIC, alignment, parse, tensor_bytes};
 use super::value::{Array, Value, ValueType};
@@ -190,7 +190,6 @@ fn put_array(out: &mut Vec<u8>, array: &Array) {
         Array::F64(numbers) => put_all(out, numbers, |number| number.to_le_bytes()),
         Array::Bool(flags) => put_all(out, flags, |flag| [u8::from(flag)]),
         Array::Strings(strings) => strings.iter().for_each(|string| put_string(out, string)),
-        Array::Arrays(arrays) => arrays.iter().for_each(|array| put_array(out, array)),
     }
 }
 
@@ -202,11 +201,14 @@ fn put_all<T: Copy, const N: usize>(out: &mut Vec<u8>, values: &[T], encode: imp
 /// Writes every tensor and the padding behind it.
 fn pour(out: &mut dyn Write, tensors: Vec<PendingTensor<'_>>, layout: &Layout) -> io::Result<()> {
     for (tensor, &size) in tensors.into_iter().zip(&layout.sizes) {
-        let mut exact = Exact { out, left: size };
+        let mut exact = Exact { out, name: &tensor.name, left: size };
         (tensor.source)(&mut exact)?;
         if exact.left > 0 {
-            let problem =
-                format!("tensor {:?}: its source is {} bytes short of {size}", tensor.name, exact.left);
+            let problem = format!(
+                "tensor {}: its source is {} bytes short of {size}",
+                quoted(&tensor.name),
+                exact.left
+            );
             return Err(io::Error::other(problem));
         }
         let padding = size.next_multiple_of(layout.alignment) - size;
@@ -218,15 +220,15 @@ fn pour(out: &mut dyn Write, tensors: Vec<PendingTensor<'_>>, layout: &Layout) -
 /// Passes on at most `left` bytes; one more is an error.
 struct Exact<'a> {
     out: &'a mut dyn Write,
+    name: &'a str,
     left: u64,
 }
 
 impl Write for Exact<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if bytes.len() as u64 > self.left {
-            return Err(io::Error::other(
-                "a tensor's source gives more bytes than its shape and type ask for",
-            ));
+            let problem = format!("tensor {}: its source gives more bytes than it has", quoted(self.name));
+            return Err(io::Error::other(problem));
         }
         let written = self.out.write(bytes)?;
         self.left -= written as u64;
