@@ -168,7 +168,7 @@ impl TraceRecorder {
             .window
             .get_mut(layer as usize)
             .ok_or_else(|| bad(format!("layer {layer} of {n_moe_layers}")))?;
-        if experts.len() != weights.len() || experts.len() % top_k != 0 {
+        if experts.len() != weights.len() || !experts.len().is_multiple_of(top_k) {
             let (ids, gates) = (experts.len(), weights.len());
             return Err(bad(format!("{ids} experts and {gates} weights are not rows of {top_k}")));
         }

@@ -10,7 +10,7 @@ use drafthorse_offload::reader::{Faults, MemoryReader};
 use drafthorse_offload::*;
 
 /// Tokens replayed: enough for every budget to fill many times over.
-const TOKENS: usize = 2500;
+const TOKENS: usize = 1500;
 
 /// Hit rate of a cache of `slots` unit-size slots over the start of the trace.
 fn hit_rate(trace: &Trace, slots: usize, kind: PolicyKind) -> f64 {

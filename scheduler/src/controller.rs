@@ -175,7 +175,7 @@ impl Controller {
         kept
     }
 
-    /// Learns from the pass that the last plan led to.
+    /// Learns from the pass that the last plan led to. Times and lengths that cannot be teach nothing.
     pub fn observe(&mut self, outcome: &StepOutcome) {
         let valid = |seconds: f64| seconds.is_finite() && seconds >= 0.0;
         let times_valid = valid(outcome.draft_s) && valid(outcome.verify_s) && outcome.verify_s > 0.0;

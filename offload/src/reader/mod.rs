@@ -113,6 +113,9 @@ pub trait Reader: Send {
     fn notice(&self) -> Option<&str>;
 }
 
+/// Opens files for reading experts.
+pub type OpenFn = fn(&[PathBuf]) -> Result<Box<dyn Reader>, OffloadError>;
+
 /// A reader that can be chosen by name.
 pub struct ReaderKind {
     /// Name in configs.
@@ -120,7 +123,7 @@ pub struct ReaderKind {
     /// One line of help.
     pub summary: &'static str,
     /// Opens the model's files, in the order of [`Extent::file`].
-    pub open: fn(&[PathBuf]) -> Result<Box<dyn Reader>, OffloadError>,
+    pub open: OpenFn,
 }
 
 /// Every reader. A new one is a file here and a line there.
