@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use drafthorse_runtime::Error;
-use drafthorse_runtime::gguf::{Array, BlockType, Gguf, Metadata, TensorInfo, Value};
+use drafthorse_runtime::gguf::{BlockType, Gguf, Metadata, TensorInfo, Value};
 use drafthorse_runtime::kernels;
 use drafthorse_runtime::models::ARCHITECTURES;
 use serde::Serialize;
@@ -130,25 +130,7 @@ fn json(value: &Value) -> serde_json::Value {
         Value::F64(v) => (*v).into(),
         Value::Bool(v) => (*v).into(),
         Value::String(v) => v.as_str().into(),
-        Value::Array(array) => format!("{} values", array_len(array)).into(),
-    }
-}
-
-fn array_len(array: &Array) -> usize {
-    match array {
-        Array::U8(v) => v.len(),
-        Array::I8(v) => v.len(),
-        Array::U16(v) => v.len(),
-        Array::I16(v) => v.len(),
-        Array::U32(v) => v.len(),
-        Array::I32(v) => v.len(),
-        Array::U64(v) => v.len(),
-        Array::I64(v) => v.len(),
-        Array::F32(v) => v.len(),
-        Array::F64(v) => v.len(),
-        Array::Bool(v) => v.len(),
-        Array::Strings(v) => v.len(),
-        Array::Arrays(v) => v.len(),
+        Value::Array(array) => format!("{} values", array.len()).into(),
     }
 }
 
