@@ -126,7 +126,8 @@ fn json(value: &Value) -> serde_json::Value {
         Value::I32(v) => (*v).into(),
         Value::U64(v) => (*v).into(),
         Value::I64(v) => (*v).into(),
-        Value::F32(v) => (*v).into(),
+        // Through its shortest decimal form: 1e-6 in f32 is not 9.999999974752427e-7 to a reader.
+        Value::F32(v) => v.to_string().parse::<f64>().unwrap_or(f64::NAN).into(),
         Value::F64(v) => (*v).into(),
         Value::Bool(v) => (*v).into(),
         Value::String(v) => v.as_str().into(),
