@@ -86,3 +86,81 @@ impl Conversation {
         Ok(Transcript { text, tokens })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use drafthorse_runtime::tokenizer::Vocabulary;
+
+    use super::*;
+
+    const PLAIN: &str = "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}\
+                         {% if add_generation_prompt %}[assistant]{% endif %}";
+    /// Past answers lose their first word, as reasoning templates drop the reasoning.
+    const REWRITING: &str = "{% for m in messages %}[{{ m.role }}]{% if m.role == 'assistant' %}\
+                             {{ m.content.split(' ')[1:] | join(' ') }}{% else %}{{ m.content }}{% endif %}</s>\
+                             {% endfor %}[assistant]";
+
+    /// An SPM vocabulary of bytes, one word and `</s>`.
+    fn tokenizer(chat_template: Option<&str>) -> Tokenizer {
+        let bytes: Vec<String> = (0..256).map(|byte| format!("<0x{byte:02X}>")).collect();
+        let tokens: Vec<&str> =
+            ["<unk>", "<s>", "</s>"].into_iter().chain(bytes.iter().map(String::as_str)).collect();
+        let types: Vec<i32> = (0..259).map(|id| [2, 3, 3].get(id).copied().unwrap_or(6)).collect();
+        let scores = vec![0.0; 259];
+        let vocabulary = Vocabulary {
+            model: "llama",
+            tokens,
+            scores: &scores,
+            types: &types,
+            add_space_prefix: Some(false),
+            chat_template,
+            ..Vocabulary::default()
+        };
+        Tokenizer::new(&vocabulary).unwrap()
+    }
+
+    #[test]
+    fn the_next_turn_continues_the_ids_of_the_last() {
+        let tokenizer = tokenizer(Some(PLAIN));
+        let mut conversation = Conversation::default();
+        let first = conversation.ask(&tokenizer, "one").unwrap().to_vec();
+        // Ids the model chose need not be those the tokenizer would choose for the same text.
+        let chosen = [7, 8, 9];
+        conversation.answered("two", &chosen);
+        let second = conversation.ask(&tokenizer, "three").unwrap();
+        let kept: Vec<TokenId> = first.iter().chain(&chosen).copied().collect();
+        assert_eq!(second[..kept.len()], kept);
+        assert_eq!(tokenizer.decode(&second[kept.len()..]), "[user]three[assistant]");
+    }
+
+    #[test]
+    fn a_template_that_rewrites_answers_is_encoded_anew() {
+        let tokenizer = tokenizer(Some(REWRITING));
+        let mut conversation = Conversation::default();
+        conversation.ask(&tokenizer, "one").unwrap();
+        conversation.answered("hmm two", &[7, 8, 9]);
+        let second = conversation.ask(&tokenizer, "three").unwrap().to_vec();
+        assert_eq!(tokenizer.decode(&second), "[user]one[assistant]two[user]three[assistant]");
+    }
+
+    #[test]
+    fn without_a_template_the_text_goes_on() {
+        let tokenizer = tokenizer(None);
+        let mut conversation = Conversation::default();
+        conversation.ask(&tokenizer, "Once upon").unwrap();
+        conversation.answered(" a time", &[1]);
+        let tokens = conversation.ask(&tokenizer, " there").unwrap().to_vec();
+        assert_eq!(tokens, tokenizer.encode("Once upon a time there", AddSpecial::Yes).unwrap());
+    }
+
+    #[test]
+    fn a_question_without_an_answer_is_forgotten() {
+        let tokenizer = tokenizer(Some(PLAIN));
+        let mut conversation = Conversation::default();
+        conversation.ask(&tokenizer, "lost").unwrap();
+        conversation.unasked();
+        let tokens = conversation.ask(&tokenizer, "kept").unwrap().to_vec();
+        assert_eq!(tokenizer.decode(&tokens), "[user]kept[assistant]");
+    }
+}

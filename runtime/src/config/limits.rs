@@ -6,6 +6,8 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
+use drafthorse_scheduler::DRAFT_LEN_LIMIT;
+
 use super::{Auto, Config, ConfigError};
 
 /// Longest context that is planned for: 16 times the longest any supported model was trained with.
@@ -29,8 +31,8 @@ pub(super) fn check(config: &Config) -> Result<(), String> {
     auto_within(draft.threads, 1..=THREADS_MAX)?;
     within(draft.ngram_min_match, 1..=1024)?;
     within(draft.ngram_max_match, 1..=1024)?;
-    auto_within(scheduler.draft_len, 0..=64)?;
-    within(scheduler.draft_len_max, 1..=64)?;
+    auto_within(scheduler.draft_len, 0..=DRAFT_LEN_LIMIT)?;
+    within(scheduler.draft_len_max, 1..=DRAFT_LEN_LIMIT)?;
     auto_within(offload.slots, 1..=10_000_000)?;
     within(offload.half_life_rows, 1.0..=1e6)?;
     within(offload.io_threads, 1..=256)?;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use drafthorse_runtime::Error;
-use drafthorse_runtime::gguf::{Array, BlockType, Gguf, Metadata, TensorInfo, Value};
+use drafthorse_runtime::gguf::{BlockType, Gguf, Metadata, TensorInfo, Value};
 use drafthorse_runtime::kernels;
 use drafthorse_runtime::models::ARCHITECTURES;
 use serde::Serialize;
@@ -126,29 +126,12 @@ fn json(value: &Value) -> serde_json::Value {
         Value::I32(v) => (*v).into(),
         Value::U64(v) => (*v).into(),
         Value::I64(v) => (*v).into(),
-        Value::F32(v) => (*v).into(),
+        // Through its shortest decimal form: 1e-6 in f32 is not 9.999999974752427e-7 to a reader.
+        Value::F32(v) => v.to_string().parse::<f64>().unwrap_or(f64::NAN).into(),
         Value::F64(v) => (*v).into(),
         Value::Bool(v) => (*v).into(),
         Value::String(v) => v.as_str().into(),
-        Value::Array(array) => format!("{} values", array_len(array)).into(),
-    }
-}
-
-fn array_len(array: &Array) -> usize {
-    match array {
-        Array::U8(v) => v.len(),
-        Array::I8(v) => v.len(),
-        Array::U16(v) => v.len(),
-        Array::I16(v) => v.len(),
-        Array::U32(v) => v.len(),
-        Array::I32(v) => v.len(),
-        Array::U64(v) => v.len(),
-        Array::I64(v) => v.len(),
-        Array::F32(v) => v.len(),
-        Array::F64(v) => v.len(),
-        Array::Bool(v) => v.len(),
-        Array::Strings(v) => v.len(),
-        Array::Arrays(v) => v.len(),
+        Value::Array(array) => format!("{} values", array.len()).into(),
     }
 }
 

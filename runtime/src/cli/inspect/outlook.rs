@@ -61,7 +61,8 @@ impl Outlook {
             Ok(plan) => {
                 let streams = contents.experts.as_ref().is_some_and(|experts| hit_rate(&plan, experts) < 1.0);
                 let measured = if streams { disk_gb_per_s(gguf, options.io_threads, contents) } else { None };
-                let prediction = Some(predict(&plan, contents, measured));
+                let has_weights = contents.active_bytes_per_token > 0;
+                let prediction = has_weights.then(|| predict(&plan, contents, measured));
                 Outlook { plan: Some(plan), refusal: None, prediction }
             }
         }
@@ -81,7 +82,7 @@ fn predict(plan: &MemoryPlan, contents: &Contents, measured: Option<f64>) -> Pre
     let seconds =
         disk_bytes / (disk_gb_per_s * 1e9) + contents.active_bytes_per_token as f64 / (MEMORY_GB_PER_S * 1e9);
     Prediction {
-        tokens_per_s: if seconds > 0.0 { 1.0 / seconds } else { 0.0 },
+        tokens_per_s: 1.0 / seconds,
         hit_rate,
         disk_bytes_per_token: disk_bytes as u64,
         disk_gb_per_s,
