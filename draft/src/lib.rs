@@ -21,7 +21,7 @@ mod verify;
 pub use error::{DraftError, ModelError};
 pub use model::ModelDrafter;
 pub use ngram::{NgramConfig, NgramDrafter};
-pub use registry::{DRAFTERS, DrafterKind};
+pub use registry::{DRAFTERS, DrafterEntry, DrafterKind, DrafterParts};
 pub use sampler::{Choice, Sampler, SamplerConfig};
 pub use stats::AcceptanceStats;
 pub use verify::{Verdict, verify};
@@ -63,7 +63,12 @@ pub trait LanguageModel: Send {
 
     /// Runs `tokens` and writes `[rows, vocab]` f32 logits into `logits` (cleared first), rows as
     /// chosen by `which`.
-    fn forward(&mut self, tokens: &[TokenId], which: LogitRows, logits: &mut Vec<f32>) -> Result<(), ModelError>;
+    fn forward(
+        &mut self,
+        tokens: &[TokenId],
+        which: LogitRows,
+        logits: &mut Vec<f32>,
+    ) -> Result<(), ModelError>;
 
     /// Drops every position from `len` on, in O(1). A `len` beyond the present one changes nothing.
     fn truncate(&mut self, len: usize);

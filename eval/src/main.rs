@@ -1,1 +1,86 @@
-fn main(){}
+//! `drafthorse-eval`: the harness's command line.
+//!
+//! Turns arguments into calls and errors into exit codes (0 success, 1 run-time failure, 2 usage,
+//! 3 invalid model file); the work is in the modules. The only place of this crate that prints.
+
+mod convert;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use convert::{ConvertError, ConvertOptions, convert};
+use drafthorse_runtime::gguf::{BlockType, QUANTIZABLE};
+
+/// Measures, compares and reports; makes the files that is done with.
+#[derive(Parser)]
+#[command(name = "drafthorse-eval", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Quantize a safetensors checkpoint, whose tensors bear GGUF names, into a GGUF file.
+    Gguf(GgufArgs),
+}
+
+#[derive(Args)]
+struct GgufArgs {
+    /// Checkpoint with GGUF tensor names and layouts, in F32, F16 or BF16.
+    #[arg(long, value_name = "FILE.safetensors")]
+    weights: PathBuf,
+    /// Metadata keys with their GGUF types, and the tensors to leave in F32.
+    #[arg(long, value_name = "FILE.json")]
+    meta: PathBuf,
+    /// Block type of the weight matrices.
+    #[arg(long, value_name = "TYPE", value_parser = block_type)]
+    quant: BlockType,
+    /// Block type of the routed experts [default: as --quant].
+    #[arg(long, value_name = "TYPE", value_parser = block_type)]
+    quant_experts: Option<BlockType>,
+    /// The GGUF file to write.
+    #[arg(short, long, value_name = "FILE.gguf")]
+    output: PathBuf,
+}
+
+/// A type that can be written, by its name in any letter case.
+fn block_type(name: &str) -> Result<BlockType, String> {
+    BlockType::from_name(name).filter(|block_type| QUANTIZABLE.contains(block_type)).ok_or_else(|| {
+        let known: Vec<String> =
+            QUANTIZABLE.iter().map(|block_type| block_type.name().to_lowercase()).collect();
+        format!("not one of {}", known.join(", "))
+    })
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Gguf(args) => gguf(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("drafthorse-eval: {error:#}");
+            ExitCode::from(error.downcast_ref::<ConvertError>().map_or(1, ConvertError::exit_code))
+        }
+    }
+}
+
+fn gguf(args: GgufArgs) -> anyhow::Result<()> {
+    let output = args.output.clone();
+    let options = ConvertOptions {
+        weights: args.weights,
+        meta: args.meta,
+        output: args.output,
+        quant: args.quant,
+        quant_experts: args.quant_experts.unwrap_or(args.quant),
+    };
+    let converted = convert(&options, &mut |notice| eprintln!("{notice}"))?;
+    for (block_type, usage) in &converted.types {
+        eprintln!("{:>5} tensors {block_type:6} {:>12} bytes", usage.tensors, usage.bytes);
+    }
+    eprintln!("{}: {} bytes", output.display(), converted.file_bytes);
+    Ok(())
+}

@@ -17,15 +17,17 @@ mod gating;
 mod index;
 pub mod policy;
 pub mod reader;
+mod slots;
 mod trace;
 
 pub use buf::{AlignedBuf, PAGE_BYTES};
-pub use cache::{CacheConfig, CacheStats, ExpertCache, Lease, Residency, SlotView};
+pub use cache::{CacheConfig, CacheStats, ExpertCache, Lease, Residency};
 pub use error::OffloadError;
-pub use gating::GatingStats;
-pub use index::{Extent, ExpertIndex, PARTS};
-pub use policy::{POLICIES, Policy, PolicyKind};
-pub use reader::{Completion, Read, Reader};
+pub use gating::{GatingStats, HalfLife};
+pub use index::{ExpertIndex, Extent, PARTS, Widened};
+pub use policy::{POLICIES, Policy, PolicyConfig, PolicyKind};
+pub use reader::{Completion, READERS, Read, ReadError, Reader, ReaderKind};
+pub use slots::SlotView;
 pub use trace::{Trace, TraceHeader, TraceRecorder};
 
 /// One routed expert of one MoE layer. `layer` counts MoE layers from 0, not the model's blocks.
@@ -35,4 +37,10 @@ pub struct ExpertId {
     pub layer: u32,
     /// Expert within the layer, 0-based.
     pub expert: u32,
+}
+
+impl std::fmt::Display for ExpertId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "expert {} of MoE layer {}", self.expert, self.layer)
+    }
 }

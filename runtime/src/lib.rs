@@ -1,4 +1,20 @@
-//! runtime
+//! The Drafthorse product.
 
+pub mod api;
+pub mod config;
+pub mod engine;
+mod error;
 pub mod gguf;
+pub mod host;
+pub mod kernels;
+pub mod kv;
+pub mod layers;
+pub mod models;
+mod open;
+mod recorder;
+mod sequence;
 pub mod tokenizer;
+pub mod units;
+pub mod weights;
+
+pub use error::Error;

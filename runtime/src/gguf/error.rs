@@ -31,7 +31,10 @@ pub enum GgufError {
     #[error("{}: GGUF version {version} is not supported (only 2 and 3 are)", .file.display())]
     Version { file: PathBuf, version: u32 },
 
-    #[error("{}: truncated: {subject} needs {needed} bytes at offset {offset}, the file has {left} left", .file.display())]
+    #[error(
+        "{}: truncated: {subject} needs {needed} bytes at offset {offset}, the file has {left} left",
+        .file.display()
+    )]
     Truncated { file: PathBuf, subject: String, offset: u64, needed: u64, left: u64 },
 
     #[error("{}: {subject} at offset {offset} has {quantity} {value}, the limit is {limit}", .file.display())]
@@ -52,7 +55,10 @@ pub enum GgufError {
     #[error("{}: tensor {} stands twice (also in {})", .file.display(), quoted(.tensor), .other.display())]
     DuplicateTensor { file: PathBuf, tensor: String, other: PathBuf },
 
-    #[error("{}: tensor {} has the unknown block type id {id}{}", .file.display(), quoted(.tensor), retired(*.id))]
+    #[error(
+        "{}: tensor {} has the unknown block type id {id}{}",
+        .file.display(), quoted(.tensor), retired(*.id)
+    )]
     UnknownBlockType { file: PathBuf, tensor: String, id: u32 },
 
     #[error("{}: tensor {}: {problem}", .file.display(), quoted(.tensor))]
@@ -64,7 +70,10 @@ pub enum GgufError {
     )]
     TensorOutOfFile { file: PathBuf, tensor: String, offset: u64, bytes: u64, file_len: u64 },
 
-    #[error("{}: tensors {} and {} overlap at offset {offset}", .file.display(), quoted(.tensor), quoted(.other))]
+    #[error(
+        "{}: tensors {} and {} overlap at offset {offset}",
+        .file.display(), quoted(.tensor), quoted(.other)
+    )]
     TensorsOverlap { file: PathBuf, tensor: String, other: String, offset: u64 },
 
     #[error("{}: split file: {problem}", .file.display())]

@@ -12,11 +12,15 @@ pub mod limits;
 mod metadata;
 mod open;
 mod parse;
+mod quantize;
 mod value;
+mod writer;
 
 pub use block::BlockType;
 pub use error::GgufError;
 pub use metadata::Metadata;
 pub use open::Gguf;
 pub use parse::{Header, TensorInfo, parse};
+pub use quantize::{QUANTIZABLE, dequantize, quantize};
 pub use value::{Array, Strings, Value, ValueType};
+pub use writer::Writer;

@@ -146,7 +146,7 @@ fn split_prefix(path: &Path, number: u64, count: u64) -> Result<String, GgufErro
     let prefix = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(&suffix));
     prefix.map(str::to_owned).ok_or_else(|| {
         let problem = format!(
-            "it is part {number} of {count}, but its name does not end in \"{suffix}\", so the others cannot be found"
+            "part {number} of {count}, but its name does not end in \"{suffix}\": the others cannot be found"
         );
         split_error(path, problem)
     })

@@ -26,8 +26,6 @@ pub(super) const MAGIC: [u8; 4] = *b"GGUF";
 pub(super) const ALIGNMENT_KEY: &str = "general.alignment";
 /// Alignment where the file does not say.
 pub(super) const DEFAULT_ALIGNMENT: u64 = 32;
-/// Entries allocated ahead of reading them; beyond this a table grows as it is read.
-const ENTRIES_AHEAD: u64 = 1024;
 
 /// Where one tensor lies and what it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,8 +101,14 @@ fn read_version(cursor: &mut Cursor<'_>, path: &Path) -> Result<u32, GgufError> 
     }
 }
 
+/// An empty table with room for `count` entries, or for as many as the bytes left could hold: exact, as
+/// a table that grows holds its entries twice.
+fn table<T>(count: u64, entry_bytes_min: u64, cursor: &Cursor<'_>) -> Vec<T> {
+    Vec::with_capacity(count.min(cursor.left() / entry_bytes_min) as usize)
+}
+
 fn read_pairs(cursor: &mut Cursor<'_>, count: u64) -> Result<Vec<(Box<str>, Value)>, GgufError> {
-    let mut pairs = Vec::with_capacity(count.min(ENTRIES_AHEAD) as usize);
+    let mut pairs = table(count, SMALLEST_PAIR_BYTES, cursor);
     for index in 0..count {
         let key = cursor.string(Subject::Key(index), MAX_KEY_BYTES)?;
         if key.is_empty() {
@@ -131,7 +135,7 @@ pub(super) fn alignment(metadata: &Metadata) -> Result<u64, GgufError> {
 
 /// Reads the tensor table; `offset` is still relative to the data section.
 fn read_tensors(cursor: &mut Cursor<'_>, count: u64, path: &Path) -> Result<Vec<TensorInfo>, GgufError> {
-    let mut tensors = Vec::with_capacity(count.min(ENTRIES_AHEAD) as usize);
+    let mut tensors = table(count, SMALLEST_TENSOR_BYTES, cursor);
     for index in 0..count {
         tensors.push(read_tensor(cursor, index, path)?);
     }
@@ -166,7 +170,7 @@ fn read_tensor(cursor: &mut Cursor<'_>, index: u64, path: &Path) -> Result<Tenso
 }
 
 /// Bytes of a tensor of this shape, or what is wrong with the shape.
-fn tensor_bytes(block_type: BlockType, dims: &[u64]) -> Result<u64, String> {
+pub(super) fn tensor_bytes(block_type: BlockType, dims: &[u64]) -> Result<u64, String> {
     if dims.contains(&0) {
         return Err(format!("a dimension of {dims:?} is zero"));
     }

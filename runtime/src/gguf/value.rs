@@ -92,7 +92,7 @@ pub enum Value {
     Array(Array),
 }
 
-/// A typed array. `Arrays` nests (no known file does; ggml itself refuses it).
+/// A typed array. Arrays of arrays, which the format allows, are refused as ggml refuses them.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "names of the format")]
 pub enum Array {
@@ -108,7 +108,6 @@ pub enum Array {
     F64(Vec<f64>),
     Bool(Vec<bool>),
     Strings(Strings),
-    Arrays(Vec<Array>),
 }
 
 /// Many strings in one blob: bytes as in the file, not checked to be UTF-8.
@@ -169,7 +168,7 @@ impl Strings {
 }
 
 impl Array {
-    /// Elements in the array (of the outermost level).
+    /// Elements in the array.
     pub fn len(&self) -> usize {
         match self {
             Array::U8(values) => values.len(),
@@ -184,7 +183,6 @@ impl Array {
             Array::F64(values) => values.len(),
             Array::Bool(values) => values.len(),
             Array::Strings(strings) => strings.len(),
-            Array::Arrays(arrays) => arrays.len(),
         }
     }
 
@@ -208,7 +206,6 @@ impl Array {
             Array::F64(_) => ValueType::F64,
             Array::Bool(_) => ValueType::Bool,
             Array::Strings(_) => ValueType::String,
-            Array::Arrays(_) => ValueType::Array,
         }
     }
 

@@ -1,0 +1,108 @@
+//! The list of drafters: one line each, from which the command line and the tests work.
+//!
+//! Owns names, one-line docs and constructors. Adding a drafter is one file and one line here. It
+//! must not know how a drafter drafts.
+
+use crate::{DraftError, Drafter, LanguageModel, ModelDrafter, NgramConfig, NgramDrafter};
+
+/// Which drafter to use; spelled as in [`DRAFTERS`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DrafterKind {
+    /// A small language model on its own thread.
+    Model,
+    /// Prompt lookup.
+    Ngram,
+}
+
+/// What a drafter may be built from.
+pub struct DrafterParts {
+    /// The draft model, for the drafters that need one.
+    pub model: Option<Box<dyn LanguageModel>>,
+    /// Settings of the n-gram drafter.
+    pub ngram: NgramConfig,
+}
+
+/// One line of the registry.
+pub struct DrafterEntry {
+    /// The kind.
+    pub kind: DrafterKind,
+    /// The name used on the command line, in configuration and in reports.
+    pub name: &'static str,
+    /// One line for the user.
+    pub doc: &'static str,
+    build: fn(DrafterParts) -> Result<Box<dyn Drafter>, DraftError>,
+}
+
+/// Every drafter.
+pub const DRAFTERS: &[DrafterEntry] = &[
+    DrafterEntry {
+        kind: DrafterKind::Model,
+        name: "model",
+        doc: "a small model with the target's vocabulary, on CPU threads of its own",
+        build: build_model,
+    },
+    DrafterEntry {
+        kind: DrafterKind::Ngram,
+        name: "ngram",
+        doc: "what followed the last time the text ended like this; needs no model",
+        build: build_ngram,
+    },
+];
+
+impl DrafterKind {
+    /// The kind of that name.
+    pub fn from_name(name: &str) -> Option<DrafterKind> {
+        DRAFTERS.iter().find(|entry| entry.name == name).map(|entry| entry.kind)
+    }
+
+    /// This kind's line of the registry.
+    pub fn entry(self) -> &'static DrafterEntry {
+        DRAFTERS.iter().find(|entry| entry.kind == self).expect("invariant: every kind has its line")
+    }
+
+    /// Builds a drafter of this kind.
+    ///
+    /// # Errors
+    /// A missing or superfluous draft model, a setting outside its limits, or a refused thread.
+    pub fn build(self, parts: DrafterParts) -> Result<Box<dyn Drafter>, DraftError> {
+        (self.entry().build)(parts)
+    }
+}
+
+fn build_model(parts: DrafterParts) -> Result<Box<dyn Drafter>, DraftError> {
+    let model = parts.model.ok_or(DraftError::ModelMissing { drafter: "model" })?;
+    Ok(Box::new(ModelDrafter::spawn(model)?))
+}
+
+fn build_ngram(parts: DrafterParts) -> Result<Box<dyn Drafter>, DraftError> {
+    if parts.model.is_some() {
+        return Err(DraftError::ModelUnused { drafter: "ngram" });
+    }
+    parts.ngram.validate()?;
+    Ok(Box::new(NgramDrafter::new(parts.ngram)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_one_line_and_its_name_finds_it() {
+        for kind in [DrafterKind::Model, DrafterKind::Ngram] {
+            assert_eq!(DRAFTERS.iter().filter(|entry| entry.kind == kind).count(), 1);
+            assert_eq!(DrafterKind::from_name(kind.entry().name), Some(kind));
+        }
+        assert_eq!(DrafterKind::from_name("oracle"), None);
+    }
+
+    #[test]
+    fn a_draft_model_is_neither_missed_nor_ignored() {
+        let ngram = NgramConfig { min_match: 2, max_match: 8 };
+        let missing = DrafterKind::Model.build(DrafterParts { model: None, ngram }).err();
+        assert!(matches!(missing, Some(DraftError::ModelMissing { drafter: "model" })));
+        let bad = NgramConfig { min_match: 0, max_match: 8 };
+        let refused = DrafterKind::Ngram.build(DrafterParts { model: None, ngram: bad }).err();
+        assert!(matches!(refused, Some(DraftError::Setting { field: "min_match", .. })));
+    }
+}

@@ -1,0 +1,170 @@
+//! Language models without weights: the logits are a hash of the KV cache's rows.
+//!
+//! Owns [`HashModel`], whose cache can be watched from outside, and the reference draft-verify loop.
+#![expect(dead_code, reason = "each test binary uses a part of it")]
+
+use drafthorse_draft::{Draft, DraftError, Drafter, LanguageModel, LogitRows, ModelError, Request};
+use drafthorse_draft::{Sampler, SamplerConfig, TokenId, verify};
+use std::sync::{Arc, Mutex};
+
+/// The tokens of a model's KV cache, shared with the test that watches it.
+pub type Rows = Arc<Mutex<Vec<TokenId>>>;
+
+/// A model whose next-token law depends on *every* row in its cache, so that one stale row shows.
+pub struct HashModel {
+    pub vocab: usize,
+    pub context_len: usize,
+    pub seed: u64,
+    /// How peaked the law is: logits range from 0 to this.
+    pub scale: f32,
+    pub rows: Rows,
+    /// Forward calls until one fails or panics.
+    pub fault: Option<(usize, Fault)>,
+}
+
+#[derive(Clone, Copy)]
+pub enum Fault {
+    Error,
+    Panic,
+}
+
+impl HashModel {
+    pub fn new(vocab: usize, seed: u64) -> HashModel {
+        HashModel { vocab, context_len: 512, seed, scale: 6.0, rows: Rows::default(), fault: None }
+    }
+
+    fn row_logits(&self, rows: &[TokenId]) -> impl Iterator<Item = f32> + '_ {
+        let key = rows.iter().fold(mix(self.seed), |h, t| mix(h ^ u64::from(*t)));
+        (0..self.vocab as u64).map(move |token| unit(mix(key ^ token)) as f32 * self.scale)
+    }
+
+    #[expect(clippy::panic, reason = "a model that panics is what is being tested")]
+    fn trip(&mut self) -> Result<(), ModelError> {
+        match &mut self.fault {
+            Some((0, Fault::Error)) => {
+                self.fault = None;
+                Err("a wire came loose".into())
+            }
+            Some((0, Fault::Panic)) => panic!("out of cheese"),
+            Some((left, _)) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl LanguageModel for HashModel {
+    fn vocab(&self) -> usize {
+        self.vocab
+    }
+
+    fn context_len(&self) -> usize {
+        self.context_len
+    }
+
+    fn len(&self) -> usize {
+        self.rows.lock().unwrap().len()
+    }
+
+    fn forward(
+        &mut self,
+        tokens: &[TokenId],
+        which: LogitRows,
+        logits: &mut Vec<f32>,
+    ) -> Result<(), ModelError> {
+        self.trip()?;
+        let shared = self.rows.clone();
+        let mut rows = shared.lock().unwrap();
+        if rows.len() + tokens.len() > self.context_len {
+            return Err("the KV cache is full".into());
+        }
+        logits.clear();
+        for (i, &token) in tokens.iter().enumerate() {
+            assert!((token as usize) < self.vocab, "token {token} is outside the vocabulary");
+            rows.push(token);
+            if which == LogitRows::All || (which == LogitRows::Last && i + 1 == tokens.len()) {
+                logits.extend(self.row_logits(&rows));
+            }
+        }
+        Ok(())
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.rows.lock().unwrap().truncate(len);
+    }
+}
+
+/// A drafter that agrees with nothing: random tokens, random confidence, random length.
+pub struct Adversary {
+    pub vocab: usize,
+    pub state: u64,
+}
+
+impl Drafter for Adversary {
+    fn name(&self) -> &'static str {
+        "adversary"
+    }
+
+    fn propose(&mut self, request: Request<'_>) -> Result<Draft, DraftError> {
+        let mut next = || {
+            self.state = self.state.wrapping_add(1);
+            mix(self.state)
+        };
+        let len = next() as usize % (request.max_tokens + 1);
+        let tokens = (0..len).map(|_| (next() % self.vocab as u64) as TokenId).collect();
+        let confidence = (0..len).map(|_| unit(next()) as f32).collect();
+        Ok(Draft { tokens, confidence })
+    }
+}
+
+/// Generates `count` tokens after `prompt` the way the engine does: propose, verify, roll back.
+/// `draft_len(pass)` is the plan. Returns the tokens and how many drafted ones stood.
+pub fn generate(
+    target: &mut HashModel,
+    drafter: &mut dyn Drafter,
+    sampler: &Sampler,
+    prompt: &[TokenId],
+    (count, draft_len): (usize, &dyn Fn(usize) -> usize),
+) -> (Vec<TokenId>, usize) {
+    let (mut text, mut logits, mut stood) = (prompt.to_vec(), Vec::new(), 0);
+    for pass in 0.. {
+        if text.len() >= prompt.len() + count {
+            break;
+        }
+        let request = Request { context: &text, max_tokens: draft_len(pass), sampler };
+        let draft = drafter.propose(request).unwrap();
+        let from = target.len();
+        let input: Vec<TokenId> = text[from..].iter().chain(&draft.tokens).copied().collect();
+        target.forward(&input, LogitRows::All, &mut logits).unwrap();
+        let first = input.len() - draft.tokens.len() - 1; // row of the last committed token
+        let verdict = verify(&draft, |row| {
+            let at = (first + row) * target.vocab;
+            sampler.choose(&logits[at..at + target.vocab], text.len() + row)
+        });
+        stood += verdict.accepted;
+        text.extend(&draft.tokens[..verdict.accepted]);
+        target.truncate(text.len());
+        text.push(verdict.next);
+    }
+    text.truncate(prompt.len() + count);
+    (text[prompt.len()..].to_vec(), stood)
+}
+
+pub fn sampler(temperature: f32, seed: u64) -> Sampler {
+    Sampler::new(SamplerConfig { temperature, top_k: 0, top_p: 1.0, min_p: 0.0, seed })
+}
+
+/// SplitMix64.
+pub fn mix(x: u64) -> u64 {
+    let x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
+}
+
+/// A number in [0, 1) from 64 bits.
+pub fn unit(bits: u64) -> f64 {
+    (bits >> 11) as f64 / (1u64 << 53) as f64
+}

@@ -1,0 +1,187 @@
+//! The drafter on its own thread: what happens to it when its model fails, and to its KV cache when
+//! drafts are rejected.
+#![expect(clippy::unwrap_used, reason = "a test may stop at what it does not expect")]
+
+mod common;
+
+use common::{Fault, HashModel, mix, sampler};
+use drafthorse_draft::{
+    DraftError, Drafter, LanguageModel, LogitRows, ModelDrafter, ModelError, Request, TokenId,
+};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+const VOCAB: usize = 16;
+
+fn propose(
+    drafter: &mut ModelDrafter,
+    context: &[TokenId],
+    max_tokens: usize,
+) -> Result<Vec<TokenId>, DraftError> {
+    let sampler = sampler(0.8, 4);
+    drafter.propose(Request { context, max_tokens, sampler: &sampler }).map(|draft| draft.tokens)
+}
+
+/// Fails the test, instead of the whole run, when `work` hangs.
+fn within_a_minute(work: impl FnOnce() + Send + 'static) {
+    let (done, wait) = crossbeam_channel::bounded(1);
+    let thread = std::thread::spawn(move || {
+        work();
+        done.send(()).unwrap();
+    });
+    wait.recv_timeout(Duration::from_secs(60)).expect("no hang and no panic");
+    thread.join().unwrap();
+}
+
+#[test]
+fn an_error_on_the_thread_is_returned_and_the_drafter_goes_on() {
+    let model = HashModel { fault: Some((2, Fault::Error)), ..HashModel::new(VOCAB, 1) };
+    let mut drafter = ModelDrafter::spawn(Box::new(model)).unwrap();
+    let error = propose(&mut drafter, &[1, 2, 3], 8).unwrap_err();
+    assert!(
+        matches!(error, DraftError::Model(_)) && error.to_string().contains("a wire came loose"),
+        "{error}"
+    );
+    let mut healthy = ModelDrafter::spawn(Box::new(HashModel::new(VOCAB, 1))).unwrap();
+    let context = [1, 2, 3, 4];
+    assert_eq!(propose(&mut drafter, &context, 8).unwrap(), propose(&mut healthy, &context, 8).unwrap());
+}
+
+#[test]
+fn a_panic_on_the_thread_is_an_error_now_and_later() {
+    within_a_minute(|| {
+        let model = HashModel { fault: Some((1, Fault::Panic)), ..HashModel::new(VOCAB, 1) };
+        let mut drafter = ModelDrafter::spawn(Box::new(model)).unwrap();
+        for _ in 0..3 {
+            let error = propose(&mut drafter, &[1, 2, 3], 8).unwrap_err();
+            assert!(matches!(error, DraftError::Stopped { .. }), "{error:?}");
+            assert!(error.to_string().contains("out of cheese"), "{error}");
+        }
+    });
+}
+
+#[test]
+fn an_idle_drafter_ends_its_thread_and_frees_the_model() {
+    within_a_minute(|| {
+        let model = HashModel::new(VOCAB, 1);
+        let rows = model.rows.clone();
+        let mut drafter = ModelDrafter::spawn(Box::new(model)).unwrap();
+        propose(&mut drafter, &[1, 2, 3], 2).unwrap();
+        drop(drafter);
+        assert_eq!(Arc::strong_count(&rows), 1, "the thread was joined, the model dropped");
+    });
+}
+
+#[test]
+fn a_full_draft_context_shortens_the_draft_and_then_abstains() {
+    let model = HashModel { context_len: 6, ..HashModel::new(VOCAB, 1) };
+    let mut drafter = ModelDrafter::spawn(Box::new(model)).unwrap();
+    let context = [1, 2, 3, 4, 5, 6, 7];
+    let drafted: Vec<usize> =
+        (4..=7).map(|n| propose(&mut drafter, &context[..n], 8).unwrap().len()).collect();
+    assert_eq!(drafted, [3, 2, 1, 0], "the last drafted token needs no row of its own");
+}
+
+#[test]
+fn a_token_the_draft_does_not_have_is_named() {
+    let mut drafter = ModelDrafter::spawn(Box::new(HashModel::new(VOCAB, 1))).unwrap();
+    let error = propose(&mut drafter, &[1, 99, 3], 2).unwrap_err();
+    assert!(matches!(error, DraftError::TokenOutOfVocabulary { token: 99, vocab: VOCAB }), "{error}");
+    assert_eq!(propose(&mut drafter, &[1, 2], 2).unwrap().len(), 2);
+}
+
+#[test]
+fn rejected_tokens_leave_no_rows() {
+    let model = HashModel::new(VOCAB, 3);
+    let rows = model.rows.clone();
+    let mut drafter = ModelDrafter::spawn(Box::new(model)).unwrap();
+    let mut context: Vec<TokenId> = vec![5, 6, 7];
+    for step in 0..200u64 {
+        let drafted = propose(&mut drafter, &context, 4).unwrap();
+        let expected: Vec<TokenId> = context.iter().chain(&drafted[..3]).copied().collect();
+        assert_eq!(
+            *rows.lock().unwrap(),
+            expected,
+            "the cache holds the context and what was fed of the draft"
+        );
+        // Accept a prefix, then go on with a token of the target's that may differ from the draft.
+        context.extend(&drafted[..mix(step) as usize % 5]);
+        context.push((mix(step + 500) % VOCAB as u64) as TokenId);
+        if context.len() > 100 {
+            context.truncate(mix(step + 900) as usize % 50 + 1);
+        }
+    }
+}
+
+#[test]
+fn only_what_changed_is_computed_again() {
+    let fed = Arc::new(Mutex::new(Vec::new()));
+    let model = Counting { inner: HashModel::new(VOCAB, 3), fed: fed.clone() };
+    let mut drafter = ModelDrafter::spawn(Box::new(model)).unwrap();
+    let mut context: Vec<TokenId> = (0..10).collect();
+    let drafted = propose(&mut drafter, &context, 3).unwrap();
+    context.extend(&drafted); // all accepted, and one more from the target
+    context.push(1);
+    propose(&mut drafter, &context, 1).unwrap();
+    context.truncate(12); // the second drafted token and what followed it are gone
+    context.push((drafted[2] + 1) % VOCAB as TokenId);
+    propose(&mut drafter, &context, 1).unwrap();
+    assert_eq!(*fed.lock().unwrap(), [10, 1, 1, 2, 1]);
+}
+
+#[test]
+fn a_model_that_returns_too_few_logits_is_caught() {
+    let mut drafter = ModelDrafter::spawn(Box::new(Mute)).unwrap();
+    let error = propose(&mut drafter, &[0], 1).unwrap_err();
+    assert!(matches!(error, DraftError::LogitCount { got: 0, want: 4 }), "{error}");
+}
+
+/// Notes how many tokens each forward pass is given.
+struct Counting {
+    inner: HashModel,
+    fed: Arc<Mutex<Vec<usize>>>,
+}
+
+impl LanguageModel for Counting {
+    fn vocab(&self) -> usize {
+        self.inner.vocab()
+    }
+    fn context_len(&self) -> usize {
+        self.inner.context_len()
+    }
+    fn len(&self) -> usize {
+        self.inner.len()
+    }
+    fn forward(
+        &mut self,
+        tokens: &[TokenId],
+        which: LogitRows,
+        logits: &mut Vec<f32>,
+    ) -> Result<(), ModelError> {
+        self.fed.lock().unwrap().push(tokens.len());
+        self.inner.forward(tokens, which, logits)
+    }
+    fn truncate(&mut self, len: usize) {
+        self.inner.truncate(len);
+    }
+}
+
+/// Claims success and returns nothing.
+struct Mute;
+
+impl LanguageModel for Mute {
+    fn vocab(&self) -> usize {
+        4
+    }
+    fn context_len(&self) -> usize {
+        8
+    }
+    fn len(&self) -> usize {
+        0
+    }
+    fn forward(&mut self, _: &[TokenId], _: LogitRows, logits: &mut Vec<f32>) -> Result<(), ModelError> {
+        logits.clear();
+        Ok(())
+    }
+    fn truncate(&mut self, _: usize) {}
+}

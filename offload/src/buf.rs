@@ -1,0 +1,142 @@
+//! Page-aligned memory: one mapping made at start, carved into buffers that are owned one by one.
+//!
+//! Owns the crate's only `unsafe`. A buffer is moved to whoever fills or reads it, so a reader
+//! thread (or a kernel ring) can hold one without aliasing. It must not know slots or experts.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use memmap2::MmapMut;
+
+use crate::error::OffloadError;
+
+/// Alignment of buffers, and the unit reads are widened to: it suits every block device's `O_DIRECT`.
+pub const PAGE_BYTES: usize = 4096;
+
+/// An owned, page-aligned, zeroed piece of a mapping. Its length never changes; the mapping goes
+/// back to the system when the last piece is dropped.
+pub struct AlignedBuf {
+    start: NonNull<u8>,
+    len: usize, // bytes, a multiple of PAGE_BYTES
+    _mapping: Arc<MmapMut>,
+}
+
+// SAFETY: a piece owns its byte range exclusively (see `Arena::take`), has no thread affinity, and
+// keeps the mapping alive through the `Arc`; moving it moves that exclusive right.
+unsafe impl Send for AlignedBuf {}
+// SAFETY: through `&AlignedBuf` the bytes can only be read.
+unsafe impl Sync for AlignedBuf {}
+
+impl AlignedBuf {
+    /// A buffer with a mapping of its own, of at least `len` bytes (rounded up to whole pages).
+    pub fn new(len: usize) -> Result<AlignedBuf, OffloadError> {
+        let mut arena = Arena::new(1, round_up(len.max(1))?)?;
+        Ok(arena.take(arena.bytes).expect("invariant: the arena was made for exactly this buffer"))
+    }
+
+    /// Capacity in bytes.
+    #[expect(clippy::len_without_is_empty, reason = "a buffer is at least one page: never empty")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        // SAFETY: `start..start + len` lies in the live mapping, is initialised (anonymous pages are
+        // zeroed), and belongs to this value alone, which is borrowed shared.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+
+    /// The bytes, to be filled.
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: as in `as_slice`; the value is borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl std::fmt::Debug for AlignedBuf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AlignedBuf({} bytes)", self.len)
+    }
+}
+
+/// One mapping and how much of it has been handed out.
+pub(crate) struct Arena {
+    mapping: Arc<MmapMut>,
+    base: NonNull<u8>,
+    bytes: usize,
+    taken: usize,
+}
+
+impl Arena {
+    /// Reserves `slots * slot_bytes` bytes. Pages become resident when first written, so the process
+    /// never holds more of the arena than was asked for here.
+    pub(crate) fn new(slots: usize, slot_bytes: usize) -> Result<Arena, OffloadError> {
+        let too_large = OffloadError::ArenaTooLarge { slots, slot_bytes };
+        let bytes = slots.checked_mul(slot_bytes).filter(|b| isize::try_from(*b).is_ok()).ok_or(too_large)?;
+        let mut mapping = MmapMut::map_anon(bytes).map_err(|source| OffloadError::Arena { bytes, source })?;
+        let base = NonNull::new(mapping.as_mut_ptr()).expect("invariant: a mapping is never at null");
+        Ok(Arena { mapping: Arc::new(mapping), base, bytes, taken: 0 })
+    }
+
+    /// The next `len` bytes (rounded up to whole pages), or `None` when the arena is used up.
+    pub(crate) fn take(&mut self, len: usize) -> Option<AlignedBuf> {
+        let len = round_up(len).ok()?;
+        let end = self.taken.checked_add(len).filter(|end| *end <= self.bytes)?;
+        // SAFETY: `taken <= end <= bytes`, so the pointer stays inside the mapping. Ranges are handed
+        // out once and never overlap, and nothing else ever reads or writes through the mapping.
+        let start = unsafe { self.base.add(self.taken) };
+        self.taken = end;
+        Some(AlignedBuf { start, len, _mapping: Arc::clone(&self.mapping) })
+    }
+}
+
+fn round_up(len: usize) -> Result<usize, OffloadError> {
+    len.checked_next_multiple_of(PAGE_BYTES).ok_or(OffloadError::ArenaTooLarge { slots: 1, slot_bytes: len })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+    use super::*;
+
+    #[test]
+    fn buffers_are_page_aligned_zeroed_and_whole_pages() {
+        let buf = AlignedBuf::new(5000).unwrap();
+        assert_eq!(buf.len(), 8192);
+        assert_eq!(buf.as_slice().as_ptr() as usize % PAGE_BYTES, 0);
+        assert!(buf.as_slice().iter().all(|b| *b == 0));
+    }
+
+    #[test]
+    fn pieces_of_an_arena_do_not_overlap_and_outlive_it() {
+        let mut arena = Arena::new(3, PAGE_BYTES).unwrap();
+        let mut pieces: Vec<AlignedBuf> = (0..3).map(|_| arena.take(PAGE_BYTES).unwrap()).collect();
+        assert!(arena.take(1).is_none());
+        drop(arena);
+        for (i, piece) in pieces.iter_mut().enumerate() {
+            piece.as_mut_slice().fill(i as u8 + 1);
+        }
+        for (i, piece) in pieces.iter().enumerate() {
+            assert!(piece.as_slice().iter().all(|b| *b == i as u8 + 1));
+        }
+    }
+
+    #[test]
+    fn an_arena_beyond_the_address_space_is_refused() {
+        assert!(matches!(Arena::new(usize::MAX, 4096), Err(OffloadError::ArenaTooLarge { .. })));
+        assert!(matches!(AlignedBuf::new(usize::MAX), Err(OffloadError::ArenaTooLarge { .. })));
+    }
+
+    #[test]
+    fn a_buffer_can_be_filled_on_another_thread() {
+        let mut buf = AlignedBuf::new(1).unwrap();
+        let buf = std::thread::spawn(move || {
+            buf.as_mut_slice()[4095] = 9;
+            buf
+        })
+        .join()
+        .unwrap();
+        assert_eq!(buf.as_slice()[4095], 9);
+    }
+}

@@ -1,0 +1,50 @@
+//! `lfu`: evict the expert with the fewest selections, counted per layer and decayed with one
+//! half-life, whatever layer it belongs to.
+//!
+//! Ties go to the lowest [`ExpertId`]. It knows nothing of layer order; see `gating` for that.
+
+use super::resident::{Candidate, Residents};
+use super::{Policy, PolicyConfig};
+use crate::ExpertId;
+use crate::gating::HalfLife;
+
+/// Decayed frequency over all layers.
+pub struct Lfu {
+    residents: Residents,
+}
+
+impl Lfu {
+    /// Empty counts.
+    pub fn new(config: &PolicyConfig) -> Lfu {
+        let half_life = HalfLife { rows: config.lfu_half_life_rows, weight: 1.0 };
+        Lfu { residents: Residents::new(config, &[half_life]) }
+    }
+}
+
+impl Policy for Lfu {
+    fn name(&self) -> &'static str {
+        "lfu"
+    }
+
+    fn observe(&mut self, layer: u32, experts: &[u32], counts: &[u32]) {
+        self.residents.observe(layer, experts, counts);
+    }
+
+    fn insert(&mut self, id: ExpertId) {
+        self.residents.insert(id);
+    }
+
+    fn remove(&mut self, id: ExpertId) {
+        self.residents.remove(id);
+    }
+
+    fn victim(&mut self, _layer: u32, evictable: &dyn Fn(ExpertId) -> bool) -> Option<ExpertId> {
+        let Lfu { residents } = self;
+        let least = (0..residents.layers()).filter_map(|layer| residents.least(layer, evictable));
+        least.min_by(colder).map(|candidate| candidate.id)
+    }
+}
+
+fn colder(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
+    a.probability.total_cmp(&b.probability).then(a.id.cmp(&b.id))
+}

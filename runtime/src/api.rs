@@ -1,0 +1,212 @@
+//! The seam between the engine and whoever drives it (CLI, server, eval).
+//!
+//! Plain data only: what an engine is asked for ([`EngineOptions`], [`GenerateOptions`]) and what it
+//! reports ([`Generation`]). Field names of the reports are the JSON names of DESIGN.md and stable.
+//! It must not know how any of it is honoured: no files, tensors, threads or printing here.
+
+use std::path::PathBuf;
+
+use drafthorse_draft::{NgramConfig, SamplerConfig, TokenId};
+use drafthorse_offload::PolicyKind;
+use drafthorse_scheduler::DraftLen;
+use serde::Serialize;
+
+/// Who guesses the next tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DraftSource {
+    /// Nobody: plain decoding.
+    None,
+    /// The n-gram drafter: looks the last tokens up in the text so far.
+    Ngram,
+    /// A small model that shares the target's vocabulary, on its own CPU threads.
+    Model(PathBuf),
+}
+
+/// Group-limited routing stated by the user because the file does not carry it (DeepSeek-V2 files
+/// converted before the keys existed).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertGroups {
+    /// Groups the experts of a layer are split into.
+    pub groups: usize,
+    /// Groups a token may choose experts from.
+    pub groups_used: usize,
+}
+
+/// Everything [`crate::engine::Engine::open`] needs. Range-checked by the configuration before.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EngineOptions {
+    /// The target's GGUF, or the first file of a split one.
+    pub model: PathBuf,
+    /// Who guesses.
+    pub draft: DraftSource,
+    /// Hard limit of the whole process. None: `memory_share` of [`crate::host::available_bytes`].
+    pub memory_bytes: Option<u64>,
+    /// Share of the memory that is free at start, used when `memory_bytes` is None; 0 to 1.
+    pub memory_share: f64,
+    /// Positions the KV cache holds; 0: the smaller of 4096 and what the target was trained for.
+    pub context_len: usize,
+    /// Rows of one prefill pass.
+    pub prefill_chunk: usize,
+    /// Compute threads of the target; 0: one per physical core.
+    pub threads: usize,
+    /// Compute threads of the draft model; 0: the engine's choice.
+    pub draft_threads: usize,
+    /// Drafted tokens a step: measured, or fixed.
+    pub draft_len: DraftLen,
+    /// The longest draft `DraftLen::Auto` may choose.
+    pub draft_len_max: usize,
+    /// Match lengths of the n-gram drafter.
+    pub ngram: NgramConfig,
+    /// Which resident expert makes room for a missing one.
+    pub policy: PolicyKind,
+    /// Rows after which a router selection counts half for the policies that count.
+    pub policy_half_life_rows: f64,
+    /// Expert slots; None: as many as the budget holds. More than it holds is a budget error.
+    pub slots: Option<usize>,
+    /// Reads in flight to the disk, one thread each.
+    pub io_threads: usize,
+    /// Overrides the file's expert groups; an error for a model without routed experts.
+    pub expert_groups: Option<ExpertGroups>,
+    /// Where to write the routing trace (`.moetrace`); an error for a model without routed experts.
+    pub record_trace: Option<PathBuf>,
+}
+
+/// What one call of [`crate::engine::Engine::generate`] is asked for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GenerateOptions {
+    /// Tokens to generate at most.
+    pub max_tokens: usize,
+    /// The law tokens are drawn from, and its seed.
+    pub sampler: SamplerConfig,
+    /// Whether an end token of the vocabulary ends the text (`--ignore-eos` clears it).
+    pub stop_at_end: bool,
+}
+
+/// Where long work reports to. Library code never prints; the CLI turns this into bars and lines.
+pub trait Progress {
+    /// A piece of work starts; `total` in the unit that `advance` counts in, 0 when unknown.
+    fn begin(&mut self, what: &str, total: u64);
+
+    /// `by` more units are done.
+    fn advance(&mut self, by: u64);
+
+    /// The work begun last is over.
+    fn end(&mut self);
+
+    /// One line the user must see: a setting that took another form than asked (DESIGN I5).
+    fn notice(&mut self, line: &str);
+}
+
+/// A [`Progress`] that tells nobody: for tests and for callers with no screen.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Progress for Silent {
+    fn begin(&mut self, _what: &str, _total: u64) {}
+    fn advance(&mut self, _by: u64) {}
+    fn end(&mut self) {}
+    fn notice(&mut self, _line: &str) {}
+}
+
+/// Why generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FinishReason {
+    /// The model chose an end token.
+    Stop,
+    /// `max_tokens` were generated.
+    Length,
+    /// The KV cache is full.
+    Context,
+    /// The caller asked to stop between two steps.
+    Interrupted,
+}
+
+/// What one call generated and what it cost. All counters cover this call alone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generation {
+    /// Generated ids in order, without the end token that stopped the text.
+    pub tokens: Vec<TokenId>,
+    /// Tokens of the prompt, those found in the KV cache included.
+    pub prompt_tokens: usize,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+    /// Where the time went.
+    pub timings: Timings,
+    /// What was guessed, and how well.
+    pub speculation: Speculation,
+    /// What the expert cache did.
+    pub offload: Offload,
+    /// What was planned, and what was used.
+    pub memory: Memory,
+}
+
+/// Seconds and tokens per second. Rates are 0 where nothing was measured.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Timings {
+    /// Opening the engine, draft included.
+    pub load_s: f64,
+    /// From the call to the first generated token.
+    pub prefill_s: f64,
+    /// From the first generated token to the last.
+    pub decode_s: f64,
+    /// Prompt tokens that were not in the KV cache, per second of `prefill_s`.
+    pub prefill_tps: f64,
+    /// Generated tokens after the first, per second of `decode_s`.
+    pub decode_tps: f64,
+}
+
+/// The drafted side of a generation.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Speculation {
+    /// Drafted tokens a pass on average, passes without a draft included.
+    pub draft_len_mean: f64,
+    /// Drafted tokens that were verified.
+    pub proposed: u64,
+    /// Drafted tokens that equalled the target's choice.
+    pub accepted: u64,
+    /// Passes of the target over committed tokens (prefill apart).
+    pub target_passes: u64,
+    /// `accepted / target_passes`.
+    pub accepted_per_pass: f64,
+    /// One line on why drafting is off; None while it is on.
+    pub off_reason: Option<String>,
+}
+
+/// The expert cache's side of a generation; all 0 for a model without routed experts.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Offload {
+    /// Routed experts of all layers.
+    pub experts_total: u64,
+    /// Experts the arena holds.
+    pub slots: u64,
+    /// Bytes of one slot.
+    pub slot_bytes: u64,
+    /// Expert uses found in a slot.
+    pub hits: u64,
+    /// Expert uses that went to the disk.
+    pub misses: u64,
+    /// `hits / (hits + misses)`; 0 when nothing was used.
+    pub hit_rate: f64,
+    /// Bytes read from the disk, alignment included.
+    pub bytes_read: u64,
+    /// Sum of the reads' own durations; parallel reads add up.
+    pub read_s: f64,
+    /// Time the target waited for experts.
+    pub stall_s: f64,
+    /// Experts read ahead of need.
+    pub prefetch_issued: u64,
+    /// Experts read ahead that were then used.
+    pub prefetch_used: u64,
+}
+
+/// Memory of the whole process.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Memory {
+    /// The limit.
+    pub budget_bytes: u64,
+    /// What the plan adds up to.
+    pub planned_bytes: u64,
+    /// Highest resident set so far, as the kernel reports it ([`crate::host::peak_rss_bytes`]).
+    pub peak_rss_bytes: u64,
+}

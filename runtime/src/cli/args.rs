@@ -1,0 +1,375 @@
+//! What the user typed: every command, flag and its one-line help.
+//!
+//! Owns the `clap` tables and the map from flags to settings (`layer()`), in which a flag that was
+//! not given sets nothing. Ranges are not checked here: the settings do, for files and flags alike.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use drafthorse_runtime::Error;
+use drafthorse_runtime::config::{Config, Layer};
+use toml::Value;
+
+/// Runs language models larger than memory: a small draft guesses, experts stream from the disk.
+#[derive(Debug, Parser)]
+#[command(name = "drafthorse", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Continue a prompt, or chat
+    Run(RunArgs),
+    /// Print raw next-token logits
+    Logits(LogitsArgs),
+    /// Measure prefill and decode throughput, with a cold and a warm expert cache
+    Bench(BenchArgs),
+    /// Show how a text becomes tokens
+    Tokenize(TokenizeArgs),
+    /// Show what is in a model file and what fits the memory
+    Inspect(InspectArgs),
+}
+
+/// What every command that opens an engine takes.
+#[derive(Debug, Args)]
+pub struct EngineArgs {
+    /// Settings in TOML (see configs/default.toml); flags win over it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Hard limit of the whole process's memory, e.g. 16GiB
+    #[arg(long, value_name = "SIZE", help_heading = "Engine")]
+    pub memory: Option<String>,
+    /// Limit of GPU memory (this build has no GPU backend)
+    #[arg(long, value_name = "SIZE", help_heading = "Engine")]
+    pub vram: Option<String>,
+    /// Positions of the KV cache, or auto
+    #[arg(long, value_name = "N", value_parser = auto_or_number, help_heading = "Engine")]
+    pub context: Option<Value>,
+    /// Compute threads, or auto
+    #[arg(long, value_name = "N", value_parser = auto_or_number, help_heading = "Engine")]
+    pub threads: Option<Value>,
+    /// Which expert makes room for another: gating, lfu or lru
+    #[arg(long, value_name = "NAME", help_heading = "Engine")]
+    pub policy: Option<String>,
+    /// Experts kept in memory, or auto
+    #[arg(long, value_name = "N", value_parser = auto_or_number, help_heading = "Engine")]
+    pub slots: Option<Value>,
+    /// Reads in flight to the disk
+    #[arg(long, value_name = "N", help_heading = "Engine")]
+    pub io_threads: Option<i64>,
+    /// Write which experts every token chose to this file
+    #[arg(long, value_name = "FILE", help_heading = "Engine")]
+    pub record_trace: Option<String>,
+    /// Print the memory plan and a log on stderr
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+/// Who guesses, and how far.
+#[derive(Debug, Args)]
+pub struct DraftArgs {
+    /// Who guesses the next tokens: a small GGUF, ngram, or none
+    #[arg(long, value_name = "D", help_heading = "Drafting")]
+    pub draft: Option<String>,
+    /// Tokens drafted a step: auto (measured) or a number
+    #[arg(long, value_name = "auto|N", value_parser = auto_or_number, help_heading = "Drafting")]
+    pub draft_len: Option<Value>,
+    /// Compute threads of the draft model, or auto
+    #[arg(long, value_name = "N", value_parser = auto_or_number, help_heading = "Drafting")]
+    pub draft_threads: Option<Value>,
+}
+
+/// How tokens are drawn.
+#[derive(Debug, Args)]
+pub struct SamplingArgs {
+    /// Temperature; 0 takes the likeliest token
+    #[arg(long, visible_alias = "temperature", value_name = "T", help_heading = "Sampling")]
+    pub temp: Option<f64>,
+    /// Keep the K likeliest tokens (0: all)
+    #[arg(long, value_name = "K", help_heading = "Sampling")]
+    pub top_k: Option<i64>,
+    /// Keep the fewest tokens that reach this probability together (1: all)
+    #[arg(long, value_name = "P", help_heading = "Sampling")]
+    pub top_p: Option<f64>,
+    /// Keep tokens with this share of the likeliest one's probability (0: all)
+    #[arg(long, value_name = "P", help_heading = "Sampling")]
+    pub min_p: Option<f64>,
+    /// The same seed gives the same text
+    #[arg(long, value_name = "N", help_heading = "Sampling")]
+    pub seed: Option<i64>,
+}
+
+/// `run`
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The GGUF to run; without one, the demo pair
+    pub model: Option<String>,
+    /// The text to continue; - reads it from stdin. Without one: a chat in a terminal, else stdin
+    #[arg(short, long, allow_hyphen_values = true)]
+    pub prompt: Option<String>,
+    /// The prompt as token ids
+    #[arg(long, value_name = "1,2,3", value_delimiter = ',', conflicts_with = "prompt")]
+    pub tokens: Option<Vec<u32>>,
+    /// Tokens to generate at most
+    #[arg(short = 'n', long, value_name = "N")]
+    pub max_tokens: Option<i64>,
+    /// Go on past the model's end token
+    #[arg(long)]
+    pub ignore_eos: bool,
+    /// Print one JSON object on stdout instead of the text
+    #[arg(long)]
+    pub json: bool,
+    /// No statistics after the text
+    #[arg(long)]
+    pub no_stats: bool,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub draft: DraftArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// `logits`
+#[derive(Debug, Args)]
+pub struct LogitsArgs {
+    /// The GGUF
+    pub model: String,
+    /// The token ids to run
+    #[arg(long, value_name = "1,2,3", value_delimiter = ',', required = true)]
+    pub tokens: Vec<u32>,
+    /// Every position, not the last one alone
+    #[arg(long)]
+    pub all: bool,
+    /// Print one JSON object: {vocab, positions}
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// `bench`
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// The GGUF to measure; without one, the demo pair
+    pub model: Option<String>,
+    /// Tokens of the prompt
+    #[arg(short, long, value_name = "N")]
+    pub prompt_tokens: Option<i64>,
+    /// Tokens to generate
+    #[arg(short = 'n', long, value_name = "N")]
+    pub generate_tokens: Option<i64>,
+    /// Measurements of each kind
+    #[arg(long, value_name = "R")]
+    pub repeat: Option<i64>,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub draft: DraftArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// `tokenize`
+#[derive(Debug, Args)]
+pub struct TokenizeArgs {
+    /// The GGUF; its vocabulary is enough
+    pub model: String,
+    /// The text; - reads it from stdin
+    #[arg(short, long, allow_hyphen_values = true)]
+    pub prompt: String,
+    /// Without the tokens that the model puts around a text
+    #[arg(long)]
+    pub no_special: bool,
+    /// Print one JSON object: {ids, pieces}
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `inspect`
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// The GGUF
+    pub model: String,
+    /// Settings in TOML; flags win over it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The memory to plan for, e.g. 16GiB
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<String>,
+    /// Positions of the KV cache to plan for, or auto
+    #[arg(long, value_name = "N", value_parser = auto_or_number)]
+    pub context: Option<Value>,
+    /// Experts to plan for, or auto
+    #[arg(long, value_name = "N", value_parser = auto_or_number)]
+    pub slots: Option<Value>,
+    /// The draft to plan for: a small GGUF, ngram, or none
+    #[arg(long, value_name = "D")]
+    pub draft: Option<String>,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `auto` or a whole number, as a setting takes them.
+fn auto_or_number(text: &str) -> Result<Value, String> {
+    match text {
+        "auto" => Ok(Value::from("auto")),
+        _ => text.parse::<i64>().map(Value::from).map_err(|_| "expected auto or a whole number".to_owned()),
+    }
+}
+
+/// A switch sets something only when it is given.
+fn given(switch: bool) -> Option<bool> {
+    switch.then_some(true)
+}
+
+impl EngineArgs {
+    fn add_to(&self, layer: &mut Layer) -> Result<(), Error> {
+        if self.vram.is_some() {
+            return super::usage("--vram: this build has no GPU backend");
+        }
+        layer.flag("--memory", ("memory", "budget"), self.memory.clone());
+        layer.flag("--context", ("model", "context"), self.context.clone());
+        layer.flag("--threads", ("model", "threads"), self.threads.clone());
+        layer.flag("--policy", ("offload", "policy"), self.policy.clone());
+        layer.flag("--slots", ("offload", "slots"), self.slots.clone());
+        layer.flag("--io-threads", ("offload", "io_threads"), self.io_threads);
+        layer.flag("--record-trace", ("offload", "record_trace"), self.record_trace.clone());
+        layer.flag("--verbose", ("run", "verbose"), given(self.verbose));
+        Ok(())
+    }
+}
+
+impl DraftArgs {
+    fn add_to(&self, layer: &mut Layer) {
+        layer.flag("--draft", ("draft", "source"), self.draft.clone());
+        layer.flag("--draft-len", ("scheduler", "draft_len"), self.draft_len.clone());
+        layer.flag("--draft-threads", ("draft", "threads"), self.draft_threads.clone());
+    }
+}
+
+impl SamplingArgs {
+    fn add_to(&self, layer: &mut Layer) {
+        layer.flag("--temp", ("sampling", "temperature"), self.temp);
+        layer.flag("--top-k", ("sampling", "top_k"), self.top_k);
+        layer.flag("--top-p", ("sampling", "top_p"), self.top_p);
+        layer.flag("--min-p", ("sampling", "min_p"), self.min_p);
+        layer.flag("--seed", ("sampling", "seed"), self.seed);
+    }
+}
+
+impl RunArgs {
+    /// The settings of this call.
+    pub fn config(&self) -> Result<Config, Error> {
+        let mut layer = Layer::command_line();
+        layer.flag("MODEL", ("model", "path"), self.model.clone());
+        layer.flag("-n", ("run", "max_tokens"), self.max_tokens);
+        layer.flag("--ignore-eos", ("run", "ignore_eos"), given(self.ignore_eos));
+        layer.flag("--json", ("run", "json"), given(self.json));
+        layer.flag("--no-stats", ("run", "stats"), self.no_stats.then_some(false));
+        self.sampling.add_to(&mut layer);
+        self.draft.add_to(&mut layer);
+        self.engine.add_to(&mut layer)?;
+        Ok(Config::load(self.engine.config.as_deref(), &layer)?)
+    }
+}
+
+impl LogitsArgs {
+    /// The settings of this call.
+    pub fn config(&self) -> Result<Config, Error> {
+        let mut layer = Layer::command_line();
+        layer.flag("MODEL", ("model", "path"), Some(self.model.clone()));
+        layer.flag("--json", ("run", "json"), given(self.json));
+        // Logits are the target's alone: whatever the settings say, there is nothing to draft.
+        layer.flag("logits", ("draft", "source"), Some("none"));
+        self.engine.add_to(&mut layer)?;
+        Ok(Config::load(self.engine.config.as_deref(), &layer)?)
+    }
+}
+
+impl BenchArgs {
+    /// The settings of this call.
+    pub fn config(&self) -> Result<Config, Error> {
+        let mut layer = Layer::command_line();
+        layer.flag("MODEL", ("model", "path"), self.model.clone());
+        layer.flag("-p", ("bench", "prompt_tokens"), self.prompt_tokens);
+        layer.flag("-n", ("bench", "generate_tokens"), self.generate_tokens);
+        layer.flag("--repeat", ("bench", "repeat"), self.repeat);
+        layer.flag("--json", ("run", "json"), given(self.json));
+        self.draft.add_to(&mut layer);
+        self.engine.add_to(&mut layer)?;
+        Ok(Config::load(self.engine.config.as_deref(), &layer)?)
+    }
+}
+
+impl InspectArgs {
+    /// The settings of this call.
+    pub fn config(&self) -> Result<Config, Error> {
+        let mut layer = Layer::command_line();
+        layer.flag("MODEL", ("model", "path"), Some(self.model.clone()));
+        layer.flag("--memory", ("memory", "budget"), self.memory.clone());
+        layer.flag("--context", ("model", "context"), self.context.clone());
+        layer.flag("--slots", ("offload", "slots"), self.slots.clone());
+        layer.flag("--draft", ("draft", "source"), self.draft.clone());
+        layer.flag("--json", ("run", "json"), given(self.json));
+        Ok(Config::load(self.config.as_deref(), &layer)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_tables_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    fn run_args(words: &[&str]) -> RunArgs {
+        let words = ["drafthorse", "run"].iter().chain(words);
+        match Cli::try_parse_from(words).unwrap().command {
+            Command::Run(args) => args,
+            other => unreachable!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn flags_set_what_they_say_and_nothing_else() {
+        let plain = run_args(&["m.gguf"]).config().unwrap();
+        let words =
+            "m.gguf --temp 0.5 --top-k 5 --seed 9 -n 3 --draft-len 2 --slots auto --no-stats --policy lru";
+        let mut set = run_args(&words.split(' ').collect::<Vec<_>>()).config().unwrap();
+        assert_eq!((set.sampling.temperature, set.sampling.top_k, set.sampling.seed), (0.5, 5, 9));
+        assert_eq!((set.run.max_tokens, set.run.stats), (3, false));
+        set.sampling = plain.sampling.clone();
+        set.run = plain.run.clone();
+        set.offload.policy = plain.offload.policy;
+        set.scheduler.draft_len = plain.scheduler.draft_len;
+        assert_eq!(set, plain);
+    }
+
+    #[test]
+    fn a_prompt_may_look_like_a_flag_and_tokens_are_a_list() {
+        assert_eq!(run_args(&["m.gguf", "-p", "-"]).prompt.as_deref(), Some("-"));
+        assert_eq!(run_args(&["m.gguf", "-p", "--help me"]).prompt.as_deref(), Some("--help me"));
+        assert_eq!(run_args(&["m.gguf", "--tokens", "1,2,3"]).tokens, Some(vec![1, 2, 3]));
+    }
+
+    #[test]
+    fn gpu_memory_is_refused_not_ignored() {
+        let error = run_args(&["m.gguf", "--vram", "8GiB"]).config().unwrap_err();
+        assert_eq!(
+            (error.to_string().as_str(), error.exit_code()),
+            ("--vram: this build has no GPU backend", 2)
+        );
+    }
+}

@@ -1,0 +1,82 @@
+//! An open engine with everything a command needs around it.
+
+use drafthorse_runtime::Error;
+use drafthorse_runtime::api::{EngineOptions, Progress as _};
+use drafthorse_runtime::config::Config;
+use drafthorse_runtime::engine::Engine;
+use drafthorse_runtime::units::format_bytes;
+use drafthorse_scheduler::MemoryPlan;
+
+use super::interrupt::Interrupt;
+use super::output;
+use super::progress::Screen;
+
+/// The engine, and what it reports to.
+pub struct Session {
+    pub engine: Engine,
+    pub screen: Screen,
+    pub interrupt: Interrupt,
+}
+
+impl Session {
+    /// Loads the models; prints the memory plan when it is wanted.
+    pub fn open(config: &Config) -> Result<Session, Error> {
+        if config.run.verbose {
+            log_to_stderr();
+        }
+        let options: EngineOptions = config.engine_options()?;
+        tracing::debug!(?options, "opening");
+        let interrupt = Interrupt::install()?;
+        let mut screen = Screen::new();
+        let engine = Engine::open(&options, &mut screen)?;
+        screen.end();
+        if config.run.verbose {
+            output::note(&format!("memory plan\n{}", engine.memory_plan()));
+        } else if config.run.stats && !config.run.json {
+            output::note(&plan_line(engine.memory_plan()));
+        }
+        Ok(Session { engine, screen, interrupt })
+    }
+}
+
+/// The plan on one line, parts that take nothing left out.
+fn plan_line(plan: &MemoryPlan) -> String {
+    let part = |line: &drafthorse_scheduler::PlanLine| match line.name {
+        "expert slots" => format!("{} x {} expert slots", plan.slots, format_bytes(plan.slot_bytes)),
+        name => format!("{} {name}", format_bytes(line.bytes)),
+    };
+    let parts: Vec<String> = plan.lines.iter().filter(|line| line.bytes > 0).map(part).collect();
+    format!("memory    {} budget: {}", format_bytes(plan.budget_bytes), parts.join(" + "))
+}
+
+/// Shows what the libraries log. A second subscriber cannot be installed, and none is.
+fn log_to_stderr() {
+    let subscriber =
+        tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::DEBUG);
+    let _ = subscriber.try_init();
+}
+
+#[cfg(test)]
+mod tests {
+    use drafthorse_scheduler::PlanLine;
+
+    use super::*;
+
+    #[test]
+    fn the_plan_is_one_line_without_empty_parts() {
+        let lines = vec![
+            PlanLine { name: "dense weights", bytes: 3 << 20 },
+            PlanLine { name: "draft model", bytes: 0 },
+            PlanLine { name: "expert slots", bytes: 8 << 20 },
+        ];
+        let plan = MemoryPlan {
+            lines,
+            slots: 4,
+            slot_bytes: 2 << 20,
+            planned_bytes: 11 << 20,
+            budget_bytes: 12 << 20,
+        };
+        let expected = "memory    12.0 MiB budget: 3.0 MiB dense weights + 4 x 2.0 MiB expert slots";
+        assert_eq!(plan_line(&plan), expected);
+    }
+}

@@ -1,0 +1,140 @@
+//! Settings: `configs/default.toml`, then the user's file, then flags, checked once.
+//!
+//! [`Config`] is what the TOML holds, key for key; a test keeps it and `default.toml` equal. Layers
+//! are applied key by key ([`Settings`]), so an error names the file and key (or the flag) it came
+//! from. Nothing below this module reads a file of settings or re-checks a range.
+
+mod error;
+mod layer;
+mod limits;
+mod resolve;
+mod value;
+
+use drafthorse_offload::PolicyKind;
+use serde::Deserialize;
+
+pub use error::ConfigError;
+pub use layer::{Layer, Settings};
+pub use value::{Auto, DraftChoice, ModelChoice, OptionalPath};
+
+use crate::units::ByteSize;
+
+/// Every key with its default and a comment.
+pub const DEFAULT_TOML: &str = include_str!("../../../configs/default.toml");
+
+/// What the demo pair runs with.
+pub const DEMO_TOML: &str = include_str!("../../../configs/demo.toml");
+
+/// All settings, one field per section.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// `[model]`
+    pub model: ModelSection,
+    /// `[memory]`
+    pub memory: MemorySection,
+    /// `[draft]`
+    pub draft: DraftSection,
+    /// `[scheduler]`
+    pub scheduler: SchedulerSection,
+    /// `[offload]`
+    pub offload: OffloadSection,
+    /// `[sampling]`
+    pub sampling: SamplingSection,
+    /// `[run]`
+    pub run: RunSection,
+    /// `[bench]`
+    pub bench: BenchSection,
+}
+
+/// `[model]`: the target and how it computes. The keys are explained in `default.toml`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every key")]
+pub struct ModelSection {
+    pub path: ModelChoice,
+    pub context: Auto<usize>,
+    pub prefill_chunk: usize,
+    pub threads: Auto<usize>,
+    pub expert_groups: Auto<usize>,
+    pub expert_groups_used: Auto<usize>,
+}
+
+/// `[memory]`: the hard budget.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every key")]
+pub struct MemorySection {
+    pub budget: Auto<ByteSize>,
+    pub share: f64,
+}
+
+/// `[draft]`: who guesses.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every key")]
+pub struct DraftSection {
+    pub source: DraftChoice,
+    pub threads: Auto<usize>,
+    pub ngram_min_match: usize,
+    pub ngram_max_match: usize,
+}
+
+/// `[scheduler]`: how much is guessed.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every key")]
+pub struct SchedulerSection {
+    pub draft_len: Auto<usize>,
+    pub draft_len_max: usize,
+}
+
+/// `[offload]`: the expert cache.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every key")]
+pub struct OffloadSection {
+    pub policy: PolicyKind,
+    pub half_life_rows: f64,
+    pub slots: Auto<usize>,
+    pub io_threads: usize,
+    pub record_trace: OptionalPath,
+}
+
+/// `[sampling]`: the law tokens are drawn from.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every key")]
+pub struct SamplingSection {
+    pub temperature: f32,
+    pub top_k: usize,
+    pub top_p: f32,
+    pub min_p: f32,
+    pub seed: u64,
+}
+
+/// `[run]`: what `run` writes, and how it reports.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every key")]
+pub struct RunSection {
+    pub prompt: String,
+    pub max_tokens: usize,
+    pub ignore_eos: bool,
+    pub json: bool,
+    pub stats: bool,
+    pub verbose: bool,
+}
+
+/// `[bench]`: what `bench` measures.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every key")]
+pub struct BenchSection {
+    pub prompt_tokens: usize,
+    pub generate_tokens: usize,
+    pub repeat: usize,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,110 @@
+//! From settings to what the engine takes: the one place where user words become program words.
+//!
+//! Owns the order of the layers and where the demo pair lies. It reads no model and measures nothing.
+
+use std::path::{Path, PathBuf};
+
+use drafthorse_draft::{NgramConfig, SamplerConfig};
+use drafthorse_scheduler::DraftLen;
+
+use super::{Auto, Config, ConfigError, DEMO_TOML, DraftChoice, Layer, ModelChoice, Settings};
+use crate::api::{DraftSource, EngineOptions, ExpertGroups, GenerateOptions};
+
+/// The demo pair's target.
+const DEMO_TARGET: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/target.gguf");
+
+/// The demo pair's draft.
+const DEMO_DRAFT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/draft.gguf");
+
+impl Config {
+    /// Defaults, then the demo's settings if the demo pair is what will run, then `file`, then `flags`.
+    ///
+    /// # Errors
+    /// The first setting that cannot be used.
+    pub fn load(file: Option<&Path>, flags: &Layer) -> Result<Config, ConfigError> {
+        let file = file.map(Layer::file).transpose()?;
+        let mut settings = Settings::defaults()?;
+        let asked = [Some(flags), file.as_ref()].into_iter().flatten().find_map(|l| l.get("model", "path"));
+        if asked.is_none_or(|path| path.as_str() == Some("demo")) {
+            settings.apply(&Layer::text("demo.toml", DEMO_TOML)?)?;
+        }
+        if let Some(file) = &file {
+            settings.apply(file)?;
+        }
+        settings.apply(flags)?;
+        settings.finish()
+    }
+
+    /// What the engine is opened with.
+    ///
+    /// # Errors
+    /// [`ConfigError::DemoMissing`] when the demo pair is asked for and is not there.
+    pub fn engine_options(&self) -> Result<EngineOptions, ConfigError> {
+        let Config { model, memory, draft, scheduler, offload, .. } = self;
+        Ok(EngineOptions {
+            model: self.model_path()?,
+            draft: self.draft_source()?,
+            memory_bytes: memory.budget.value().map(|size| size.bytes()),
+            memory_share: memory.share,
+            context_len: model.context.value().unwrap_or(0),
+            prefill_chunk: model.prefill_chunk,
+            threads: model.threads.value().unwrap_or(0),
+            draft_threads: draft.threads.value().unwrap_or(0),
+            draft_len: scheduler.draft_len.value().map_or(DraftLen::Auto, DraftLen::Fixed),
+            draft_len_max: scheduler.draft_len_max,
+            ngram: NgramConfig { min_match: draft.ngram_min_match, max_match: draft.ngram_max_match },
+            policy: offload.policy,
+            policy_half_life_rows: offload.half_life_rows,
+            slots: offload.slots.value(),
+            io_threads: offload.io_threads,
+            expert_groups: self.expert_groups(),
+            record_trace: offload.record_trace.0.clone(),
+        })
+    }
+
+    /// What one answer is generated with.
+    #[must_use]
+    pub fn generate_options(&self) -> GenerateOptions {
+        let sampling = &self.sampling;
+        let sampler = SamplerConfig {
+            temperature: sampling.temperature,
+            top_k: sampling.top_k,
+            top_p: sampling.top_p,
+            min_p: sampling.min_p,
+            seed: sampling.seed,
+        };
+        GenerateOptions { max_tokens: self.run.max_tokens, sampler, stop_at_end: !self.run.ignore_eos }
+    }
+
+    /// The target's file.
+    ///
+    /// # Errors
+    /// [`ConfigError::DemoMissing`].
+    pub fn model_path(&self) -> Result<PathBuf, ConfigError> {
+        match &self.model.path {
+            ModelChoice::Demo => demo_file(DEMO_TARGET),
+            ModelChoice::Path(path) => Ok(path.clone()),
+        }
+    }
+
+    fn draft_source(&self) -> Result<DraftSource, ConfigError> {
+        Ok(match &self.draft.source {
+            DraftChoice::None => DraftSource::None,
+            DraftChoice::Ngram => DraftSource::Ngram,
+            DraftChoice::Demo => DraftSource::Model(demo_file(DEMO_DRAFT)?),
+            DraftChoice::Path(path) => DraftSource::Model(path.clone()),
+        })
+    }
+
+    fn expert_groups(&self) -> Option<ExpertGroups> {
+        match (self.model.expert_groups, self.model.expert_groups_used) {
+            (Auto::Value(groups), Auto::Value(groups_used)) => Some(ExpertGroups { groups, groups_used }),
+            _ => None,
+        }
+    }
+}
+
+fn demo_file(path: &str) -> Result<PathBuf, ConfigError> {
+    let path = PathBuf::from(path);
+    if path.is_file() { Ok(path) } else { Err(ConfigError::DemoMissing { path }) }
+}

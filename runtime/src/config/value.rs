@@ -1,0 +1,93 @@
+//! Kinds of values that TOML has no type for: a number or `"auto"`, a path or `"none"`, a model, a
+//! draft. Each reads itself from a TOML value and says what it expects when it cannot.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, Deserializer, Error as _};
+
+/// `"auto"`, or a value that replaces the automatic choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Auto<T> {
+    /// The program chooses.
+    Auto,
+    /// The user chose.
+    Value(T),
+}
+
+impl<T> Auto<T> {
+    /// The user's value, if there is one.
+    pub fn value(self) -> Option<T> {
+        match self {
+            Auto::Auto => None,
+            Auto::Value(value) => Some(value),
+        }
+    }
+}
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Auto<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = toml::Value::deserialize(deserializer)?;
+        if value.as_str() == Some("auto") {
+            return Ok(Auto::Auto);
+        }
+        let read = T::deserialize(value)
+            .map_err(|error| D::Error::custom(format!("{}, or \"auto\"", error.message())))?;
+        Ok(Auto::Value(read))
+    }
+}
+
+/// Which target to run.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(from = "String")]
+pub enum ModelChoice {
+    /// The pair that comes with Drafthorse.
+    Demo,
+    /// A GGUF.
+    Path(PathBuf),
+}
+
+impl From<String> for ModelChoice {
+    fn from(text: String) -> Self {
+        match text.as_str() {
+            "demo" => ModelChoice::Demo,
+            _ => ModelChoice::Path(text.into()),
+        }
+    }
+}
+
+/// Which drafter to use.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(from = "String")]
+pub enum DraftChoice {
+    /// No drafting.
+    None,
+    /// The n-gram drafter.
+    Ngram,
+    /// The demo pair's draft.
+    Demo,
+    /// A GGUF.
+    Path(PathBuf),
+}
+
+impl From<String> for DraftChoice {
+    fn from(text: String) -> Self {
+        match text.as_str() {
+            "none" => DraftChoice::None,
+            "ngram" => DraftChoice::Ngram,
+            "demo" => DraftChoice::Demo,
+            _ => DraftChoice::Path(text.into()),
+        }
+    }
+}
+
+/// A path, or `"none"`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(from = "String")]
+pub struct OptionalPath(pub Option<PathBuf>);
+
+impl From<String> for OptionalPath {
+    fn from(text: String) -> Self {
+        OptionalPath((text != "none").then(|| text.into()))
+    }
+}

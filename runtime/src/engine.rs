@@ -1,0 +1,419 @@
+//! The engine: one target, one drafter, one sequence. `Engine::step` is the function to read first.
+//!
+//! Owns the loop `propose -> plan -> verify -> commit -> roll back` and its measurements. It knows no
+//! tensors, files or backends: the target is a [`Model`], the drafter a trait, the decisions the
+//! scheduler's. Plain decoding is the same loop with an empty draft (DESIGN I7).
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use drafthorse_draft::{
+    AcceptanceStats, Draft, Drafter, LanguageModel, LogitRows, Request, Sampler, TokenId, verify,
+};
+use drafthorse_offload::{CacheStats, Residency};
+use drafthorse_scheduler::{Controller, ControllerConfig, MemoryPlan, StepOutcome};
+
+use crate::api::{
+    EngineOptions, FinishReason, GenerateOptions, Generation, Memory, Offload, Progress, Speculation, Timings,
+};
+use crate::models::{Model, PassError};
+use crate::open::{drafter, prepare};
+use crate::recorder::Recording;
+use crate::sequence::Sequence;
+use crate::tokenizer::Tokenizer;
+use crate::{Error, host};
+
+/// A loaded model pair, ready to generate.
+pub struct Engine {
+    target: Model,
+    drafter: Option<Box<dyn Drafter>>,
+    /// Why there is no drafter, or no longer one.
+    drafter_missing: Option<String>,
+    controller: Controller,
+    tokenizer: Option<Tokenizer>,
+    plan: MemoryPlan,
+    recording: Option<Recording>,
+    /// Tokens whose rows the target's cache holds.
+    cached: Vec<TokenId>,
+    prefill_chunk: usize,
+    load_s: f64,
+    logits: Vec<f32>,
+}
+
+/// Counters of one generation.
+#[derive(Default)]
+struct Tally {
+    acceptance: AcceptanceStats,
+    prefilled: usize,
+    prefill_s: f64,
+    decode_s: f64,
+}
+
+impl Engine {
+    /// Opens, checks, plans and loads.
+    ///
+    /// # Errors
+    /// Everything that can be wrong with options, files, budget and machine, by name.
+    pub fn open(options: &EngineOptions, progress: &mut dyn Progress) -> Result<Engine, Error> {
+        let started = Instant::now();
+        let prepared = prepare(options)?;
+        prepared.notices.iter().for_each(|line| progress.notice(line));
+        let recording = match &options.record_trace {
+            Some(path) => Some(Recording::new(prepared.target.blueprint(), path.clone())?),
+            None => None,
+        };
+        let config = ControllerConfig { mode: options.draft_len, draft_len_max: options.draft_len_max };
+        config.validate()?;
+        let policy = (options.policy, options.policy_half_life_rows);
+        let mut target = prepared.target.load(prepared.plan.slots, policy, options.io_threads, progress)?;
+        target.set_route_sink(recording.as_ref().map(Recording::sink));
+        let drafter = drafter(options, prepared.draft, progress)?;
+        Ok(Engine {
+            target,
+            drafter_missing: drafter.is_none().then(|| "no drafter was asked for".into()),
+            drafter,
+            controller: Controller::new(config),
+            tokenizer: prepared.tokenizer,
+            plan: prepared.plan,
+            recording,
+            cached: Vec::new(),
+            prefill_chunk: options.prefill_chunk,
+            load_s: started.elapsed().as_secs_f64(),
+            logits: Vec::new(),
+        })
+    }
+
+    /// The memory plan that `open` would follow, from headers alone.
+    ///
+    /// # Errors
+    /// As `open`, weights apart.
+    pub fn plan(options: &EngineOptions) -> Result<MemoryPlan, Error> {
+        Ok(prepare(options)?.plan)
+    }
+
+    /// One step: draft, verify in one pass, commit, roll back. Returns how many tokens were committed;
+    /// they are the last of `sequence`. `room` is how many may be.
+    fn step(
+        &mut self,
+        sequence: &mut Sequence,
+        room: usize,
+        (stats, progress): (&mut AcceptanceStats, &mut dyn Progress),
+    ) -> Result<usize, Error> {
+        let plan = self.controller.plan(&self.residency());
+        let started = Instant::now();
+        let mut draft = self.propose(sequence, plan.draft_len.min(room - 1), progress);
+        draft.truncate(self.controller.keep(&draft));
+        let drafted = Instant::now();
+        let before = self.cache_stats();
+
+        let rows = sequence.pending(&draft);
+        self.target.pass(&rows, LogitRows::All, &mut self.logits)?;
+        let (first, vocab) = (sequence.len(), self.target.vocab());
+        let logits = |row: usize| &self.logits[row * vocab..(row + 1) * vocab];
+        let verdict = verify(&draft, |row| sequence.sampler.choose(logits(row), first + row));
+        let committed = sequence.commit(&draft, &verdict);
+        self.target.truncate(sequence.len() - 1);
+
+        stats.record(draft.tokens.len(), verdict.accepted);
+        self.record_routes(committed)?;
+        let after = self.cache_stats();
+        self.controller.observe(&StepOutcome {
+            draft_len: draft.tokens.len(),
+            accepted: verdict.accepted,
+            draft_s: (drafted - started).as_secs_f64(),
+            verify_s: drafted.elapsed().as_secs_f64(),
+            stall_s: after.stall_s - before.stall_s,
+            misses: after.misses - before.misses,
+        });
+        Ok(committed)
+    }
+
+    /// Asks the drafter. One that fails is put away and said so; the text does not need it.
+    fn propose(&mut self, sequence: &Sequence, max_tokens: usize, progress: &mut dyn Progress) -> Draft {
+        let Some(drafter) = self.drafter.as_mut().filter(|_| max_tokens > 0) else { return Draft::default() };
+        let request = Request { context: sequence.tokens(), max_tokens, sampler: &sequence.sampler };
+        match drafter.propose(request) {
+            Ok(draft) => draft,
+            Err(error) => {
+                let reason = format!("the {} drafter failed and was put away: {error}", drafter.name());
+                progress.notice(&reason);
+                self.drafter_missing = Some(reason);
+                self.drafter = None;
+                Draft::default()
+            }
+        }
+    }
+
+    /// Continues `prompt`. `on_tokens` gets every run of new tokens, and may stop the generation; it is
+    /// also asked (with none) between the chunks of a long prompt.
+    ///
+    /// # Errors
+    /// An empty or too long prompt, ids outside the vocabulary, experts that cannot be read. The engine
+    /// stays usable.
+    pub fn generate(
+        &mut self,
+        prompt: &[TokenId],
+        options: &GenerateOptions,
+        progress: &mut dyn Progress,
+        on_tokens: &mut dyn FnMut(&[TokenId]) -> ControlFlow<()>,
+    ) -> Result<Generation, Error> {
+        options.sampler.validate()?;
+        self.check_prompt(prompt)?;
+        let mut sequence = Sequence::new(prompt, Sampler::new(options.sampler));
+        let mut tally = Tally::default();
+        let before = self.cache_stats();
+        let outcome = self.run(&mut sequence, options, &mut tally, (progress, on_tokens));
+        // Every committed token but the last has its row in the cache, an end token taken back too.
+        self.cached = sequence.tokens().to_vec();
+        self.cached.truncate(self.target.len());
+        self.target.truncate(self.cached.len());
+        let finish_reason = outcome?;
+        if let Some(recording) = &self.recording {
+            recording.write()?;
+        }
+        Ok(self.report(&sequence, tally, finish_reason, before))
+    }
+
+    fn run(
+        &mut self,
+        sequence: &mut Sequence,
+        options: &GenerateOptions,
+        tally: &mut Tally,
+        (progress, on_tokens): (&mut dyn Progress, &mut dyn FnMut(&[TokenId]) -> ControlFlow<()>),
+    ) -> Result<FinishReason, Error> {
+        let started = Instant::now();
+        if self.prefill(sequence, tally, (progress, on_tokens))?.is_break() {
+            return Ok(FinishReason::Interrupted);
+        }
+        let mut fresh = 0;
+        if options.max_tokens > 0 {
+            sequence.push(sequence.sampler.choose(&self.logits, sequence.len()).token);
+            fresh = 1;
+        }
+        tally.prefill_s = started.elapsed().as_secs_f64();
+        let decoding = Instant::now();
+        let finish_reason = loop {
+            let is_ended = options.stop_at_end && self.cut_at_end(sequence, &mut fresh);
+            if fresh > 0 && on_tokens(&sequence.tokens()[sequence.len() - fresh..]).is_break() {
+                break FinishReason::Interrupted;
+            }
+            if is_ended {
+                break FinishReason::Stop;
+            }
+            let left = options.max_tokens - sequence.generated().len();
+            // The last committed token needs a row, too.
+            let context_left = self.target.context_len() - self.target.len();
+            if left == 0 {
+                break FinishReason::Length;
+            }
+            if context_left == 0 {
+                break FinishReason::Context;
+            }
+            fresh = self.step(sequence, left.min(context_left), (&mut tally.acceptance, progress))?;
+        };
+        tally.decode_s = decoding.elapsed().as_secs_f64();
+        Ok(finish_reason)
+    }
+
+    /// Fills the cache with the prompt, whose part that is cached already is kept; leaves the logits
+    /// after its last token in `self.logits`.
+    fn prefill(
+        &mut self,
+        sequence: &Sequence,
+        tally: &mut Tally,
+        (progress, on_tokens): (&mut dyn Progress, &mut dyn FnMut(&[TokenId]) -> ControlFlow<()>),
+    ) -> Result<ControlFlow<()>, Error> {
+        let prompt = sequence.tokens();
+        let same = self.cached.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        let kept = same.min(prompt.len() - 1);
+        self.target.truncate(kept);
+        self.cached.truncate(kept);
+        tally.prefilled = prompt.len() - kept;
+        progress.begin("prefill", tally.prefilled as u64);
+        let chunks = prompt[kept..].chunks(self.prefill_chunk);
+        let last = chunks.len() - 1;
+        for (index, chunk) in chunks.enumerate() {
+            if on_tokens(&[]).is_break() {
+                progress.end();
+                return Ok(ControlFlow::Break(()));
+            }
+            let which = if index == last { LogitRows::Last } else { LogitRows::None };
+            let outcome = self.target.pass(chunk, which, &mut self.logits);
+            outcome.inspect_err(|_| progress.end())?;
+            self.record_routes(chunk.len())?;
+            progress.advance(chunk.len() as u64);
+        }
+        progress.end();
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Takes back what follows the first end token among the last `fresh` tokens, and the end token.
+    fn cut_at_end(&self, sequence: &mut Sequence, fresh: &mut usize) -> bool {
+        let Some(tokenizer) = &self.tokenizer else { return false };
+        let start = sequence.len() - *fresh;
+        match sequence.tokens()[start..].iter().position(|token| tokenizer.is_end(*token)) {
+            None => false,
+            Some(kept) => {
+                sequence.truncate(start + kept);
+                *fresh = kept;
+                true
+            }
+        }
+    }
+
+    fn check_prompt(&self, prompt: &[TokenId]) -> Result<(), Error> {
+        let (vocab, context) = (self.target.vocab(), self.target.context_len());
+        if prompt.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        if let Some(token) = prompt.iter().find(|token| **token as usize >= vocab) {
+            return Err(Error::TokenOutOfVocabulary { token: *token, vocab });
+        }
+        if prompt.len() > context {
+            return Err(Error::PromptTooLong { prompt: prompt.len(), context });
+        }
+        Ok(())
+    }
+
+    fn record_routes(&self, rows: usize) -> Result<(), Error> {
+        self.recording.as_ref().map_or(Ok(()), |recording| recording.commit(rows))
+    }
+
+    /// Raw logits after each token (`all`) or after the last; forgets the present sequence.
+    ///
+    /// # Errors
+    /// As [`Engine::generate`].
+    pub fn logits(&mut self, tokens: &[TokenId], all: bool) -> Result<Vec<Vec<f32>>, Error> {
+        self.check_prompt(tokens)?;
+        self.reset();
+        let which = if all { LogitRows::All } else { LogitRows::Last };
+        let mut positions = Vec::new();
+        let chunks = tokens.chunks(self.prefill_chunk);
+        let last = chunks.len() - 1;
+        for (index, chunk) in chunks.enumerate() {
+            let which = if all || index == last { which } else { LogitRows::None };
+            self.target.pass(chunk, which, &mut self.logits)?;
+            positions.extend(self.logits.chunks(self.target.vocab()).map(<[f32]>::to_vec));
+            self.record_routes(chunk.len())?;
+        }
+        self.reset();
+        Ok(positions)
+    }
+
+    /// Forgets the present sequence; resident experts stay.
+    pub fn reset(&mut self) {
+        self.target.truncate(0);
+        self.cached.clear();
+    }
+
+    /// Forgets every resident expert, as if just started.
+    ///
+    /// # Errors
+    /// A reader that has stopped.
+    pub fn drop_experts(&mut self) -> Result<(), Error> {
+        Ok(self.target.drop_experts()?)
+    }
+
+    /// The target's tokenizer; `None` for a file without a vocabulary.
+    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_ref()
+    }
+
+    /// What was planned at start.
+    pub fn memory_plan(&self) -> &MemoryPlan {
+        &self.plan
+    }
+
+    /// Weight bytes one decoded token multiplies with.
+    pub fn active_bytes_per_token(&self) -> u64 {
+        self.target.blueprint().active_bytes_per_token()
+    }
+
+    /// Token ids of the target.
+    pub fn vocab(&self) -> usize {
+        self.target.vocab()
+    }
+
+    /// Positions of the KV cache.
+    pub fn context_len(&self) -> usize {
+        self.target.context_len()
+    }
+
+    fn cache_stats(&self) -> CacheStats {
+        self.target.cache_stats().unwrap_or_default()
+    }
+
+    /// A dense model is a cache that never misses.
+    fn residency(&self) -> Residency {
+        let resident = Residency { slots: 0, resident: 0, experts_total: 0, hit_rate_recent: 1.0 };
+        self.target.residency().unwrap_or(resident)
+    }
+
+    fn report(
+        &self,
+        sequence: &Sequence,
+        tally: Tally,
+        finish_reason: FinishReason,
+        before: CacheStats,
+    ) -> Generation {
+        let tokens = sequence.generated().to_vec();
+        let per_second = |count: usize, seconds: f64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
+        Generation {
+            prompt_tokens: sequence.len() - tokens.len(),
+            finish_reason,
+            timings: Timings {
+                load_s: self.load_s,
+                prefill_s: tally.prefill_s,
+                decode_s: tally.decode_s,
+                prefill_tps: per_second(tally.prefilled, tally.prefill_s),
+                decode_tps: per_second(tokens.len().saturating_sub(1), tally.decode_s),
+            },
+            speculation: Speculation {
+                draft_len_mean: tally.acceptance.draft_len_mean(),
+                proposed: tally.acceptance.proposed,
+                accepted: tally.acceptance.accepted,
+                target_passes: tally.acceptance.passes,
+                accepted_per_pass: tally.acceptance.accepted_per_pass(),
+                off_reason: self.drafter_missing.clone().or_else(|| self.controller.off_reason()),
+            },
+            offload: offload_report(before, self.cache_stats()),
+            memory: Memory {
+                budget_bytes: self.plan.budget_bytes,
+                planned_bytes: self.plan.planned_bytes,
+                peak_rss_bytes: host::peak_rss_bytes(),
+            },
+            tokens,
+        }
+    }
+}
+
+/// What the cache did between two readings of its counters.
+fn offload_report(before: CacheStats, after: CacheStats) -> Offload {
+    let (hits, misses) = (after.hits - before.hits, after.misses - before.misses);
+    let since = CacheStats { hits, misses, ..after };
+    Offload {
+        experts_total: after.experts_total as u64,
+        slots: after.slots as u64,
+        slot_bytes: after.slot_bytes as u64,
+        hits,
+        misses,
+        hit_rate: since.hit_rate(),
+        bytes_read: after.bytes_read - before.bytes_read,
+        read_s: after.read_s - before.read_s,
+        stall_s: after.stall_s - before.stall_s,
+        prefetch_issued: after.prefetch_issued - before.prefetch_issued,
+        prefetch_used: after.prefetch_used - before.prefetch_used,
+    }
+}
+
+impl From<PassError> for Error {
+    fn from(error: PassError) -> Error {
+        match error {
+            PassError::Experts(error) => Error::Offload(error),
+            PassError::Token { token, vocab } => Error::TokenOutOfVocabulary { token, vocab },
+            PassError::Context { rows, len, context_len } => {
+                Error::PromptTooLong { prompt: len + rows, context: context_len }
+            }
+        }
+    }
+}

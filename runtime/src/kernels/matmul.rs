@@ -1,0 +1,277 @@
+//! Matrix product of activation rows with a quantized weight matrix.
+//!
+//! Owns the loop order (weight rows outside, activation rows inside, so a weight row is read from
+//! memory once per call) and the split over threads. Must not know what the matrices mean.
+
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use candle_core::quantized::GgmlType;
+use candle_core::quantized::k_quants::{
+    BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0,
+    BlockQ8_1, BlockQ8K,
+};
+
+use super::float::{dot_bf16_bytes, dot_f16_bytes, dot_f32_bytes};
+use super::format::{Format, Side, blocks};
+use super::pool::{Pool, SharedOut};
+
+/// Multiply-adds below which waking other threads costs more than it saves.
+const PARALLEL_MIN_MACS: usize = 128 * 1024;
+/// Chunks per thread: enough to balance threads that are disturbed, few enough to stay cheap.
+const CHUNKS_PER_THREAD: usize = 4;
+
+/// A weight matrix `[rows, cols]` in a block format, row after row.
+#[derive(Clone, Copy, Debug)]
+pub struct MatrixRef<'a> {
+    /// Block format of every row.
+    pub format: Format,
+    /// Output width.
+    pub rows: usize,
+    /// Input width, a multiple of the block length.
+    pub cols: usize,
+    /// `rows` rows of equal size.
+    pub bytes: &'a [u8],
+}
+
+impl<'a> MatrixRef<'a> {
+    /// Bytes of one row.
+    pub fn row_bytes(&self) -> usize {
+        self.bytes.len() / self.rows
+    }
+
+    /// The bytes of row `index`.
+    pub fn row(&self, index: usize) -> &'a [u8] {
+        let len = self.row_bytes();
+        &self.bytes[index * len..(index + 1) * len]
+    }
+
+    /// Rows `range` as a matrix of their own.
+    pub fn slice(&self, range: Range<usize>) -> MatrixRef<'a> {
+        let len = self.row_bytes();
+        MatrixRef { rows: range.len(), bytes: &self.bytes[range.start * len..range.end * len], ..*self }
+    }
+}
+
+/// Activation rows `[rows, width]`, quantized at most once per format however many matrices read them.
+pub struct Input<'a> {
+    values: &'a [f32],
+    width: usize,
+    q8_0: OnceLock<Vec<BlockQ8_0>>,
+    q8_1: OnceLock<Vec<BlockQ8_1>>,
+    q8k: OnceLock<Vec<BlockQ8K>>,
+}
+
+impl<'a> Input<'a> {
+    /// Wraps `values`, whose length is a multiple of `width`.
+    pub fn new(values: &'a [f32], width: usize) -> Input<'a> {
+        debug_assert_eq!(values.len() % width, 0);
+        Input { values, width, q8_0: OnceLock::new(), q8_1: OnceLock::new(), q8k: OnceLock::new() }
+    }
+
+    /// Number of activation rows.
+    pub fn rows(&self) -> usize {
+        self.values.len() / self.width
+    }
+
+    fn row(&self, index: usize) -> &[f32] {
+        &self.values[index * self.width..(index + 1) * self.width]
+    }
+
+    fn prepare(&self, side: Side) {
+        match side {
+            Side::F32 => {}
+            Side::Q8_0 => {
+                self.q8_0.get_or_init(|| quantize(self.values));
+            }
+            Side::Q8_1 => {
+                self.q8_1.get_or_init(|| quantize(self.values));
+            }
+            Side::Q8K => {
+                self.q8k.get_or_init(|| quantize(self.values));
+            }
+        }
+    }
+}
+
+fn quantize<T: GgmlType>(values: &[f32]) -> Vec<T> {
+    let mut out = vec![T::zeros(); values.len() / T::BLCK_SIZE];
+    T::from_float(values, &mut out);
+    out
+}
+
+/// One matrix of a [`matmul_group`] and where its product goes (`[x.rows(), w.rows]`).
+pub type Product<'a, 'o> = (MatrixRef<'a>, &'o mut [f32]);
+
+/// `out[m, n] = sum_k x[m, k] * w[n, k]`, split over the pool's threads; `out` is `[x.rows(), w.rows]`.
+pub fn matmul(pool: &mut Pool, w: MatrixRef<'_>, x: &Input<'_>, out: &mut [f32]) {
+    matmul_group(pool, x, &mut [(w, out)]);
+}
+
+/// The products of several matrices with the same activations, as one job: threads meet once.
+pub fn matmul_group(pool: &mut Pool, x: &Input<'_>, products: &mut [Product<'_, '_>]) {
+    let mut macs = 0;
+    let mut parts = Vec::with_capacity(products.len());
+    for (w, out) in products {
+        debug_assert_eq!(out.len(), x.rows() * w.rows);
+        debug_assert_eq!(w.cols, x.width);
+        x.prepare(w.format.side());
+        macs += w.rows * w.cols * x.rows();
+        parts.push((*w, SharedOut::new(out)));
+    }
+    let is_small = macs < PARALLEL_MIN_MACS || pool.threads() == 1;
+    let per_matrix = if is_small { 1 } else { pool.threads() * CHUNKS_PER_THREAD };
+    let run = |chunk: usize| {
+        let (w, out) = parts[chunk / per_matrix];
+        let rows_each = w.rows.div_ceil(per_matrix);
+        let start = (chunk % per_matrix * rows_each).min(w.rows);
+        // SAFETY: chunks own disjoint columns of disjoint outputs.
+        unsafe { fill(w, start..(start + rows_each).min(w.rows), x, out) };
+    };
+    if is_small {
+        (0..parts.len()).for_each(run);
+    } else {
+        pool.run(parts.len() * per_matrix, &run);
+    }
+}
+
+/// The same product on the calling thread, for use inside a pool job.
+pub fn matmul_serial(w: MatrixRef<'_>, x: &Input<'_>, out: &mut [f32]) {
+    debug_assert_eq!(out.len(), x.rows() * w.rows);
+    debug_assert_eq!(w.cols, x.width);
+    x.prepare(w.format.side());
+    // SAFETY: one call writes all columns.
+    unsafe { fill(w, 0..w.rows, x, SharedOut::new(out)) };
+}
+
+/// Computes columns `range` of the output.
+///
+/// # Safety
+/// Nobody else may touch those columns meanwhile.
+unsafe fn fill(w: MatrixRef<'_>, range: Range<usize>, x: &Input<'_>, out: SharedOut<'_>) {
+    let to = Columns { w, range, rows: x.rows(), out };
+    // SAFETY: handed down from the caller.
+    unsafe {
+        match w.format {
+            Format::F32 => to.fill(|row, m| dot_f32_bytes(row, x.row(m))),
+            Format::F16 => to.fill(|row, m| dot_f16_bytes(row, x.row(m))),
+            Format::BF16 => to.fill(|row, m| dot_bf16_bytes(row, x.row(m))),
+            Format::Q4_0 => to.fill(|row, m| dot::<BlockQ4_0>(row, &x.q8_0, m, w.cols)),
+            Format::Q4_1 => to.fill(|row, m| dot::<BlockQ4_1>(row, &x.q8_1, m, w.cols)),
+            Format::Q5_0 => to.fill(|row, m| dot::<BlockQ5_0>(row, &x.q8_0, m, w.cols)),
+            Format::Q5_1 => to.fill(|row, m| dot::<BlockQ5_1>(row, &x.q8_1, m, w.cols)),
+            Format::Q8_0 => to.fill(|row, m| dot::<BlockQ8_0>(row, &x.q8_0, m, w.cols)),
+            Format::Q2K => to.fill(|row, m| dot::<BlockQ2K>(row, &x.q8k, m, w.cols)),
+            Format::Q3K => to.fill(|row, m| dot::<BlockQ3K>(row, &x.q8k, m, w.cols)),
+            Format::Q4K => to.fill(|row, m| dot::<BlockQ4K>(row, &x.q8k, m, w.cols)),
+            Format::Q5K => to.fill(|row, m| dot::<BlockQ5K>(row, &x.q8k, m, w.cols)),
+            Format::Q6K => to.fill(|row, m| dot::<BlockQ6K>(row, &x.q8k, m, w.cols)),
+        }
+    }
+}
+
+/// A range of output columns and what they are computed from.
+struct Columns<'a> {
+    w: MatrixRef<'a>,
+    range: Range<usize>,
+    rows: usize,
+    out: SharedOut<'a>,
+}
+
+impl Columns<'_> {
+    /// `out[m, n] = dot(weight row n, m)` for every column of the range.
+    ///
+    /// # Safety
+    /// As [`fill`].
+    #[inline(always)]
+    unsafe fn fill(self, dot: impl Fn(&[u8], usize) -> f32) {
+        for n in self.range {
+            let row = self.w.row(n);
+            for m in 0..self.rows {
+                // SAFETY: column n is in our range; (m, n) is inside the output.
+                unsafe { self.out.write(m * self.w.rows + n, dot(row, m)) };
+            }
+        }
+    }
+}
+
+/// One weight row times activation row `m` of the quantized input.
+fn dot<T: GgmlType>(row: &[u8], x: &OnceLock<Vec<T::VecDotType>>, m: usize, cols: usize) -> f32 {
+    let x = x.get().expect("invariant: the input was prepared for this format");
+    let per_row = cols / T::BLCK_SIZE;
+    T::vec_dot(cols, blocks::<T>(row), &x[m * per_row..(m + 1) * per_row])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::{BlockType, quantize as quantize_blocks};
+
+    const COLS: usize = 512;
+    const ROWS: usize = 37;
+
+    fn noise(n: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+        };
+        (0..n).map(|_| next() + next() + next()).collect()
+    }
+
+    fn writable() -> Vec<BlockType> {
+        use BlockType::{BF16, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0};
+        vec![F32, F16, BF16, Q4_0, Q8_0, Q4_K, Q6_K]
+    }
+
+    /// An aligned copy: test buffers come from `Vec<u8>`.
+    fn aligned(bytes: &[u8]) -> Vec<u16> {
+        bytes.as_chunks::<2>().0.iter().map(|b| u16::from_ne_bytes(*b)).collect()
+    }
+
+    fn bytes_of(words: &[u16]) -> &[u8] {
+        // SAFETY: any u16 is two valid bytes.
+        unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), words.len() * 2) }
+    }
+
+    #[test]
+    fn a_row_is_bitwise_the_same_alone_and_in_any_batch_on_any_threads() {
+        let x = noise(16 * COLS, 3);
+        for block_type in writable() {
+            let words = aligned(&quantize_blocks(block_type, &noise(ROWS * COLS, 1)).unwrap());
+            let format = Format::of(block_type).unwrap();
+            let w = MatrixRef { format, rows: ROWS, cols: COLS, bytes: bytes_of(&words) };
+            let mut alone = vec![0f32; 16 * ROWS];
+            for m in 0..16 {
+                let row = Input::new(&x[m * COLS..(m + 1) * COLS], COLS);
+                matmul_serial(w, &row, &mut alone[m * ROWS..(m + 1) * ROWS]);
+            }
+            for threads in [1, 2, 3] {
+                let mut pool = Pool::new(threads, "test").unwrap();
+                for m in [1, 2, 5, 16] {
+                    let mut out = vec![0f32; m * ROWS];
+                    matmul(&mut pool, w, &Input::new(&x[..m * COLS], COLS), &mut out);
+                    assert_eq!(out, alone[..m * ROWS], "{block_type:?} {m} rows {threads} threads");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn products_agree_with_dequantized_arithmetic() {
+        let x = noise(COLS, 5);
+        for block_type in writable() {
+            let words = aligned(&quantize_blocks(block_type, &noise(ROWS * COLS, 2)).unwrap());
+            let format = Format::of(block_type).unwrap();
+            let w = MatrixRef { format, rows: ROWS, cols: COLS, bytes: bytes_of(&words) };
+            let mut out = vec![0f32; ROWS];
+            matmul_serial(w, &Input::new(&x, COLS), &mut out);
+            for (n, got) in out.iter().enumerate() {
+                let mut row = vec![0f32; COLS];
+                format.dequantize(w.row(n), &mut row);
+                let exact: f64 = row.iter().zip(&x).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                assert!((f64::from(*got) - exact).abs() < 0.25, "{block_type:?} row {n}: {got} {exact}");
+            }
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! Arithmetic on weight bytes: the only place that knows how a quantized block multiplies.
+//!
+//! Owns the thread pool, the row-by-row dot products of every supported block format, and the
+//! matrix product built on them. It must not know models, files or caches.
+//!
+//! Row invariance (DESIGN I2, ALGORITHMS.md H.6): an output value is one dot product over one
+//! weight row and one activation row, in one fixed order, whatever the number of rows, threads or
+//! chunks around it. Block formats come from `candle_core::quantized::k_quants` (block layouts,
+//! activation quantizers and integer dots on raw GGUF bytes: no copy, no repacking); float rows and
+//! everything around the dots are ours.
+
+mod attend;
+mod float;
+mod format;
+mod matmul;
+mod pool;
+mod vector;
+
+pub use attend::{KvView, attend};
+pub use float::{dot_f32, f16_to_f32, f32_to_f16};
+pub use format::{Format, is_supported, supported_names};
+pub use matmul::{Input, MatrixRef, matmul, matmul_group, matmul_serial};
+pub use pool::{Pool, SharedOut};
+pub use vector::{add_scaled, rms_norm, silu_mul, softmax};

@@ -1,0 +1,138 @@
+//! Working memory of a forward pass: allocated once, sized by the largest pass allowed.
+//!
+//! Owns the buffers and the arithmetic of their sizes, which the memory plan counts (DESIGN I1). The
+//! token loop never grows them.
+
+use crate::models::{AttentionSpec, ModelSpec};
+
+/// Buffers by what they hold; rows are those of the present pass.
+#[derive(Default)]
+pub struct Scratch {
+    /// Residual stream, `[rows, width]`.
+    pub residual: Vec<f32>,
+    /// Normed input of a layer, `[rows, width]`.
+    pub normed: Vec<f32>,
+    /// Output of a layer before it is added, `[rows, width]`.
+    pub branch: Vec<f32>,
+    /// Low-rank query, `[rows, q_lora]`.
+    pub q_low: Vec<f32>,
+    /// Queries, `[rows, heads, key]`.
+    pub q: Vec<f32>,
+    /// Keys, or MLA's latent row, `[rows, kv]`.
+    pub k: Vec<f32>,
+    /// Values, `[rows, kv]`.
+    pub v: Vec<f32>,
+    /// Attention output of all heads, `[rows, heads, value]`.
+    pub heads: Vec<f32>,
+    /// Router logits, `[rows, experts]`.
+    pub router: Vec<f32>,
+    /// Rows gathered for one expert, `[rows, width]`.
+    pub gathered: Vec<f32>,
+    /// Gate activations, `[rows, inner]`.
+    pub gate: Vec<f32>,
+    /// Up activations, `[rows, inner]`.
+    pub up: Vec<f32>,
+    /// One expert's output, `[rows, width]`.
+    pub expert_out: Vec<f32>,
+    /// Weighted outputs by router order, `[rows, used, width]`.
+    pub partial: Vec<f32>,
+}
+
+/// `buffer` as exactly `len` values; contents are unspecified and must be overwritten.
+pub fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    &mut buffer[..len]
+}
+
+/// Sizes of all buffers, in values.
+#[derive(Clone, Copy, Debug)]
+pub struct ScratchPlan {
+    rows: usize,
+    width: usize,
+    q_low: usize,
+    q: usize,
+    k: usize,
+    v: usize,
+    heads: usize,
+    experts: usize,
+    used: usize,
+    inner: usize,
+    /// Per-thread attention memory, `[context]` scores and per-head rows.
+    attention: usize,
+}
+
+impl ScratchPlan {
+    /// Sizes for passes of up to `rows` rows; `inner` is the widest feed-forward row.
+    pub fn new(spec: &ModelSpec, rows: usize, inner: usize, context_len: usize, threads: usize) -> ScratchPlan {
+        let (q_low, q, k, v, heads, per_head) = match spec.attention {
+            AttentionSpec::Gqa { heads, kv_heads, key_dim, value_dim, .. } => {
+                (0, heads * key_dim, kv_heads * key_dim, kv_heads * value_dim, heads * value_dim, value_dim)
+            }
+            AttentionSpec::Mla { heads, q_lora, kv_lora, nope, value_dim, .. } => {
+                let key = nope + spec.rope.dim;
+                let latent = kv_lora + spec.rope.dim;
+                (q_lora.unwrap_or(0), heads * key, latent, kv_lora, heads * value_dim, latent + kv_lora + key)
+            }
+        };
+        let moe = spec.moe.as_ref();
+        ScratchPlan {
+            rows,
+            width: spec.width,
+            q_low,
+            q,
+            k,
+            v,
+            heads,
+            experts: moe.map_or(0, |m| m.experts),
+            used: moe.map_or(0, |m| m.used),
+            inner,
+            // Two rows a head: the query before and after its projection are alive together.
+            attention: threads * (context_len + 2 * rows * per_head),
+        }
+    }
+
+    /// Bytes of every buffer at its fullest, with the quantized copies of the widest activations.
+    pub fn bytes(&self) -> u64 {
+        let per_row = 5 * self.width
+            + self.q_low
+            + self.q
+            + self.k
+            + self.v
+            + self.heads
+            + 3 * self.experts
+            + self.used * self.width
+            + 2 * self.inner;
+        let widest = self.width.max(self.inner).max(self.heads).max(self.q_low);
+        // Quantized activations take at most 1.2 bytes a value (Q8_0 34/32, Q8_K 292/256), in up to
+        // two formats at once.
+        let quantized = widest * self.rows * 12 / 5;
+        ((per_row * self.rows + self.attention) * size_of::<f32>() + quantized) as u64
+    }
+
+    /// Reserves everything now, so that the plan is what is used.
+    pub fn allocate(&self) -> Scratch {
+        let mut scratch = Scratch::default();
+        let rows = self.rows;
+        for buffer in [
+            &mut scratch.residual,
+            &mut scratch.normed,
+            &mut scratch.branch,
+            &mut scratch.gathered,
+            &mut scratch.expert_out,
+        ] {
+            sized(buffer, rows * self.width);
+        }
+        sized(&mut scratch.q_low, rows * self.q_low);
+        sized(&mut scratch.q, rows * self.q);
+        sized(&mut scratch.k, rows * self.k);
+        sized(&mut scratch.v, rows * self.v);
+        sized(&mut scratch.heads, rows * self.heads);
+        sized(&mut scratch.router, rows * self.experts);
+        sized(&mut scratch.gate, rows * self.inner);
+        sized(&mut scratch.up, rows * self.inner);
+        sized(&mut scratch.partial, rows * self.used * self.width);
+        scratch
+    }
+}

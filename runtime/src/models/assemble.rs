@@ -1,0 +1,318 @@
+//! From a file's table of contents to layers: which tensors a model needs, their shapes and types.
+//!
+//! Owns [`Blueprint`]: everything that can be known without reading weights (the memory plan and
+//! `inspect` work on it). Tensor names are GGUF's, shared by all architectures; what differs is in
+//! [`ModelSpec`]. A tensor that is missing, misshapen or of a type without a kernel is an error here,
+//! before anything is allocated.
+
+use crate::gguf::Gguf;
+use crate::kv::{KvCache, KvShape};
+use crate::layers::{Attention, DenseFeedForward, ExpertShape, FeedForward, Gqa, Mla, MlaQuery};
+use crate::weights::{DenseStore, Matrix, Vector};
+
+use super::experts::{ExpertLayers, expert_layers};
+use super::spec::{AttentionSpec, GroupScore, GroupSpec, ModelSpec, MoeSpec};
+use super::{Gating, LoadError, read_spec};
+
+/// What the user may say in place of a file's metadata.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// Expert groups and how many of them a token may use (DeepSeek-V2 files without group keys).
+    pub expert_groups: Option<(usize, usize)>,
+}
+
+/// A model without its weights.
+pub struct Blueprint {
+    /// Checked metadata.
+    pub spec: ModelSpec,
+    /// Dense tensors, not yet loaded.
+    pub dense: DenseStore,
+    /// Blocks in order.
+    pub blocks: Vec<Block>,
+    /// Routed experts: where they lie and their shapes; `None` for a dense model.
+    pub experts: Option<ExpertLayers>,
+    /// Token embedding, `[vocab, width]`.
+    pub embedding: Matrix,
+    /// Final norm, `[width]`.
+    pub output_norm: Vector,
+    /// Classifier, `[vocab, width]`; the embedding where the file ties them.
+    pub output: Matrix,
+    /// Divisors of the rope frequencies (Llama 3).
+    pub rope_factors: Option<Vector>,
+}
+
+/// One transformer block.
+pub struct Block {
+    /// `[width]`.
+    pub attention_norm: Vector,
+    /// Attention.
+    pub attention: Attention,
+    /// `[width]`.
+    pub ffn_norm: Vector,
+    /// Feed-forward part.
+    pub ffn: Ffn,
+}
+
+/// Feed-forward part of a block.
+pub enum Ffn {
+    /// One expert that every row uses with weight 1.
+    Dense(DenseFeedForward),
+    /// Routed experts, and possibly one that all rows share.
+    Routed(Routed),
+}
+
+/// Dense weights of a mixture-of-experts layer.
+pub struct Routed {
+    /// MoE layer number, 0-based (the expert cache's key).
+    pub layer: u32,
+    /// Router, `[experts, width]`.
+    pub router: Matrix,
+    /// Selection bias, `[experts]` (DeepSeek-V3).
+    pub bias: Option<Vector>,
+    /// Shared expert.
+    pub shared: Option<DenseFeedForward>,
+    /// Shapes of this layer's routed experts.
+    pub shape: ExpertShape,
+}
+
+impl Blueprint {
+    /// Reads metadata and tensor table of an opened file.
+    ///
+    /// # Errors
+    /// [`LoadError`] naming file, key or tensor.
+    pub fn new(gguf: &Gguf, overrides: &Overrides) -> Result<Blueprint, LoadError> {
+        let mut spec = read_spec(gguf)?;
+        apply_overrides(&mut spec, overrides, gguf)?;
+        let mut dense = DenseStore::new(gguf);
+        let (width, vocab) = (spec.width, spec.vocab);
+        let embedding = dense.matrix_of("token_embd.weight", vocab, width)?;
+        let output_norm = dense.vector_of("output_norm.weight", width)?;
+        let output = match gguf.tensor("output.weight") {
+            Some(_) => dense.matrix_of("output.weight", vocab, width)?,
+            None => embedding,
+        };
+        let rope_factors = dense.optional_vector("rope_freqs.weight", spec.rope.dim / 2)?;
+        let experts = expert_layers(gguf, &spec)?;
+        let blocks = (0..spec.blocks)
+            .map(|index| Assembler { spec: &spec, dense: &mut dense, index }.block(experts.as_ref()))
+            .collect::<Result<Vec<_>, _>>()?;
+        refuse_unused(gguf, &spec, &dense)?;
+        Ok(Blueprint { spec, dense, blocks, experts, embedding, output_norm, output, rope_factors })
+    }
+
+    /// Shape of a block's cache rows.
+    pub fn kv_shape(&self) -> KvShape {
+        match self.spec.attention {
+            AttentionSpec::Gqa { kv_heads, key_dim, value_dim, .. } => {
+                KvShape { heads: kv_heads, key_dim, value_dim }
+            }
+            AttentionSpec::Mla { kv_lora, .. } => {
+                KvShape { heads: 1, key_dim: kv_lora + self.spec.rope.dim, value_dim: 0 }
+            }
+        }
+    }
+
+    /// Bytes of the cache for `context_len` positions.
+    pub fn kv_bytes(&self, context_len: usize) -> u64 {
+        KvCache::bytes(self.kv_shape(), self.spec.blocks, context_len)
+    }
+
+    /// Widest feed-forward row of any layer.
+    pub fn inner_max(&self) -> usize {
+        let of = |ffn: &DenseFeedForward| ffn.gate.rows;
+        let each = |block: &Block| match &block.ffn {
+            Ffn::Dense(ffn) => of(ffn),
+            Ffn::Routed(routed) => routed.shape.gate.rows.max(routed.shared.as_ref().map_or(0, of)),
+        };
+        self.blocks.iter().map(each).max().unwrap_or(0)
+    }
+
+    /// Weight bytes that one decoded token multiplies with: all dense matrices and its experts.
+    pub fn active_bytes_per_token(&self) -> u64 {
+        let used = self.spec.moe.as_ref().map_or(0, |moe| moe.used as u64);
+        let experts = self.experts.as_ref().map_or(0, |layers| layers.cycle_bytes(used));
+        // Of the embedding table a token reads one row; tied, the classifier reads all of it.
+        let table = if self.output == self.embedding { 0 } else { self.dense.bytes_of(&self.embedding) };
+        self.dense.bytes() - table + experts
+    }
+}
+
+/// A tensor of a block that nothing reads would change the text silently (a bias, a norm of a variant
+/// this architecture file does not know): refused by name.
+fn refuse_unused(gguf: &Gguf, spec: &ModelSpec, dense: &DenseStore) -> Result<(), LoadError> {
+    for info in &gguf.tensors {
+        let mut parts = info.name.splitn(3, '.');
+        let (Some("blk"), Some(block), Some(part)) = (parts.next(), parts.next(), parts.next()) else { continue };
+        let is_run = block.parse::<usize>().is_ok_and(|block| block < spec.blocks);
+        let is_expert = part.contains("_exps.") || part.split('.').nth(1).is_some_and(|e| e.parse::<u32>().is_ok());
+        // Old converters wrote the rope frequencies, which follow from the metadata.
+        if is_run && !is_expert && part != "attn_rot_embd.weight" && !dense.is_registered(&info.name) {
+            return Err(LoadError::UnusedTensor { path: gguf.metadata.file().into(), tensor: info.name.clone() });
+        }
+    }
+    Ok(())
+}
+
+fn apply_overrides(spec: &mut ModelSpec, overrides: &Overrides, gguf: &Gguf) -> Result<(), LoadError> {
+    let Some((count, used)) = overrides.expert_groups else { return Ok(()) };
+    let fail = |problem: String| LoadError::Override { path: gguf.metadata.file().into(), problem };
+    let Some(moe) = spec.moe.as_mut() else {
+        return Err(fail("model.expert_groups is set, but the model has no routed experts".into()));
+    };
+    let score = match moe.gating {
+        Gating::Softmax => GroupScore::Best,
+        Gating::Sigmoid => GroupScore::BestTwo,
+    };
+    let groups = GroupSpec { count, used, score };
+    groups.check(moe.experts, moe.used).map_err(|problem| fail(format!("model.expert_groups: {problem}")))?;
+    moe.groups = Some(groups);
+    spec.notices.retain(|line| !line.contains("expert_groups"));
+    Ok(())
+}
+
+/// Assembles block `index`.
+struct Assembler<'a> {
+    spec: &'a ModelSpec,
+    dense: &'a mut DenseStore,
+    index: usize,
+}
+
+impl Assembler<'_> {
+    fn name(&self, part: &str) -> String {
+        format!("blk.{}.{part}", self.index)
+    }
+
+    fn matrix(&mut self, part: &str, rows: usize, cols: usize) -> Result<Matrix, LoadError> {
+        self.dense.matrix_of(&self.name(part), rows, cols)
+    }
+
+    fn vector(&mut self, part: &str, len: usize) -> Result<Vector, LoadError> {
+        self.dense.vector_of(&self.name(part), len)
+    }
+
+    fn optional_vector(&mut self, part: &str, len: usize) -> Result<Option<Vector>, LoadError> {
+        self.dense.optional_vector(&self.name(part), len)
+    }
+
+    fn block(mut self, experts: Option<&ExpertLayers>) -> Result<Block, LoadError> {
+        let width = self.spec.width;
+        let routed = self.spec.moe.filter(|_| self.index >= self.spec.leading_dense);
+        Ok(Block {
+            attention_norm: self.vector("attn_norm.weight", width)?,
+            attention: self.attention()?,
+            ffn_norm: self.vector("ffn_norm.weight", width)?,
+            ffn: match (routed, experts) {
+                (Some(moe), Some(experts)) => Ffn::Routed(self.routed(&moe, experts)?),
+                _ => Ffn::Dense(self.feed_forward("")?),
+            },
+        })
+    }
+
+    fn attention(&mut self) -> Result<Attention, LoadError> {
+        match self.spec.attention {
+            AttentionSpec::Gqa { .. } => self.gqa().map(Attention::Gqa),
+            AttentionSpec::Mla { .. } => self.mla().map(Attention::Mla),
+        }
+    }
+
+    fn gqa(&mut self) -> Result<Gqa, LoadError> {
+        let AttentionSpec::Gqa { heads, kv_heads, key_dim, value_dim, qk_norm } = self.spec.attention else {
+            unreachable!("invariant: called for GQA only")
+        };
+        let width = self.spec.width;
+        Ok(Gqa {
+            spec: self.spec.attention,
+            q: self.matrix("attn_q.weight", heads * key_dim, width)?,
+            k: self.matrix("attn_k.weight", kv_heads * key_dim, width)?,
+            v: self.matrix("attn_v.weight", kv_heads * value_dim, width)?,
+            output: self.matrix("attn_output.weight", width, heads * value_dim)?,
+            bias: [
+                self.optional_vector("attn_q.bias", heads * key_dim)?,
+                self.optional_vector("attn_k.bias", kv_heads * key_dim)?,
+                self.optional_vector("attn_v.bias", kv_heads * value_dim)?,
+                self.optional_vector("attn_output.bias", width)?,
+            ],
+            qk_norm: match qk_norm {
+                true => Some([
+                    self.vector("attn_q_norm.weight", key_dim)?,
+                    self.vector("attn_k_norm.weight", key_dim)?,
+                ]),
+                false => None,
+            },
+            norm_eps: self.spec.norm_eps,
+        })
+    }
+
+    fn mla(&mut self) -> Result<Mla, LoadError> {
+        let AttentionSpec::Mla { heads, kv_lora, nope, value_dim, .. } = self.spec.attention else {
+            unreachable!("invariant: called for MLA only")
+        };
+        let (width, rope_dim) = (self.spec.width, self.spec.rope.dim);
+        let query = self.mla_query(heads * (nope + rope_dim))?;
+        let (k_b, v_b, v_b_rows) = if self.dense.contains(&self.name("attn_k_b.weight")) {
+            let k_b = self.dense.heads_of(&self.name("attn_k_b.weight"), heads, kv_lora, nope)?;
+            let v_b = self.dense.heads_of(&self.name("attn_v_b.weight"), heads, value_dim, kv_lora)?;
+            (k_b, v_b, (0, value_dim))
+        } else {
+            // Older files hold both in one matrix, a head's key rows before its value rows; the key
+            // part is transposed once at load so that it can be applied to the query.
+            let name = self.name("attn_kv_b.weight");
+            let v_b = self.dense.matrix_of(&name, heads * (nope + value_dim), kv_lora)?;
+            let k_b = self.dense.transposed_keys(&v_b, heads, nope)?;
+            (k_b, v_b, (nope, nope + value_dim))
+        };
+        Ok(Mla {
+            spec: self.spec.attention,
+            rope_dim,
+            query,
+            kv_a: self.matrix("attn_kv_a_mqa.weight", kv_lora + rope_dim, width)?,
+            kv_a_norm: self.vector("attn_kv_a_norm.weight", kv_lora)?,
+            k_b,
+            v_b,
+            v_b_rows,
+            output: self.matrix("attn_output.weight", width, heads * value_dim)?,
+            norm_eps: self.spec.norm_eps,
+        })
+    }
+
+    fn mla_query(&mut self, rows: usize) -> Result<MlaQuery, LoadError> {
+        let width = self.spec.width;
+        let AttentionSpec::Mla { q_lora: Some(rank), .. } = self.spec.attention else {
+            return self.matrix("attn_q.weight", rows, width).map(MlaQuery::Direct);
+        };
+        Ok(MlaQuery::LowRank {
+            a: self.matrix("attn_q_a.weight", rank, width)?,
+            norm: self.vector("attn_q_a_norm.weight", rank)?,
+            b: self.matrix("attn_q_b.weight", rows, rank)?,
+        })
+    }
+
+    /// Dense (`suffix` empty) or shared (`_shexp`) expert; its inner width is the gate's own.
+    fn feed_forward(&mut self, suffix: &str) -> Result<DenseFeedForward, LoadError> {
+        let width = self.spec.width;
+        let [gate, up, down] = ["gate", "up", "down"].map(|part| format!("ffn_{part}{suffix}"));
+        let inner = self.dense.rows_of(&self.name(&format!("{gate}.weight")))?;
+        Ok(FeedForward {
+            gate: self.matrix(&format!("{gate}.weight"), inner, width)?,
+            up: self.matrix(&format!("{up}.weight"), inner, width)?,
+            down: self.matrix(&format!("{down}.weight"), width, inner)?,
+            bias: [
+                self.optional_vector(&format!("{gate}.bias"), inner)?,
+                self.optional_vector(&format!("{up}.bias"), inner)?,
+                self.optional_vector(&format!("{down}.bias"), width)?,
+            ],
+        })
+    }
+
+    fn routed(&mut self, moe: &MoeSpec, experts: &ExpertLayers) -> Result<Routed, LoadError> {
+        let layer = self.index - self.spec.leading_dense;
+        let has_shared = self.dense.contains(&self.name("ffn_gate_shexp.weight"));
+        Ok(Routed {
+            layer: layer as u32,
+            router: self.matrix("ffn_gate_inp.weight", moe.experts, self.spec.width)?,
+            bias: self.optional_vector("exp_probs_b.bias", moe.experts)?,
+            shared: if has_shared { Some(self.feed_forward("_shexp")?) } else { None },
+            shape: experts.shapes[layer],
+        })
+    }
+}

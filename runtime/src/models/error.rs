@@ -1,0 +1,63 @@
+//! Why a well-formed GGUF file cannot be run: each way to be wrong has a name.
+
+use std::path::PathBuf;
+
+use drafthorse_offload::{OffloadError, ReadError};
+use thiserror::Error;
+
+use crate::gguf::{BlockType, GgufError};
+use crate::kernels::supported_names;
+
+use super::ARCHITECTURES;
+
+/// A model that cannot be loaded.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "the message of each variant says what its fields are")]
+pub enum LoadError {
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+
+    #[error("{}: architecture \"{}\" is not supported (supported: {})", .path.display(), .name.escape_debug(), architectures())]
+    UnsupportedArchitecture { path: PathBuf, name: String },
+
+    #[error("{}: metadata key {key} is missing", .path.display())]
+    MissingKey { path: PathBuf, key: String },
+
+    #[error("{}: metadata key {key}: {problem}", .path.display())]
+    BadKey { path: PathBuf, key: String, problem: String },
+
+    #[error("{}: tensor {tensor} is missing", .path.display())]
+    MissingTensor { path: PathBuf, tensor: String },
+
+    #[error("{}: tensor {tensor} has shape {got}, the metadata asks for {want}", .path.display())]
+    Shape { path: PathBuf, tensor: String, got: String, want: String },
+
+    #[error("{}: tensor {tensor} is not part of this architecture as it is supported here; without it the text would be wrong", .path.display())]
+    UnusedTensor { path: PathBuf, tensor: String },
+
+    #[error("{}: quant type {} of tensor {tensor} is not supported yet (supported: {})", .path.display(), .block_type.name(), supported_names())]
+    UnsupportedQuant { path: PathBuf, tensor: String, block_type: BlockType },
+
+    #[error("{}: tensor {tensor} starts at offset {offset}, which its quant type {} cannot be read from", .path.display(), .block_type.name())]
+    Misaligned { path: PathBuf, tensor: String, offset: u64, block_type: BlockType },
+
+    #[error("{}: {problem}", .path.display())]
+    Override { path: PathBuf, problem: String },
+
+    #[error("cannot allocate {bytes} bytes for the dense weights: {source}")]
+    Allocation { bytes: u64, source: std::io::Error },
+
+    #[error("reading tensor {tensor}: {source}")]
+    Read { tensor: String, source: ReadError },
+
+    #[error(transparent)]
+    Offload(#[from] OffloadError),
+
+    #[error("cannot start a compute thread: {0}")]
+    Thread(std::io::Error),
+}
+
+fn architectures() -> String {
+    ARCHITECTURES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
+}

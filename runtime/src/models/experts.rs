@@ -1,0 +1,101 @@
+//! Where a model's routed experts lie in its file, and their shapes.
+//!
+//! Owns the mapping from GGUF's two layouts (stacked `ffn_*_exps`, one tensor for all experts of a
+//! layer; or the older `ffn_gate.N`, one tensor an expert) to the extents that `offload` reads.
+
+use drafthorse_offload::{Extent, ExpertIndex, PARTS};
+
+use crate::gguf::{Gguf, TensorInfo};
+use crate::kernels::Format;
+use crate::layers::ExpertShape;
+use crate::weights::{check_matrix, expert_shape};
+
+use super::LoadError;
+use super::spec::{ModelSpec, MoeSpec};
+
+const PART_NAMES: [&str; PARTS] = ["gate", "up", "down"];
+
+/// Extents and shapes of all routed experts.
+pub struct ExpertLayers {
+    /// Extents by (layer, expert).
+    pub index: ExpertIndex,
+    /// Shapes by layer.
+    pub shapes: Vec<ExpertShape>,
+}
+
+impl ExpertLayers {
+    /// Bytes of `used` experts in every layer: what a token reads when nothing is resident.
+    pub fn cycle_bytes(&self, used: u64) -> u64 {
+        self.shapes.iter().map(|shape| shape.bytes() * used).sum()
+    }
+}
+
+/// Finds the experts of every routed block; `None` for a dense model.
+pub fn expert_layers(gguf: &Gguf, spec: &ModelSpec) -> Result<Option<ExpertLayers>, LoadError> {
+    let Some(moe) = spec.moe else { return Ok(None) };
+    let mut extents = Vec::new();
+    let mut shapes = Vec::new();
+    for block in spec.leading_dense..spec.blocks {
+        let finder = Finder { gguf, block, moe: &moe, width: spec.width };
+        let parts = [finder.part(0)?, finder.part(1)?, finder.part(2)?];
+        shapes.push(expert_shape([parts[0].0, parts[1].0, parts[2].0]));
+        extents.push((0..moe.experts).map(|e| [parts[0].1[e], parts[1].1[e], parts[2].1[e]]).collect());
+    }
+    Ok(Some(ExpertLayers { index: ExpertIndex::new(extents)?, shapes }))
+}
+
+/// Finds the experts of one block.
+struct Finder<'a> {
+    gguf: &'a Gguf,
+    block: usize,
+    moe: &'a MoeSpec,
+    width: usize,
+}
+
+impl Finder<'_> {
+    /// Shape and extents of part `part` of every expert.
+    fn part(&self, part: usize) -> Result<((Format, usize, usize), Vec<Extent>), LoadError> {
+        let (rows, cols) = if part == 2 { (self.width, self.moe.width) } else { (self.moe.width, self.width) };
+        let stacked = format!("blk.{}.ffn_{}_exps.weight", self.block, PART_NAMES[part]);
+        if let Some(info) = self.gguf.tensor(&stacked) {
+            let format = check_matrix(self.gguf, info, &[cols, rows, self.moe.experts])?;
+            let each = info.bytes / self.moe.experts as u64;
+            let at = |e: usize| extent(info, e as u64 * each, each);
+            return Ok(((format, rows, cols), (0..self.moe.experts).map(at).collect()));
+        }
+        self.separate(part, rows, cols)
+    }
+
+    fn separate(
+        &self,
+        part: usize,
+        rows: usize,
+        cols: usize,
+    ) -> Result<((Format, usize, usize), Vec<Extent>), LoadError> {
+        let mut first = None;
+        let mut extents = Vec::new();
+        for expert in 0..self.moe.experts {
+            let name = format!("blk.{}.ffn_{}.{expert}.weight", self.block, PART_NAMES[part]);
+            let info = self.gguf.tensor(&name).ok_or_else(|| LoadError::MissingTensor {
+                path: self.gguf.metadata.file().into(),
+                // The stacked name is what current files have.
+                tensor: format!("blk.{}.ffn_{}_exps.weight (or {name})", self.block, PART_NAMES[part]),
+            })?;
+            let format = check_matrix(self.gguf, info, &[cols, rows])?;
+            if *first.get_or_insert(format) != format {
+                return Err(LoadError::UnsupportedQuant {
+                    path: self.gguf.metadata.file().into(),
+                    tensor: format!("{name} (unlike the layer's other experts)"),
+                    block_type: info.block_type,
+                });
+            }
+            extents.push(extent(info, 0, info.bytes));
+        }
+        let format = first.expect("invariant: a mixture has experts");
+        Ok(((format, rows, cols), extents))
+    }
+}
+
+fn extent(info: &TensorInfo, offset: u64, len: u64) -> Extent {
+    Extent { file: info.file, offset: info.offset + offset, len }
+}

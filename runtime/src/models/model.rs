@@ -1,0 +1,330 @@
+//! A loaded model: weights, cache, experts, and the forward pass over them.
+//!
+//! Owns everything one sequence needs and implements [`LanguageModel`], so that the same type is
+//! target or draft. The pass is layer-major: all rows of a window go through a layer together, and
+//! each expert they need is brought in once for all of them.
+
+use std::time::Instant;
+
+use drafthorse_draft::{LanguageModel, LogitRows, ModelError, TokenId};
+use drafthorse_offload::{CacheConfig, CacheStats, ExpertCache, Policy, Reader, Residency};
+use thiserror::Error;
+
+use crate::kernels::{Input, Pool, add_scaled, matmul, rms_norm};
+use crate::kv::KvCache;
+use crate::layers::{MoeLayer, Pass, Rope, RouteSink, Scratch, ScratchPlan, feed_forward, sized};
+
+use super::LoadError;
+use super::assemble::{Block, Blueprint, Ffn};
+
+/// What a pass can fail with.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "the message of each variant says what its fields are")]
+pub enum PassError {
+    #[error("token id {token} is outside the vocabulary of {vocab}")]
+    Token { token: TokenId, vocab: usize },
+    #[error("{rows} more tokens after {len} do not fit the context of {context_len} (model.context)")]
+    Context { rows: usize, len: usize, context_len: usize },
+    #[error(transparent)]
+    Experts(#[from] drafthorse_offload::OffloadError),
+}
+
+/// How a model is to be run.
+pub struct ModelOptions {
+    /// Positions of the cache.
+    pub context_len: usize,
+    /// Most rows of one pass; longer inputs are run in chunks of this.
+    pub rows_max: usize,
+    /// Compute threads.
+    pub threads: usize,
+    /// Name of the threads.
+    pub thread_name: &'static str,
+}
+
+impl ModelOptions {
+    /// Working memory of a pass.
+    pub fn scratch(&self, blueprint: &Blueprint) -> ScratchPlan {
+        let inner = blueprint.inner_max();
+        ScratchPlan::new(&blueprint.spec, self.rows_max, inner, self.context_len, self.threads)
+    }
+}
+
+/// Where a model's time went, in seconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PassTimes {
+    /// Attention, with its norms and projections.
+    pub attention_s: f64,
+    /// Feed-forward layers: router, shared and routed experts, waiting for experts included.
+    pub ffn_s: f64,
+    /// Classifier.
+    pub output_s: f64,
+}
+
+/// A model and one sequence's cache.
+pub struct Model {
+    blueprint: Blueprint,
+    options: ModelOptions,
+    experts: Option<ExpertCache>,
+    rope: Rope,
+    pool: Pool,
+    kv: KvCache,
+    scratch: Scratch,
+    sink: Option<Box<dyn RouteSink + Send>>,
+    times: PassTimes,
+}
+
+impl Model {
+    /// Loads the dense weights through `reader`, which then serves the experts; `slots` is their
+    /// number in memory and `policy` decides which (both unused by a dense model).
+    ///
+    /// # Errors
+    /// [`LoadError`]: a failed or short read, no memory, no thread.
+    pub fn load(
+        mut blueprint: Blueprint,
+        options: ModelOptions,
+        mut reader: Box<dyn Reader>,
+        experts: Option<(usize, Box<dyn Policy>)>,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Model, LoadError> {
+        blueprint.dense.load(reader.as_mut(), progress)?;
+        let factors = blueprint.rope_factors.as_ref().map(|factors| blueprint.dense.vector(factors));
+        let rope = Rope::new(&blueprint.spec.rope, factors);
+        let experts = match (&blueprint.experts, experts) {
+            (Some(layers), Some((slots, policy))) => {
+                Some(ExpertCache::new(CacheConfig { index: layers.index.clone(), slots, policy, reader })?)
+            }
+            _ => None,
+        };
+        Ok(Model {
+            rope,
+            experts,
+            pool: Pool::new(options.threads, options.thread_name).map_err(LoadError::Thread)?,
+            kv: KvCache::new(blueprint.kv_shape(), blueprint.spec.blocks, options.context_len),
+            scratch: options.scratch(&blueprint).allocate(),
+            sink: None,
+            times: PassTimes::default(),
+            blueprint,
+            options,
+        })
+    }
+
+    /// The blueprint it was loaded from.
+    pub fn blueprint(&self) -> &Blueprint {
+        &self.blueprint
+    }
+
+    /// Where routing is reported from now on.
+    pub fn set_route_sink(&mut self, sink: Option<Box<dyn RouteSink + Send>>) {
+        self.sink = sink;
+    }
+
+    /// Counters of the expert cache; `None` for a dense model.
+    pub fn cache_stats(&self) -> Option<CacheStats> {
+        self.experts.as_ref().map(ExpertCache::stats)
+    }
+
+    /// What of the experts is in memory; `None` for a dense model.
+    pub fn residency(&self) -> Option<Residency> {
+        self.experts.as_ref().map(ExpertCache::residency)
+    }
+
+    /// Forgets every resident expert (cold-cache measurements).
+    ///
+    /// # Errors
+    /// A reader that has stopped.
+    pub fn drop_experts(&mut self) -> Result<(), drafthorse_offload::OffloadError> {
+        self.experts.as_mut().map_or(Ok(()), ExpertCache::clear)
+    }
+
+    /// Where the time of all passes went.
+    pub fn times(&self) -> PassTimes {
+        self.times
+    }
+
+    fn check(&self, tokens: &[TokenId]) -> Result<(), PassError> {
+        let vocab = self.blueprint.spec.vocab;
+        if let Some(token) = tokens.iter().find(|token| **token as usize >= vocab) {
+            return Err(PassError::Token { token: *token, vocab });
+        }
+        let (len, context_len) = (self.kv.len(), self.options.context_len);
+        if tokens.len() > context_len - len {
+            return Err(PassError::Context { rows: tokens.len(), len, context_len });
+        }
+        Ok(())
+    }
+
+    /// [`LanguageModel::forward`] with its own error type.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary, a full context, an expert that cannot be read; the cache then
+    /// holds what it held before.
+    pub fn pass(&mut self, tokens: &[TokenId], which: LogitRows, logits: &mut Vec<f32>) -> Result<(), PassError> {
+        let len = self.kv.len();
+        self.check(tokens)?;
+        self.run_chunks(tokens, which, logits).inspect_err(|_| self.kv.truncate(len))
+    }
+
+    fn run_chunks(
+        &mut self,
+        tokens: &[TokenId],
+        which: LogitRows,
+        logits: &mut Vec<f32>,
+    ) -> Result<(), PassError> {
+        logits.clear();
+        let chunks = tokens.chunks(self.options.rows_max);
+        let last = chunks.len().saturating_sub(1);
+        for (index, chunk) in chunks.enumerate() {
+            let rows = match which {
+                LogitRows::All => 0..chunk.len(),
+                LogitRows::Last if index == last => chunk.len() - 1..chunk.len(),
+                _ => 0..0,
+            };
+            self.run_chunk(chunk, rows, logits)?;
+        }
+        Ok(())
+    }
+
+    /// One pass of at most `rows_max` rows; appends the logits of `logit_rows`.
+    fn run_chunk(
+        &mut self,
+        tokens: &[TokenId],
+        logit_rows: std::ops::Range<usize>,
+        logits: &mut Vec<f32>,
+    ) -> Result<(), PassError> {
+        self.embed(tokens);
+        let table = self.rope.table(self.kv.len(), tokens.len());
+        for index in 0..self.blueprint.blocks.len() {
+            let mut pass = Pass {
+                dense: &self.blueprint.dense,
+                pool: &mut self.pool,
+                kv: &mut self.kv,
+                rope: &table,
+                rows: tokens.len(),
+            };
+            let mut step = BlockStep {
+                block: &self.blueprint.blocks[index],
+                width: self.blueprint.spec.width,
+                norm_eps: self.blueprint.spec.norm_eps,
+                scratch: &mut self.scratch,
+                times: &mut self.times,
+            };
+            step.attend(&mut pass, index);
+            let sink = self.sink.as_deref_mut().map(|sink| sink as &mut dyn RouteSink);
+            step.feed_forward(&mut pass, self.blueprint.spec.moe.as_ref(), (self.experts.as_mut(), sink))?;
+        }
+        self.classify(logit_rows, logits);
+        self.kv.commit(tokens.len());
+        Ok(())
+    }
+
+    fn embed(&mut self, tokens: &[TokenId]) {
+        let table = self.blueprint.dense.matrix(&self.blueprint.embedding);
+        let residual = sized(&mut self.scratch.residual, tokens.len() * table.cols);
+        for (row, token) in residual.chunks_mut(table.cols).zip(tokens) {
+            table.format.dequantize(table.row(*token as usize), row);
+        }
+    }
+
+    /// Final norm and classifier of the given rows.
+    fn classify(&mut self, rows: std::ops::Range<usize>, logits: &mut Vec<f32>) {
+        if rows.is_empty() {
+            return;
+        }
+        let started = Instant::now();
+        let width = self.blueprint.spec.width;
+        let dense = &self.blueprint.dense;
+        let norm = dense.vector(&self.blueprint.output_norm);
+        let normed = sized(&mut self.scratch.normed, rows.len() * width);
+        let residual = &self.scratch.residual[rows.start * width..rows.end * width];
+        for (out, row) in normed.chunks_mut(width).zip(residual.chunks(width)) {
+            rms_norm(row, norm, self.blueprint.spec.norm_eps, out);
+        }
+        let start = logits.len();
+        logits.resize(start + rows.len() * self.blueprint.spec.vocab, 0.0);
+        let output = dense.matrix(&self.blueprint.output);
+        matmul(&mut self.pool, output, &Input::new(normed, width), &mut logits[start..]);
+        self.times.output_s += started.elapsed().as_secs_f64();
+    }
+}
+
+/// One block in one pass.
+struct BlockStep<'a> {
+    block: &'a Block,
+    width: usize,
+    norm_eps: f32,
+    scratch: &'a mut Scratch,
+    times: &'a mut PassTimes,
+}
+
+impl BlockStep<'_> {
+    fn attend(&mut self, pass: &mut Pass<'_>, index: usize) {
+        let started = Instant::now();
+        self.norm(pass.dense.vector(&self.block.attention_norm), pass.rows);
+        self.block.attention.forward(pass, index, self.scratch);
+        self.add_branch(pass.rows);
+        self.times.attention_s += started.elapsed().as_secs_f64();
+    }
+
+    fn feed_forward(
+        &mut self,
+        pass: &mut Pass<'_>,
+        moe: Option<&super::MoeSpec>,
+        (experts, sink): (Option<&mut ExpertCache>, Option<&mut dyn RouteSink>),
+    ) -> Result<(), PassError> {
+        let started = Instant::now();
+        self.norm(pass.dense.vector(&self.block.ffn_norm), pass.rows);
+        match (&self.block.ffn, moe, experts) {
+            (Ffn::Routed(weights), Some(spec), Some(experts)) => {
+                MoeLayer { spec, weights, experts }.forward(pass, self.scratch, sink)?;
+            }
+            (Ffn::Dense(expert), ..) => {
+                let expert = expert.resolve(pass.dense);
+                let x = Input::new(&self.scratch.normed[..pass.rows * expert.gate.cols], expert.gate.cols);
+                let out = sized(&mut self.scratch.branch, pass.rows * expert.down.rows);
+                feed_forward(pass.pool, expert, &x, (&mut self.scratch.gate, &mut self.scratch.up), out);
+            }
+            _ => unreachable!("invariant: a model with routed blocks is loaded with an expert cache"),
+        }
+        self.add_branch(pass.rows);
+        self.times.ffn_s += started.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    /// `normed = norm(residual)`.
+    fn norm(&mut self, weight: &[f32], rows: usize) {
+        let width = weight.len();
+        let normed = sized(&mut self.scratch.normed, rows * width);
+        for (out, row) in normed.chunks_mut(width).zip(self.scratch.residual.chunks(width)) {
+            rms_norm(row, weight, self.norm_eps, out);
+        }
+    }
+
+    /// `residual += branch`.
+    fn add_branch(&mut self, rows: usize) {
+        let len = rows * self.width;
+        add_scaled(&self.scratch.branch[..len], 1.0, &mut self.scratch.residual[..len]);
+    }
+}
+
+impl LanguageModel for Model {
+    fn vocab(&self) -> usize {
+        self.blueprint.spec.vocab
+    }
+
+    fn context_len(&self) -> usize {
+        self.options.context_len
+    }
+
+    fn len(&self) -> usize {
+        self.kv.len()
+    }
+
+    fn forward(&mut self, tokens: &[TokenId], which: LogitRows, logits: &mut Vec<f32>) -> Result<(), ModelError> {
+        self.pass(tokens, which, logits).map_err(Into::into)
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.kv.truncate(len);
+    }
+}

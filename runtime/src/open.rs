@@ -1,0 +1,273 @@
+//! From options to a loaded target and drafter: what is read, checked and planned before a token.
+//!
+//! Owns the order of opening (headers, tokenizer, vocabulary check, memory plan, weights) and the
+//! numbers that the memory plan adds up (DESIGN I1). Nothing large is allocated before the plan
+//! holds.
+
+use drafthorse_draft::{Drafter, DrafterKind, DrafterParts};
+use drafthorse_offload::reader::PreadReader;
+use drafthorse_offload::{PolicyConfig, PolicyKind, Reader};
+use drafthorse_scheduler::{DraftLen, MemoryPlan, Needs};
+
+use crate::api::{DraftSource, EngineOptions, Progress};
+use crate::gguf::Gguf;
+use crate::models::{Blueprint, Model, ModelOptions, Overrides};
+use crate::tokenizer::Tokenizer;
+use crate::weights::LOAD_BUFFER_BYTES;
+use crate::{Error, host};
+
+/// Context used when neither the user nor the model asks for less.
+const CONTEXT_DEFAULT: usize = 4096;
+/// Stack and allocator memory a thread touches.
+const THREAD_BYTES: u64 = 256 << 10;
+/// Bytes the sampler works with, per token of the vocabulary and side.
+const SAMPLER_BYTES_PER_TOKEN: u64 = 32;
+/// Metadata keys that make up a vocabulary.
+const TOKENS_KEY: &str = "tokenizer.ggml.tokens";
+const TOKENIZER_KEY: &str = "tokenizer.ggml.model";
+
+/// A model whose header has been read and checked, but not its weights.
+pub struct Opened {
+    gguf_files: Vec<std::path::PathBuf>,
+    blueprint: Blueprint,
+    options: ModelOptions,
+}
+
+/// Everything known before weights are read.
+pub struct Prepared {
+    /// The target.
+    pub target: Opened,
+    /// The draft model, if the drafter is one.
+    pub draft: Option<Opened>,
+    /// The target's tokenizer, where the file has a vocabulary.
+    pub tokenizer: Option<Tokenizer>,
+    /// What fits.
+    pub plan: MemoryPlan,
+    /// Lines the user must see.
+    pub notices: Vec<String>,
+}
+
+impl Opened {
+    /// The model's blueprint.
+    pub fn blueprint(&self) -> &Blueprint {
+        &self.blueprint
+    }
+
+    fn new(gguf: &Gguf, blueprint: Blueprint, options: ModelOptions) -> Opened {
+        Opened { gguf_files: gguf.files.clone(), blueprint, options }
+    }
+
+    fn experts_total(&self) -> usize {
+        self.blueprint.experts.as_ref().map_or(0, |layers| layers.index.experts_total())
+    }
+
+    fn slot_bytes(&self) -> u64 {
+        self.blueprint.experts.as_ref().map_or(0, |layers| layers.index.slot_bytes() as u64)
+    }
+
+    fn kv_bytes(&self) -> u64 {
+        self.blueprint.kv_bytes(self.options.context_len)
+    }
+
+    /// Logits of `rows` rows and the sampler's copies of one.
+    fn logits_bytes(&self, rows: u64) -> u64 {
+        self.blueprint.spec.vocab as u64 * (rows * 4 + SAMPLER_BYTES_PER_TOKEN)
+    }
+
+    fn scratch_bytes(&self, logit_rows: u64) -> u64 {
+        self.options.scratch(&self.blueprint).bytes() + self.logits_bytes(logit_rows)
+    }
+
+    /// Everything the model needs when all its experts are resident.
+    fn resident_bytes(&self) -> u64 {
+        let slots = self.experts_total() as u64 * self.slot_bytes();
+        self.blueprint.dense.bytes() + self.kv_bytes() + self.scratch_bytes(1) + slots
+    }
+
+    /// Reads the weights. `slots` experts are kept in memory.
+    pub fn load(
+        self,
+        slots: usize,
+        (policy, lfu_half_life_rows): (PolicyKind, f64),
+        io_threads: usize,
+        progress: &mut dyn Progress,
+    ) -> Result<Model, Error> {
+        let reader = PreadReader::open(&self.gguf_files, io_threads)?;
+        if let Some(notice) = reader.notice() {
+            progress.notice(notice);
+        }
+        let experts = self.blueprint.experts.as_ref().map(|layers| {
+            let used = self.blueprint.spec.moe.map_or(1, |moe| moe.used as u32);
+            let config = PolicyConfig { lfu_half_life_rows, ..PolicyConfig::new(&layers.index, slots, used) };
+            (slots, policy.build(&config))
+        });
+        progress.begin("loading", self.blueprint.dense.bytes());
+        let model =
+            Model::load(self.blueprint, self.options, Box::new(reader), experts, &mut |bytes| {
+                progress.advance(bytes);
+            })?;
+        progress.end();
+        Ok(model)
+    }
+}
+
+/// Reads headers, checks the pair, and plans memory.
+///
+/// # Errors
+/// A file that is missing, unsound or unsupported; vocabularies that differ; a budget too small.
+pub fn prepare(options: &EngineOptions) -> Result<Prepared, Error> {
+    let gguf = Gguf::open(&options.model)?;
+    let groups = options.expert_groups.map(|groups| (groups.groups, groups.groups_used));
+    let blueprint = Blueprint::new(&gguf, &Overrides { expert_groups: groups })?;
+    let mut notices = blueprint.spec.notices.clone();
+    let context_len = context_len(options, &blueprint, &mut notices);
+    let threads = threads_or_default(options.threads);
+    let target = Opened::new(&gguf, blueprint, model_options(options, context_len, threads, "target"));
+    let draft = match &options.draft {
+        DraftSource::Model(path) => {
+            let draft_gguf = Gguf::open(path)?;
+            let blueprint = Blueprint::new(&draft_gguf, &Overrides::default())?;
+            check_vocabulary((&gguf, &target.blueprint), (&draft_gguf, &blueprint))?;
+            notices.extend(blueprint.spec.notices.iter().map(|line| format!("draft: {line}")));
+            let threads = threads_or_default(options.draft_threads);
+            let model_options = model_options(options, context_len, threads, "draft");
+            Some(Opened::new(&draft_gguf, blueprint, model_options))
+        }
+        DraftSource::None | DraftSource::Ngram => None,
+    };
+    let tokenizer = tokenizer(&gguf)?;
+    notices.extend(tokenizer.iter().flat_map(|tokenizer| tokenizer.notices().iter().cloned()));
+    drop(gguf);
+    let plan = plan(options, &target, draft.as_ref())?;
+    Ok(Prepared { target, draft, tokenizer, plan, notices })
+}
+
+fn model_options(
+    options: &EngineOptions,
+    context_len: usize,
+    threads: usize,
+    thread_name: &'static str,
+) -> ModelOptions {
+    let rows_max = options.prefill_chunk.max(verify_rows(options)).min(context_len);
+    ModelOptions { context_len, rows_max, threads, thread_name }
+}
+
+/// Rows of the widest verification pass.
+fn verify_rows(options: &EngineOptions) -> usize {
+    let longest = match options.draft_len {
+        DraftLen::Auto => options.draft_len_max,
+        DraftLen::Fixed(len) => len,
+    };
+    1 + if options.draft == DraftSource::None { 0 } else { longest }
+}
+
+fn context_len(options: &EngineOptions, blueprint: &Blueprint, notices: &mut Vec<String>) -> usize {
+    let trained = blueprint.spec.context_train;
+    match options.context_len {
+        0 => trained.min(CONTEXT_DEFAULT),
+        asked => {
+            if asked > trained {
+                notices.push(format!("context {asked} is longer than the {trained} the model was trained for"));
+            }
+            asked
+        }
+    }
+}
+
+fn threads_or_default(threads: usize) -> usize {
+    match threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    }
+}
+
+/// A file that names no tokenizer, or names none ("none", "no_vocab"), runs on token ids alone.
+fn tokenizer(gguf: &Gguf) -> Result<Option<Tokenizer>, Error> {
+    match gguf.metadata.str(TOKENIZER_KEY)? {
+        None | Some("none" | "no_vocab") => Ok(None),
+        Some(_) => Ok(Some(Tokenizer::from_metadata(&gguf.metadata, gguf.metadata.file())?)),
+    }
+}
+
+/// Draft and target must agree on every token id (DESIGN, model files).
+fn check_vocabulary(target: (&Gguf, &Blueprint), draft: (&Gguf, &Blueprint)) -> Result<(), Error> {
+    let fail = |difference: String| {
+        Err(Error::Vocabulary {
+            target: target.0.metadata.file().into(),
+            draft: draft.0.metadata.file().into(),
+            difference,
+        })
+    };
+    let (ours, theirs) = (target.1.spec.vocab, draft.1.spec.vocab);
+    if ours != theirs {
+        return fail(format!("it has {theirs} tokens, the target {ours}"));
+    }
+    let of = |gguf: &Gguf| gguf.metadata.strings(TOKENS_KEY).map(|tokens| tokens.cloned());
+    match (of(target.0)?, of(draft.0)?) {
+        (None, None) => Ok(()),
+        (Some(_), None) => fail("it has no token list, the target has one".into()),
+        (None, Some(_)) => fail("it has a token list, the target has none".into()),
+        (Some(ours), Some(theirs)) => {
+            let shown = |token: &[u8]| String::from_utf8_lossy(token).escape_debug().to_string();
+            let differs = ours.iter().zip(theirs.iter()).enumerate().find(|(_, (a, b))| a != b);
+            match differs {
+                Some((id, (a, b))) => {
+                    fail(format!("token {id} is \"{}\", the target's is \"{}\"", shown(b), shown(a)))
+                }
+                None if ours.len() != theirs.len() => {
+                    fail(format!("it lists {} tokens, the target {}", theirs.len(), ours.len()))
+                }
+                None => Ok(()),
+            }
+        }
+    }
+}
+
+fn plan(options: &EngineOptions, target: &Opened, draft: Option<&Opened>) -> Result<MemoryPlan, Error> {
+    let budget = match options.memory_bytes {
+        Some(bytes) => bytes,
+        None => host::default_budget_bytes(options.memory_share).ok_or(Error::UnknownMemory)?,
+    };
+    let experts_total = target.experts_total();
+    let used = target.blueprint.spec.moe.map_or(0, |moe| moe.used);
+    let io_pools = 1 + usize::from(draft.is_some());
+    let threads = target.options.threads + draft.map_or(0, |d| d.options.threads + 1);
+    let threads = (threads + io_pools * options.io_threads) as u64;
+    let needs = Needs {
+        // What the process has needed so far (headers, tokenizer) and what loading needs once.
+        process_bytes: host::peak_rss_bytes() + threads * THREAD_BYTES + LOAD_BUFFER_BYTES,
+        dense_bytes: target.blueprint.dense.bytes(),
+        kv_bytes: target.kv_bytes(),
+        scratch_bytes: target.scratch_bytes(verify_rows(options) as u64),
+        draft_bytes: draft.map_or(0, Opened::resident_bytes),
+        slot_bytes: target.slot_bytes(),
+        slots_min: used,
+        slots_max: experts_total,
+    };
+    Ok(MemoryPlan::fit(&needs, budget, options.slots)?)
+}
+
+/// Builds the drafter that the options ask for.
+///
+/// # Errors
+/// A draft model that cannot be loaded; a thread that cannot be started.
+pub fn drafter(
+    options: &EngineOptions,
+    draft: Option<Opened>,
+    progress: &mut dyn Progress,
+) -> Result<Option<Box<dyn Drafter>>, Error> {
+    let kind = match options.draft {
+        DraftSource::None => return Ok(None),
+        DraftSource::Ngram => DrafterKind::Ngram,
+        DraftSource::Model(_) => DrafterKind::Model,
+    };
+    let model = match draft {
+        None => None,
+        Some(opened) => {
+            let slots = opened.experts_total();
+            let policy = (PolicyKind::Lru, options.policy_half_life_rows);
+            Some(Box::new(opened.load(slots, policy, options.io_threads, progress)?) as Box<_>)
+        }
+    };
+    Ok(Some(kind.build(DrafterParts { model, ngram: options.ngram })?))
+}

@@ -1,0 +1,445 @@
+//! The draft-length controller: how many tokens to draft and to verify, and why not.
+//!
+//! Owns [`Controller`]. `Fixed` obeys; `Auto` maximises expected tokens per second,
+//! (1 + sum of s_j) / T(K) with s_j the share of passes in which drafted token j stands (Cascade,
+//! arXiv 2506.20675, and ALGORITHMS.md H.4). Costs and acceptance are measured from the passes run
+//! anyway; passes run only to measure are paid from an account that grows by a small share of the
+//! time spent, which bounds what drafting can lose where it does not pay. It must not know clocks,
+//! models or drafters.
+
+use crate::estimate::{Calibration, CostCurve, Mean, Survival};
+use crate::{DraftLen, SchedulerError};
+use drafthorse_draft::Draft;
+use drafthorse_offload::Residency;
+
+/// The longest draft any configuration may ask for.
+pub const DRAFT_LEN_LIMIT: usize = 64;
+
+/// Share of the time spent that may go into measuring what is not believed to pay.
+const PROBE_SHARE: f64 = 0.02;
+/// What the account for that holds at the start, in the time of plain passes.
+const PROBE_START_PASSES: f64 = 3.0;
+/// What it holds at most.
+const PROBE_MAX_PASSES: f64 = 16.0;
+/// Passes in one measurement. The first also lets the draft model catch up on the text.
+const PROBE_LEN: usize = 2;
+/// Plain passes before the first measurement.
+const PLAIN_FIRST: u64 = 2;
+/// Passes after which what is not in use (plain passes or drafted ones) is measured again at first.
+/// The gap doubles each time.
+const EARLY_PASSES: u64 = 4;
+/// The longest such gap.
+const STALE_PASSES: u64 = 64;
+/// Drafted passes before the gap grows: fewer say too little to leave drafting off for long.
+const FIRST_LOOK_PASSES: u64 = 8;
+/// Passes in which drafting must earn back what reading up on the text costs.
+const PAYBACK_PASSES: f64 = 16.0;
+/// Before it is measured: the time in which a draft model reads one token, in drafted tokens.
+const READ_SHARE: f64 = 0.15;
+/// A hit rate that moved this much since the last plain pass makes its cost stale early.
+const HIT_RATE_DRIFT: f64 = 0.05;
+/// Gain that drafting must promise in passes that verify something.
+const GAIN_MIN: f64 = 0.03;
+/// Loss it may make in passes in which the drafter abstains.
+const ABSTAIN_LOSS_MAX: f64 = 0.005;
+/// How many samples the past is worth when drafting is measured again after having been off.
+const RETRY_WEIGHT: f64 = 8.0;
+
+/// Settings of the controller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ControllerConfig {
+    /// `auto` or a number.
+    pub mode: DraftLen,
+    /// The longest draft `auto` may plan; at most [`DRAFT_LEN_LIMIT`].
+    pub draft_len_max: usize,
+}
+
+/// What to do in the next pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// How many tokens to draft; 0 is a plain pass.
+    pub draft_len: usize,
+}
+
+/// What one pass took and gave, measured by the engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepOutcome {
+    /// Drafted tokens that were verified: what [`Controller::keep`] left.
+    pub draft_len: usize,
+    /// How many of them stood.
+    pub accepted: usize,
+    /// Seconds spent drafting.
+    pub draft_s: f64,
+    /// Seconds of the target's pass, waiting for experts included.
+    pub verify_s: f64,
+    /// Of these, seconds spent waiting for experts.
+    pub stall_s: f64,
+    /// Experts that were not resident when asked for.
+    pub misses: u64,
+}
+
+/// Decides the draft length from what passes cost and yield. One per loaded model: costs carry over
+/// from one generation to the next.
+#[derive(Clone, Debug)]
+pub struct Controller {
+    config: ControllerConfig,
+    passes: u64,
+    planned: usize,
+    probe: Option<Probe>,
+    kept: Vec<f32>, // confidence of the tokens being verified
+    verify_s: CostCurve,
+    draft_s: CostCurve,
+    catch_up_s: Option<Mean>, // extra drafting time for each pass before it without a draft
+    survival: Survival,
+    calibration: Calibration,
+    plain: PassMean,
+    drafted: PassMean,
+    planned_max: usize, // longest draft planned so far
+    last_drafted: u64,
+    drafted_passes: u64,
+    account_s: f64,
+    last_probe: u64, // pass number
+    last_plain: u64,
+    plain_patience: u64,
+    off_patience: u64,
+    hit_rate: f64,
+    hit_rate_plain: f64,
+}
+
+/// A measurement under way.
+#[derive(Clone, Copy, Debug)]
+struct Probe {
+    draft_len: usize,
+    passes_left: usize,
+    /// Tokens per second of the plan it stands in for.
+    reference: f64,
+}
+
+/// What a kind of pass loads and waits for.
+#[derive(Clone, Copy, Debug)]
+struct PassMean {
+    stall_share: Mean,
+    misses: Mean,
+}
+
+impl Controller {
+    /// A controller that has measured nothing yet, for a configuration that has passed
+    /// [`ControllerConfig::validate`].
+    pub fn new(config: ControllerConfig) -> Self {
+        let width_max = config.draft_len_max.min(DRAFT_LEN_LIMIT);
+        Controller {
+            config: ControllerConfig { draft_len_max: width_max, ..config },
+            passes: 0,
+            planned: 0,
+            probe: None,
+            kept: Vec::with_capacity(width_max),
+            verify_s: CostCurve::new(width_max),
+            draft_s: CostCurve::through_zero(width_max),
+            catch_up_s: None,
+            survival: Survival::new(),
+            calibration: Calibration::new(),
+            plain: PassMean::new(),
+            drafted: PassMean::new(),
+            planned_max: 0,
+            last_drafted: 0,
+            drafted_passes: 0,
+            account_s: 0.0,
+            last_probe: 0,
+            last_plain: 0,
+            plain_patience: EARLY_PASSES,
+            off_patience: EARLY_PASSES,
+            hit_rate: 0.0,
+            hit_rate_plain: 0.0,
+        }
+    }
+
+    /// The plan for the next pass. `residency` is the expert cache as it stands.
+    pub fn plan(&mut self, residency: &Residency) -> Plan {
+        self.hit_rate = residency.hit_rate_recent;
+        self.kept.clear();
+        self.planned = match self.config.mode {
+            DraftLen::Fixed(draft_len) => draft_len,
+            DraftLen::Auto => self.auto(),
+        };
+        Plan { draft_len: self.planned }
+    }
+
+    /// How many of the drafted tokens are worth verifying: those whose chance to stand is worth more
+    /// than the time they add. `Fixed`, and passes that measure, keep all.
+    pub fn keep(&mut self, draft: &Draft) -> usize {
+        let measuring = self.probe.is_some() || self.config.mode != DraftLen::Auto;
+        let kept = if measuring { draft.tokens.len() } else { self.worth_verifying(&draft.confidence) };
+        self.kept.clear();
+        self.kept.extend(draft.confidence.iter().take(kept));
+        kept
+    }
+
+    /// Learns from the pass that the last plan led to. Times and lengths that cannot be teach nothing.
+    pub fn observe(&mut self, outcome: &StepOutcome) {
+        let valid = |seconds: f64| seconds.is_finite() && seconds >= 0.0;
+        let times_valid = valid(outcome.draft_s) && valid(outcome.verify_s) && outcome.verify_s > 0.0;
+        let lengths_valid = outcome.accepted <= outcome.draft_len && outcome.draft_len <= self.planned;
+        if self.config.mode != DraftLen::Auto || !times_valid || !lengths_valid {
+            return;
+        }
+        self.passes += 1;
+        self.learn_costs(outcome);
+        self.learn_acceptance(outcome);
+        self.settle(outcome);
+    }
+
+    /// One line on why drafting is off at the moment; `None` while it is on or still being measured.
+    pub fn off_reason(&self) -> Option<String> {
+        match self.config.mode {
+            DraftLen::Fixed(0) => return Some("the draft length is set to 0".into()),
+            DraftLen::Fixed(_) => return None,
+            DraftLen::Auto if self.config.draft_len_max == 0 => return Some("draft_len_max is 0".into()),
+            DraftLen::Auto => {}
+        }
+        if self.planned_max == 0 || self.best().0 > 0 {
+            return None;
+        }
+        self.explain()
+    }
+
+    fn explain(&self) -> Option<String> {
+        let draft_len = self.most_promising(|c, k| c.rate(k));
+        let (cost, plain) = (self.seconds(draft_len)?, self.seconds(0)?);
+        let mut reason = format!(
+            "a pass that drafts {draft_len} takes {:.2}x the time of a plain one and yields {:.2}x the tokens, short \
+             of a gain of {:.0} %",
+            cost / plain,
+            self.survival.tokens(draft_len),
+            100.0 * GAIN_MIN,
+        );
+        let (drafted, plain) = (&self.drafted, &self.plain);
+        if drafted.misses.value() > 0.0 {
+            reason += &format!(
+                "; it loads {:.1} experts and waits for them {:.0} % of the time, a plain one {:.1} and {:.0} %",
+                drafted.misses.value(),
+                100.0 * drafted.stall_share.value(),
+                plain.misses.value(),
+                100.0 * plain.stall_share.value(),
+            );
+        }
+        Some(reason)
+    }
+
+    fn auto(&mut self) -> usize {
+        if self.config.draft_len_max == 0 || self.passes < PLAIN_FIRST {
+            return 0;
+        }
+        if let Some(probe) = self.probe {
+            return probe.draft_len;
+        }
+        let (best, reference) = self.best();
+        let Some(draft_len) = self.worth_measuring(best, reference) else {
+            return if self.catch_up_pays(best, reference) { best } else { 0 };
+        };
+        if draft_len > 0 && best == 0 {
+            if self.off_patience == STALE_PASSES {
+                self.survival.loosen(RETRY_WEIGHT);
+                self.calibration.loosen(RETRY_WEIGHT);
+            }
+            if self.drafted_passes >= FIRST_LOOK_PASSES {
+                self.off_patience = (2 * self.off_patience).min(STALE_PASSES);
+            }
+        }
+        let passes_left = if draft_len == 0 { 1 } else { PROBE_LEN };
+        self.probe = Some(Probe { draft_len, passes_left, reference });
+        draft_len
+    }
+
+    /// The plan with the most tokens per second among those tried, and its rate. Off unless drafting
+    /// promises [`GAIN_MIN`] in the passes that verify something.
+    fn best(&self) -> (usize, f64) {
+        let off = (0, self.rate(0));
+        let rates = (1..=self.planned_max).map(|draft_len| (draft_len, self.rate(draft_len)));
+        let best = rates.fold(off, |best, next| if next.1 > best.1 { next } else { best });
+        // A drafter that abstains ties with off, and has to run to find its openings.
+        let best = if best.0 == 0 && self.planned_max > 0 { (1, self.rate(1)) } else { best };
+        let needed = 1.0 + GAIN_MIN * self.survival.offered(1) - ABSTAIN_LOSS_MAX;
+        if best.0 > 0 && best.1 >= off.1 * needed { best } else { off }
+    }
+
+    /// A draft length whose measurement is due and can be paid for.
+    fn worth_measuring(&self, best: usize, reference: f64) -> Option<usize> {
+        if best > 0 && self.plain_is_stale() {
+            return Some(0);
+        }
+        if self.planned_max == 0 {
+            return Some(1);
+        }
+        let hopeful = self.most_promising(|c, k| c.rate_at_best(k));
+        let draft_len = if best == 0 { hopeful } else { (2 * best).min(self.config.draft_len_max) };
+        let since = self.passes - self.last_probe;
+        let untried = draft_len > self.planned_max && self.rate_at_best(draft_len) > reference;
+        let due = untried || since >= if best == 0 { self.off_patience } else { STALE_PASSES };
+        (draft_len != best && due && self.price(draft_len, reference) <= self.account_s).then_some(draft_len)
+    }
+
+    /// The longer drafting runs, the less often the plain pass it is compared with is measured, from
+    /// every 4 to every [`STALE_PASSES`] passes.
+    fn plain_is_stale(&self) -> bool {
+        let since = self.passes - self.last_plain;
+        let drifted = (self.hit_rate - self.hit_rate_plain).abs() > HIT_RATE_DRIFT;
+        since >= self.plain_patience || (drifted && since >= EARLY_PASSES)
+    }
+
+    /// The draft length with the best `rate` among 1, 2, 4, ... up to twice the longest tried.
+    fn most_promising(&self, rate: impl Fn(&Controller, usize) -> f64) -> usize {
+        let max = self.config.draft_len_max.min(2 * self.planned_max);
+        let ladder = std::iter::successors(Some(1), |k| Some(2 * k)).take_while(|k| *k < max);
+        ladder.chain([max]).map(|k| (k, rate(self, k))).fold((1, 0.0), |a, b| if b.1 > a.1 { b } else { a }).0
+    }
+
+    /// Expected seconds of a pass planned with `draft_len`, drafting included.
+    fn seconds(&self, draft_len: usize) -> Option<f64> {
+        let verify = self.survival.over_widths(draft_len, |width| self.verify_s.expect(width))?;
+        Some(verify + self.draft_s.expect(draft_len)?)
+    }
+
+    /// Expected tokens per second; 0 before anything is measured.
+    fn rate(&self, draft_len: usize) -> f64 {
+        self.seconds(draft_len).map_or(0.0, |seconds| self.survival.tokens(draft_len) / seconds)
+    }
+
+    /// Tokens per second if widths never tried cost no more than the widest one tried.
+    fn rate_at_best(&self, draft_len: usize) -> f64 {
+        let verify = self.survival.over_widths(draft_len, |width| self.verify_s.at_least(width));
+        let seconds = verify.and_then(|verify| Some(verify + self.draft_s.at_least(draft_len)?));
+        seconds.map_or(0.0, |seconds| self.survival.tokens(draft_len) / seconds)
+    }
+
+    /// Seconds that measuring `draft_len` is expected to lose against running at `reference`.
+    fn price(&self, draft_len: usize, reference: f64) -> f64 {
+        let Some(seconds) = self.seconds(draft_len) else { return f64::INFINITY };
+        let at_best = self.survival.tokens(draft_len) / self.rate_at_best(draft_len);
+        let pass = (0.5 * (seconds + at_best) - self.survival.tokens(draft_len) / reference).max(0.0);
+        PROBE_LEN as f64 * pass + self.catch_up()
+    }
+
+    /// Whether what `draft_len` gains over off in the near future is worth reading up on the text.
+    fn catch_up_pays(&self, draft_len: usize, rate: f64) -> bool {
+        let plain_s = 1.0 / self.rate(0);
+        let gain_s = self.survival.tokens(draft_len) * (plain_s - 1.0 / rate);
+        self.catch_up() <= PAYBACK_PASSES * gain_s.max(ABSTAIN_LOSS_MAX * plain_s)
+    }
+
+    /// Seconds the draft model needs to read what was written without it.
+    fn catch_up(&self) -> f64 {
+        let unread = (self.passes - self.last_drafted) as f64;
+        let guess = || READ_SHARE * self.draft_s.expect(1).unwrap_or(0.0);
+        unread * self.catch_up_s.map_or_else(guess, |mean| mean.value())
+    }
+
+    /// The prefix that maximises (expected tokens) - (seconds added) x (tokens per second we get anyway).
+    fn worth_verifying(&self, confidence: &[f32]) -> usize {
+        let rate = self.best().1;
+        let plain = self.verify_s.expect(0).unwrap_or(0.0);
+        let (mut stands, mut tokens, mut best) = (1.0, 0.0, (0, 0.0));
+        for (i, &confidence) in confidence.iter().enumerate().take(self.planned) {
+            stands *= self.calibration.acceptance(confidence);
+            tokens += stands;
+            let added = self.verify_s.expect(i + 1).unwrap_or(plain) - plain;
+            let gain = tokens - added * rate;
+            best = if gain > best.1 { (i + 1, gain) } else { best };
+        }
+        best.0
+    }
+
+    fn learn_costs(&mut self, outcome: &StepOutcome) {
+        self.verify_s.add(outcome.draft_len, outcome.verify_s);
+        if outcome.draft_len == 0 {
+            self.plain.add(outcome);
+        } else {
+            self.drafted.add(outcome);
+        }
+        if self.planned == 0 {
+            return;
+        }
+        let first_ever = self.planned_max == 0;
+        let unread = self.passes - 1 - self.last_drafted;
+        if unread == 0 || first_ever {
+            self.draft_s.add(self.planned, outcome.draft_s);
+        } else {
+            let extra = (outcome.draft_s - self.draft_s.expect(self.planned).unwrap_or(0.0)).max(0.0);
+            self.account_s -= extra;
+            let each = extra / unread as f64;
+            self.catch_up_s.get_or_insert(Mean::prior(each, 1.0)).add(each, 4.0);
+        }
+        self.last_drafted = self.passes;
+        self.drafted_passes += 1;
+        self.planned_max = self.planned_max.max(self.planned);
+    }
+
+    fn learn_acceptance(&mut self, outcome: &StepOutcome) {
+        self.survival.add(self.planned, outcome.draft_len, outcome.accepted);
+        for (i, &confidence) in self.kept.iter().enumerate().take(outcome.draft_len.min(outcome.accepted + 1))
+        {
+            self.calibration.add(confidence, i < outcome.accepted);
+        }
+    }
+
+    /// Books the pass and ends a measurement that has run its passes.
+    fn settle(&mut self, outcome: &StepOutcome) {
+        let plain_s = self.verify_s.expect(0).unwrap_or(outcome.verify_s);
+        let spent = outcome.draft_s + outcome.verify_s;
+        if self.passes == PLAIN_FIRST {
+            self.account_s = PROBE_START_PASSES * plain_s;
+        }
+        self.account_s = (self.account_s + PROBE_SHARE * spent).min(PROBE_MAX_PASSES * plain_s);
+        if outcome.draft_len == 0 {
+            self.settle_plain();
+        }
+        let Some(probe) = &mut self.probe else { return };
+        if probe.draft_len > 0 {
+            let drafting = self.draft_s.expect(self.planned).unwrap_or(0.0).min(outcome.draft_s);
+            self.account_s -=
+                (outcome.verify_s + drafting - (1 + outcome.accepted) as f64 / probe.reference).max(0.0);
+            self.last_probe = self.passes;
+        }
+        probe.passes_left -= 1;
+        if probe.passes_left == 0 {
+            self.probe = None;
+        }
+    }
+
+    fn settle_plain(&mut self) {
+        self.last_plain = self.passes;
+        self.hit_rate_plain = self.hit_rate;
+        if self.planned == 0 && self.probe.is_some() {
+            self.plain_patience = (2 * self.plain_patience).min(STALE_PASSES);
+        }
+    }
+}
+
+impl PassMean {
+    const MEMORY: f64 = 32.0;
+
+    fn new() -> PassMean {
+        PassMean { stall_share: Mean::prior(0.0, 0.0), misses: Mean::prior(0.0, 0.0) }
+    }
+
+    fn add(&mut self, outcome: &StepOutcome) {
+        self.stall_share.add((outcome.stall_s / outcome.verify_s).clamp(0.0, 1.0), PassMean::MEMORY);
+        self.misses.add(outcome.misses as f64, PassMean::MEMORY);
+    }
+}
+
+impl ControllerConfig {
+    /// Checks the lengths against their limits.
+    ///
+    /// # Errors
+    /// [`SchedulerError::Setting`] names the field.
+    pub fn validate(&self) -> Result<(), SchedulerError> {
+        let limits = format!("at most {DRAFT_LEN_LIMIT}");
+        let check = |field, value: usize| match value <= DRAFT_LEN_LIMIT {
+            true => Ok(()),
+            false => Err(SchedulerError::Setting { field, value: value.to_string(), limits: limits.clone() }),
+        };
+        check("draft_len_max", self.draft_len_max)?;
+        check("draft_len", if let DraftLen::Fixed(draft_len) = self.mode { draft_len } else { 0 })
+    }
+}

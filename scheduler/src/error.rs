@@ -1,0 +1,24 @@
+//! The errors of this crate.
+//!
+//! Owns [`SchedulerError`]: refused budgets and settings outside their limits.
+
+use crate::BudgetError;
+
+/// What the scheduler refuses.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SchedulerError {
+    /// The memory budget cannot be planned.
+    #[error(transparent)]
+    Budget(#[from] BudgetError),
+    /// A setting lies outside its limits.
+    #[error("{field} = {value}: must be {limits}")]
+    Setting {
+        /// The setting's name as users write it.
+        field: &'static str,
+        /// The value given.
+        value: String,
+        /// The values allowed, in words.
+        limits: String,
+    },
+}

@@ -1,0 +1,296 @@
+//! What the controller has measured: means that forget, cost by width, acceptance by position.
+//!
+//! Owns the estimators and how they answer for widths that were never tried. It must not know plans
+//! or when to measure. Costs are seconds; a width is the number of drafted tokens in a pass.
+
+/// A mean in which a sample's weight fades: an average of the first `memory` samples, exponential after.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mean {
+    value: f64,
+    weight: f64,
+}
+
+impl Mean {
+    /// A mean that starts at `value` as if `weight` samples had said so.
+    pub(crate) fn prior(value: f64, weight: f64) -> Mean {
+        Mean { value, weight }
+    }
+
+    pub(crate) fn value(&self) -> f64 {
+        self.value
+    }
+
+    pub(crate) fn add(&mut self, sample: f64, memory: f64) {
+        self.weight = (self.weight + 1.0).min(memory);
+        self.value += (sample - self.value) / self.weight;
+    }
+
+    /// Trusts the past as little as `weight` samples, so that new ones are believed soon.
+    pub(crate) fn loosen(&mut self, weight: f64) {
+        self.weight = self.weight.min(weight);
+    }
+}
+
+/// Seconds by width, interpolated between the widths measured.
+#[derive(Clone, Debug)]
+pub(crate) struct CostCurve {
+    at: Vec<Option<Mean>>,
+}
+
+impl CostCurve {
+    const MEMORY: f64 = 16.0;
+    /// One stalled pass counts at most this many times what is expected, so it decides nothing alone.
+    const CLIP: f64 = 3.0;
+
+    /// A curve for widths 0 to `width_max` with nothing measured.
+    pub(crate) fn new(width_max: usize) -> CostCurve {
+        CostCurve { at: vec![None; width_max + 1] }
+    }
+
+    /// A curve that is known to be 0 at width 0.
+    pub(crate) fn through_zero(width_max: usize) -> CostCurve {
+        let mut curve = CostCurve::new(width_max);
+        curve.at[0] = Some(Mean::prior(0.0, CostCurve::MEMORY));
+        curve
+    }
+
+    /// A first sample more than twice the second is dropped: the first pass of a kind also warms
+    /// caches, and one outlier would otherwise condemn the width.
+    pub(crate) fn add(&mut self, width: usize, seconds: f64) {
+        match &mut self.at[width] {
+            Some(mean) if mean.weight == 1.0 && mean.value > 2.0 * seconds => {
+                *mean = Mean::prior(seconds, 2.0)
+            }
+            Some(mean) => mean.add(seconds.min(CostCurve::CLIP * mean.value), CostCurve::MEMORY),
+            none => *none = Some(Mean::prior(seconds, 1.0)),
+        }
+    }
+
+    /// The expected seconds at `width`: measured, or on the line between its measured neighbours, or
+    /// beyond the widest one on the line through it from the narrowest. `None` with nothing measured.
+    pub(crate) fn expect(&self, width: usize) -> Option<f64> {
+        let (below, above) = (self.measured_below(width), self.measured_above(width));
+        match (below, above) {
+            (Some(a), Some(b)) => Some(line(a, b, width)),
+            (Some(a), None) => self.measured_above(0).map(|first| line(first, a, width).max(a.1)),
+            (None, Some(b)) => Some(b.1),
+            (None, None) => None,
+        }
+    }
+
+    /// The least that `width` can cost if wider is never cheaper.
+    pub(crate) fn at_least(&self, width: usize) -> Option<f64> {
+        self.measured_below(width).map(|(_, seconds)| seconds)
+    }
+
+    fn measured_below(&self, width: usize) -> Option<(usize, f64)> {
+        (0..=width).rev().find_map(|n| self.at[n].map(|mean| (n, mean.value)))
+    }
+
+    fn measured_above(&self, width: usize) -> Option<(usize, f64)> {
+        (width..self.at.len()).find_map(|n| self.at[n].map(|mean| (n, mean.value)))
+    }
+}
+
+fn line(a: (usize, f64), b: (usize, f64), width: usize) -> f64 {
+    if a.0 == b.0 {
+        return a.1;
+    }
+    let share = (width as f64 - a.0 as f64) / (b.0 as f64 - a.0 as f64);
+    a.1 + share * (b.1 - a.1)
+}
+
+/// By position in the draft: how often a token is there to be verified, and how often it stands.
+/// Both are shares of the passes planned that long, so a drafter that abstains is counted as is.
+#[derive(Clone, Debug)]
+pub(crate) struct Survival {
+    offered: Vec<Mean>,
+    accepted: Vec<Mean>,
+}
+
+impl Survival {
+    const MEMORY: f64 = 48.0;
+    /// What is believed before anything is measured, and for how many samples.
+    const PRIOR_ACCEPTANCE: f64 = 0.7;
+    const PRIOR_WEIGHT: f64 = 2.0;
+
+    pub(crate) fn new() -> Survival {
+        Survival { offered: Vec::new(), accepted: Vec::new() }
+    }
+
+    /// Counts a pass planned with `planned` drafted tokens that verified `width` and accepted `accepted`.
+    pub(crate) fn add(&mut self, planned: usize, width: usize, accepted: usize) {
+        while self.accepted.len() < planned {
+            let next = self.accepted.len() + 1;
+            let (offered, stands) = (self.offered(next), self.accepted(next));
+            self.offered.push(Mean::prior(offered, Survival::PRIOR_WEIGHT));
+            self.accepted.push(Mean::prior(stands, Survival::PRIOR_WEIGHT));
+        }
+        for position in 1..=planned {
+            self.offered[position - 1].add(f64::from(position <= width), Survival::MEMORY);
+            self.accepted[position - 1].add(f64::from(position <= accepted), Survival::MEMORY);
+        }
+    }
+
+    /// Believes the next few passes more than the old ones.
+    pub(crate) fn loosen(&mut self, weight: f64) {
+        self.offered.iter_mut().chain(&mut self.accepted).for_each(|mean| mean.loosen(weight));
+    }
+
+    /// Tokens that a pass planned with `draft_len` drafted ones is expected to yield.
+    pub(crate) fn tokens(&self, draft_len: usize) -> f64 {
+        1.0 + (1..=draft_len).map(|position| self.accepted(position)).sum::<f64>()
+    }
+
+    /// Mean of `cost(width)` over the widths that a pass planned with `draft_len` comes to.
+    pub(crate) fn over_widths(&self, draft_len: usize, cost: impl Fn(usize) -> Option<f64>) -> Option<f64> {
+        let mut total = 0.0;
+        let mut at_least = 1.0;
+        for width in 0..=draft_len {
+            let wider = if width == draft_len { 0.0 } else { self.offered(width + 1).min(at_least) };
+            total += (at_least - wider) * cost(width)?;
+            at_least = wider;
+        }
+        Some(total)
+    }
+
+    /// Share of the passes planned that long in which the `position`-th drafted token (from 1) is there.
+    pub(crate) fn offered(&self, position: usize) -> f64 {
+        reach(&self.offered, position, 1.0, 1.0)
+    }
+
+    /// Share in which it stands.
+    pub(crate) fn accepted(&self, position: usize) -> f64 {
+        let start = if self.accepted.is_empty() { 1.0 } else { self.offered[0].value };
+        reach(&self.accepted, position, start, Survival::PRIOR_ACCEPTANCE)
+    }
+}
+
+/// The share at `position`, from 1. Beyond the last position measured, each step keeps the part that
+/// the last measured step kept (of `start`, if that is the first one); with nothing measured, `prior`.
+fn reach(shares: &[Mean], position: usize, start: f64, prior: f64) -> f64 {
+    if let Some(mean) = shares.get(position - 1) {
+        return mean.value;
+    }
+    let Some(last) = shares.last() else { return start * prior.powi(position as i32) };
+    let before = shares.len().checked_sub(2).map_or(start, |i| shares[i].value);
+    let step = if before > 0.0 { (last.value / before).min(1.0) } else { 0.0 };
+    last.value * step.powi((position - shares.len()) as i32)
+}
+
+/// Acceptance by the drafter's own confidence: what a confidence is worth, learned per tenth.
+#[derive(Clone, Debug)]
+pub(crate) struct Calibration {
+    bins: [Mean; Calibration::BINS],
+}
+
+impl Calibration {
+    const BINS: usize = 10;
+    const MEMORY: f64 = 64.0;
+
+    pub(crate) fn new() -> Calibration {
+        let mean = Mean::prior(Survival::PRIOR_ACCEPTANCE, Survival::PRIOR_WEIGHT);
+        Calibration { bins: [mean; Calibration::BINS] }
+    }
+
+    /// Counts a drafted token that was reached by verification: every one before it stood.
+    pub(crate) fn add(&mut self, confidence: f32, stood: bool) {
+        self.bins[Calibration::bin(confidence)].add(f64::from(stood), Calibration::MEMORY);
+    }
+
+    /// The chance that a token of this confidence stands, given that all before it do.
+    pub(crate) fn acceptance(&self, confidence: f32) -> f64 {
+        self.bins[Calibration::bin(confidence)].value
+    }
+
+    /// Believes the next few tokens more than the old ones.
+    pub(crate) fn loosen(&mut self, weight: f64) {
+        self.bins.iter_mut().for_each(|mean| mean.loosen(weight));
+    }
+
+    fn bin(confidence: f32) -> usize {
+        ((confidence * Calibration::BINS as f32) as usize).min(Calibration::BINS - 1) // NaN is bin 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn curve(points: &[(usize, f64)]) -> CostCurve {
+        let mut curve = CostCurve::new(8);
+        points.iter().for_each(|&(width, seconds)| curve.add(width, seconds));
+        curve
+    }
+
+    #[test]
+    fn a_mean_averages_first_and_forgets_later() {
+        let mut mean = Mean::prior(1.0, 1.0);
+        mean.add(3.0, 4.0);
+        assert_eq!(mean.value(), 2.0);
+        (0..100).for_each(|_| mean.add(10.0, 4.0));
+        assert!((mean.value() - 10.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn costs_between_and_beyond_the_measured_widths_lie_on_lines() {
+        let curve = curve(&[(0, 1.0), (2, 2.0), (4, 2.2)]);
+        assert_eq!((curve.expect(1), curve.expect(4)), (Some(1.5), Some(2.2)));
+        assert!((curve.expect(8).expect("measured") - 3.4).abs() < 1e-12);
+        assert_eq!((curve.at_least(3), curve.at_least(8)), (Some(2.0), Some(2.2)));
+    }
+
+    #[test]
+    fn a_width_that_seems_cheaper_makes_no_wider_one_cheap() {
+        assert_eq!(curve(&[(0, 1.0), (1, 0.9)]).expect(8), Some(0.9));
+    }
+
+    #[test]
+    fn one_outlier_neither_starts_nor_shifts_a_cost() {
+        let mut curve = curve(&[(0, 50.0), (0, 1.0), (0, 1.0)]);
+        assert_eq!(curve.expect(0), Some(1.0));
+        curve.add(0, 1000.0);
+        assert!(curve.expect(0) <= Some(1.5));
+    }
+
+    #[test]
+    fn an_unmeasured_curve_says_so() {
+        assert_eq!((CostCurve::new(4).expect(2), CostCurve::new(4).at_least(2)), (None, None));
+        assert_eq!(CostCurve::through_zero(4).expect(0), Some(0.0));
+    }
+
+    #[test]
+    fn survival_is_a_share_of_the_passes_planned_that_long() {
+        let mut survival = Survival::new();
+        for i in 0..400 {
+            let width = if i % 2 == 0 { 2 } else { 0 }; // abstains every other time
+            survival.add(2, width, width.min(1));
+        }
+        assert!((survival.offered(1) - 0.5).abs() < 0.02 && (survival.offered(2) - 0.5).abs() < 0.02);
+        assert!((survival.accepted(1) - 0.5).abs() < 0.02 && survival.accepted(2) < 1e-3);
+        assert!((survival.tokens(2) - 1.5).abs() < 0.03);
+        let cost = survival.over_widths(2, |width| Some([1.0, 9.0, 3.0][width])).expect("known");
+        assert!((cost - 2.0).abs() < 0.05, "{cost}");
+    }
+
+    #[test]
+    fn positions_never_tried_follow_the_last_step_measured() {
+        let mut survival = Survival::new();
+        assert!((survival.accepted(2) - 0.49).abs() < 1e-12);
+        (0..500).for_each(|_| survival.add(2, 2, 2));
+        assert!(survival.accepted(8) > 0.999);
+    }
+
+    #[test]
+    fn confidence_is_worth_what_it_proved_to_be_worth() {
+        let mut calibration = Calibration::new();
+        (0..200).for_each(|i| {
+            calibration.add(0.95, i % 4 == 0);
+            calibration.add(0.15, true);
+        });
+        assert!((calibration.acceptance(0.99) - 0.25).abs() < 0.05);
+        assert!(calibration.acceptance(0.11) > 0.95);
+        assert_eq!(Calibration::bin(1.0), 9);
+        assert_eq!((Calibration::bin(f32::NAN), Calibration::bin(-1.0), Calibration::bin(7.0)), (0, 0, 9));
+    }
+}

@@ -1,0 +1,172 @@
+//! State to plan: what a given history of passes leads to.
+
+use drafthorse_draft::Draft;
+use drafthorse_offload::Residency;
+use drafthorse_scheduler::{Controller, ControllerConfig, DraftLen, SchedulerError, StepOutcome};
+
+fn controller(mode: DraftLen) -> Controller {
+    Controller::new(ControllerConfig { mode, draft_len_max: 8 })
+}
+
+fn residency(hit_rate_recent: f64) -> Residency {
+    Residency { slots: 10, resident: 10, experts_total: 100, hit_rate_recent }
+}
+
+fn draft(confidence: &[f32]) -> Draft {
+    Draft { tokens: vec![1; confidence.len()], confidence: confidence.to_vec() }
+}
+
+/// Runs `passes` in which a pass over n drafted tokens costs `verify(n)` seconds and the first `stands`
+/// of them stand. Returns the plans.
+fn run(
+    c: &mut Controller,
+    passes: usize,
+    verify: impl Fn(usize) -> f64,
+    draft_s: f64,
+    stands: usize,
+) -> Vec<usize> {
+    let pass = |_| {
+        let planned = c.plan(&residency(0.5)).draft_len;
+        let kept = c.keep(&draft(&vec![0.9; planned]));
+        c.observe(&StepOutcome {
+            draft_len: kept,
+            accepted: kept.min(stands),
+            draft_s: draft_s * planned as f64,
+            verify_s: verify(kept),
+            stall_s: 0.5 * verify(kept),
+            misses: kept as u64,
+        });
+        planned
+    };
+    (0..passes).map(pass).collect()
+}
+
+#[test]
+fn histories_lead_to_plans() {
+    type Cost = fn(usize) -> f64;
+    let table: [(&str, Cost, f64, usize, usize); 7] = [
+        ("all stand, verification is free", |_| 1.0, 0.01, 8, 8),
+        ("all stand, verification is cheap", |n| 1.0 + 0.1 * n as f64, 0.01, 8, 8),
+        ("none stands", |n| 1.0 + 0.1 * n as f64, 0.01, 0, 0),
+        ("two stand", |n| 1.0 + 0.1 * n as f64, 0.01, 2, 2),
+        ("all stand, each costs a plain pass", |n| 1.0 + n as f64, 0.0, 8, 0),
+        ("all stand, drafting is as slow as the target", |_| 1.0, 1.0, 8, 0),
+        ("all stand, only long drafts make up for a jump", |n| if n == 0 { 1.0 } else { 3.0 }, 0.0, 8, 8),
+    ];
+    for (name, verify, draft_s, stands, expected) in table {
+        let plans = run(&mut controller(DraftLen::Auto), 400, verify, draft_s, stands);
+        let usual = plans[200..].iter().filter(|plan| **plan == expected).count();
+        assert!(usual > 180, "{name}: {expected} in {usual} of 200 passes, {:?}", &plans[350..]);
+    }
+}
+
+#[test]
+fn the_first_passes_are_plain_and_then_short_drafts_are_measured() {
+    let plans = run(&mut controller(DraftLen::Auto), 4, |_| 1.0, 0.1, 0);
+    assert_eq!(plans, [0, 0, 1, 1]);
+}
+
+#[test]
+fn a_fixed_length_is_obeyed_whatever_happens() {
+    for len in [0, 3, 8] {
+        let mut c = controller(DraftLen::Fixed(len));
+        assert_eq!(run(&mut c, 100, |n| 1.0 + 9.0 * n as f64, 5.0, 0), vec![len; 100]);
+        assert_eq!(c.keep(&draft(&vec![0.01; len])), len, "and all of it is verified");
+        assert_eq!(c.off_reason().is_some(), len == 0);
+    }
+}
+
+#[test]
+fn off_is_measured_again_rarely_and_seldom() {
+    let plans = run(&mut controller(DraftLen::Auto), 4000, |n| 1.0 + n as f64, 0.1, 0);
+    let drafted = plans[200..].iter().filter(|plan| **plan > 0).count();
+    assert!((10..=76).contains(&drafted), "{drafted} of 3800 passes drafted");
+}
+
+#[test]
+fn acceptance_that_comes_back_is_found() {
+    let mut c = controller(DraftLen::Auto);
+    let cost = |n| 1.0 + 0.3 * n as f64;
+    let off = run(&mut c, 500, cost, 0.001, 0);
+    assert_eq!(off[400..].iter().filter(|plan| **plan == 0).count(), 98, "off but for one measurement");
+    let on = run(&mut c, 1000, cost, 0.001, 8);
+    assert!(on[800..].iter().filter(|plan| **plan >= 4).count() > 150, "{:?}", &on[900..]);
+}
+
+#[test]
+fn the_reason_for_being_off_names_the_expert_loads() {
+    let mut c = controller(DraftLen::Auto);
+    run(&mut c, 100, |n| 1.0 + 2.0 * n as f64, 0.1, 0);
+    let reason = c.off_reason().expect("off");
+    assert!(reason.contains("takes 3.") && reason.contains("loads 1.0 experts"), "{reason}");
+    assert!(reason.contains("50 %"), "{reason}");
+}
+
+#[test]
+fn tokens_that_proved_doubtful_are_not_verified() {
+    let mut c = controller(DraftLen::Auto);
+    let mut verified = Vec::new();
+    for pass in 0..400 {
+        let planned = c.plan(&residency(0.5)).draft_len;
+        // Confident tokens stand, doubtful ones never do. Every third draft starts with a doubtful one.
+        let doubtful = if pass % 3 == 0 { 0 } else { 1 };
+        let confidence: Vec<f32> = (0..planned).map(|i| if i == doubtful { 0.15 } else { 0.95 }).collect();
+        let kept = c.keep(&draft(&confidence));
+        let verify_s = 1.0 + 0.1 * kept as f64;
+        let accepted = kept.min(doubtful);
+        c.observe(&StepOutcome { draft_len: kept, accepted, verify_s, ..StepOutcome::default() });
+        verified.push(kept == doubtful.min(planned));
+    }
+    let right = verified[200..].iter().filter(|right| **right).count();
+    assert!(right > 185, "{right} of 200 passes verified up to the doubtful token, the rest measured");
+}
+
+#[test]
+fn a_hit_rate_that_moved_makes_the_plain_pass_be_measured_again() {
+    let mut c = controller(DraftLen::Auto);
+    run(&mut c, 300, |_| 1.0, 0.01, 8);
+    let plain_within = |c: &mut Controller, hit_rate, passes| {
+        (0..passes).any(|_| {
+            let planned = c.plan(&residency(hit_rate)).draft_len;
+            let outcome =
+                StepOutcome { draft_len: planned, accepted: planned, verify_s: 1.0, ..Default::default() };
+            c.observe(&outcome);
+            planned == 0
+        })
+    };
+    while !plain_within(&mut c, 0.5, 1) {}
+    assert!(!plain_within(&mut c, 0.5, 30), "not before it is stale");
+    assert!(plain_within(&mut c, 0.7, 5), "at once when the cache serves more");
+}
+
+#[test]
+fn measurements_that_make_no_sense_are_not_learned_from() {
+    let (mut clean, mut fed) = (controller(DraftLen::Auto), controller(DraftLen::Auto));
+    for pass in 0..60 {
+        let plan = clean.plan(&residency(0.5));
+        assert_eq!(fed.plan(&residency(0.5)), plan, "pass {pass}");
+        let len = plan.draft_len;
+        let good = StepOutcome { draft_len: len, accepted: len, verify_s: 1.0, ..StepOutcome::default() };
+        for (draft_s, verify_s) in [(0.0, f64::NAN), (0.0, -1.0), (f64::INFINITY, 1.0), (0.0, 0.0)] {
+            fed.observe(&StepOutcome { draft_s, verify_s, ..good });
+        }
+        fed.observe(&StepOutcome { accepted: len + 1, ..good });
+        fed.observe(&StepOutcome { draft_len: len + 1, ..good });
+        clean.observe(&good);
+        fed.observe(&good);
+    }
+}
+
+#[test]
+fn lengths_beyond_the_limit_are_refused_by_name() {
+    let config = |mode, draft_len_max| ControllerConfig { mode, draft_len_max };
+    assert_eq!(config(DraftLen::Auto, 64).validate(), Ok(()));
+    for (config, name) in
+        [(config(DraftLen::Auto, 65), "draft_len_max"), (config(DraftLen::Fixed(65), 8), "draft_len")]
+    {
+        assert!(matches!(config.validate(), Err(SchedulerError::Setting { field, .. }) if field == name));
+    }
+    let mut none = Controller::new(config(DraftLen::Auto, 0));
+    assert_eq!(run(&mut none, 10, |_| 1.0, 0.0, 0), vec![0; 10]);
+    assert!(none.off_reason().is_some_and(|reason| reason.contains("draft_len_max")));
+}
