@@ -4,6 +4,7 @@
 
 use drafthorse_runtime::tokenizer::TokenizerError;
 use drafthorse_runtime::tokenizer::chat::{Date, Message, RenderOptions, render};
+use proptest::prelude::*;
 
 const OPTIONS: RenderOptions<'static> = RenderOptions {
     add_generation_prompt: true,
@@ -172,12 +173,13 @@ fn hostile_templates_end_in_errors_with_bounded_memory() {
     ];
     for template in &hostile {
         let start = &template[..template.len().min(90)];
+        let began = std::time::Instant::now();
         let outcome =
             std::panic::catch_unwind(|| render(template, &hello(), &OPTIONS).map(|text| text.len()));
         let outcome = outcome.unwrap_or_else(|_| panic!("panic: {start}"));
         let error = outcome.err().unwrap_or_else(|| panic!("accepted: {start}")).to_string();
         assert!(!error.contains('\n') && error.len() < 600, "{start}: {error}");
-        eprintln!("{start}: {error}");
+        eprintln!("{:?} {start}: {error}", began.elapsed());
     }
     let grown = peak_bytes().saturating_sub(before);
     assert!(grown < 256 << 20, "hostile templates took {grown} bytes");
@@ -216,6 +218,91 @@ fn templates_at_the_limits_do_not_overflow_the_stack() {
     let macros = "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(20) }}";
     drop(render(macros, &hello(), &OPTIONS));
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #[test]
+    fn no_text_makes_rendering_panic(parts in proptest::collection::vec(prop::sample::select(PARTS), 0..24)) {
+        if let Err(error) = render(&parts.concat(), &hello(), &OPTIONS) {
+            prop_assert!(!error.to_string().contains('\n'));
+        }
+    }
+}
+
+const PARTS: &[&str] = &[
+    "{{",
+    "}}",
+    "{%",
+    "%}",
+    "{#",
+    "#}",
+    "{#}",
+    "{%-",
+    "-%}",
+    "{{-",
+    "-}}",
+    "{{+",
+    "+%}",
+    "(",
+    ")",
+    "[",
+    "]",
+    "{",
+    "}",
+    "'",
+    "\"",
+    "\\",
+    " ",
+    "\n",
+    "\r\n",
+    "a",
+    "1",
+    "1.5",
+    "1e-",
+    ".",
+    ",",
+    ":",
+    "=",
+    "==",
+    "|",
+    "~",
+    "+",
+    "-",
+    "*",
+    "**",
+    "/",
+    "%",
+    "is",
+    " not ",
+    " if ",
+    " else ",
+    " in ",
+    "for x in ",
+    "endfor",
+    "set x = ",
+    "set ",
+    "endset",
+    "macro m(a)",
+    "endmacro",
+    "call m()",
+    "endcall",
+    "raw",
+    "endraw",
+    "generation",
+    "endgeneration",
+    "filter upper",
+    "endfilter",
+    "messages",
+    "[0:1]",
+    "upper",
+    "join",
+    "é",
+    "🦙",
+    "\u{2028}",
+    "\0",
+    "namespace()",
+    "range(3)",
+];
 
 #[test]
 fn long_conversations_fit_the_limits() {

@@ -7,6 +7,7 @@
 
 mod guard;
 mod json;
+mod lexer;
 mod limits;
 mod python;
 mod strftime;
