@@ -9,7 +9,7 @@
 //! as minijinja parses it; what is not understood is passed on for minijinja to refuse.
 
 use super::lexer::{
-    delimiters, end_of_raw, is_statement, is_word, newlines_outside_strings, tag_end, tokens,
+    delimiters, end_of_raw, is_statement, is_word, newlines_outside_strings, next_tag, tag_end, tokens,
 };
 
 pub(super) const ADD: &str = "__add";
@@ -36,7 +36,7 @@ const OPERATOR_WORDS: &[&str] = &["and", "or", "not", "in", "is", "if", "else"];
 pub(super) fn rewrite(template: &str) -> Result<String, String> {
     let mut output = Output { segments: Vec::new(), loops: Vec::new(), text_bytes: 0, elifs: 0 };
     let mut rest = template;
-    while let Some(start) = rest.find("{%").into_iter().chain(rest.find("{{")).chain(rest.find("{#")).min() {
+    while let Some(start) = next_tag(rest) {
         let (text, tag) = rest.split_at(start);
         output.text(text);
         // Left to minijinja, the rest would run unguarded if the two disagreed on where tags end.

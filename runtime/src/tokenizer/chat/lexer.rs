@@ -9,6 +9,11 @@ pub(super) fn delimiters(tag: &str) -> (&str, &str, &str) {
     (&tag[..open], &tag[open..close], &tag[close..])
 }
 
+/// Where the next tag starts.
+pub(super) fn next_tag(source: &str) -> Option<usize> {
+    source.as_bytes().windows(2).position(|pair| matches!(pair, b"{%" | b"{{" | b"{#"))
+}
+
 /// Where the tag that `source` starts with ends.
 pub(super) fn tag_end(source: &str) -> Option<usize> {
     if source.starts_with("{#") {
