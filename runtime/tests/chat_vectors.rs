@@ -44,7 +44,8 @@ fn vectors_that_jinja2_matches_match() {
     let mut matching = 0;
     for case in vectors["cases"].as_array().unwrap() {
         let text = |key: &str| case[key].as_str().unwrap_or_default();
-        let rendered = render(text("template_str"), &messages, &options(text("bos_token"), text("eos_token")));
+        let rendered =
+            render(text("template_str"), &messages, &options(text("bos_token"), text("eos_token")));
         let expected = match text("expected_output_jinja") {
             "" => text("expected_output"),
             jinja => jinja,
@@ -53,7 +54,8 @@ fn vectors_that_jinja2_matches_match() {
             assert_eq!(rendered.unwrap(), expected, "{}", text("name"));
             matching += 1;
         } else {
-            let outcome = rendered.map(|text| format!("{} bytes", text.len())).unwrap_or_else(|e| e.to_string());
+            let outcome =
+                rendered.map(|text| format!("{} bytes", text.len())).unwrap_or_else(|e| e.to_string());
             eprintln!("jinja2 does not match either: {}: {outcome}", text("name"));
         }
     }

@@ -37,16 +37,29 @@ fn spm_tokenizer() -> Tokenizer {
     let scores: Vec<f32> = numbers("scores").iter().map(|score| score.as_f64().unwrap() as f32).collect();
     let types: Vec<i32> = numbers("types").iter().map(|kind| kind.as_i64().unwrap() as i32).collect();
     let tokens = strings(&fixture["tokens"]);
-    Tokenizer::new(&Vocabulary { model: "llama", tokens, scores: &scores, types: &types, ..Vocabulary::default() })
-        .unwrap()
+    Tokenizer::new(&Vocabulary {
+        model: "llama",
+        tokens,
+        scores: &scores,
+        types: &types,
+        ..Vocabulary::default()
+    })
+    .unwrap()
 }
 
 fn bpe_tokenizer(pre: &str) -> Tokenizer {
     let fixture = bpe();
     let (tokens, merges) = (strings(&fixture["tokens"]), strings(&fixture["merges"]));
     let add_bos = Some(false);
-    Tokenizer::new(&Vocabulary { model: "gpt2", pre: Some(pre), tokens, merges, add_bos, ..Vocabulary::default() })
-        .unwrap()
+    Tokenizer::new(&Vocabulary {
+        model: "gpt2",
+        pre: Some(pre),
+        tokens,
+        merges,
+        add_bos,
+        ..Vocabulary::default()
+    })
+    .unwrap()
 }
 
 #[test]
@@ -199,12 +212,18 @@ fn hostile_vocabularies_are_errors_that_name_the_key() {
         ("tokenizer.ggml.tokens", Vocabulary { tokens: vec![], scores: &[], ..tiny_spm() }),
         ("\"a\" is both token 0 and token 3", Vocabulary { tokens: vec!["a", "b", "ab", "a"], ..tiny_bpe() }),
         ("token 1", Vocabulary { tokens: vec![&long, &long], merges: vec![], ..tiny_bpe() }),
-        ("both token 3 and token 4", Vocabulary { tokens: vec!["<unk>", "<s>", "</s>", "a", "a"], ..tiny_spm() }),
+        (
+            "both token 3 and token 4",
+            Vocabulary { tokens: vec!["<unk>", "<s>", "</s>", "a", "a"], ..tiny_spm() },
+        ),
         ("tokenizer.ggml.merges: entry 0", Vocabulary { merges: vec!["ab"], ..tiny_bpe() }),
         ("tokenizer.ggml.merges: entry 0", Vocabulary { merges: vec![""], ..tiny_bpe() }),
         ("tokenizer.ggml.merges: entry 0", Vocabulary { merges: vec!["a "], ..tiny_bpe() }),
         ("tokenizer.ggml.merges: entry 0", Vocabulary { merges: vec!["é"], ..tiny_bpe() }),
-        ("\"z\" is not a token", Vocabulary { merges: vec!["a b", "z ab"], tokens: vec!["a", "b", "ab", "zab"], ..tiny_bpe() }),
+        (
+            "\"z\" is not a token",
+            Vocabulary { merges: vec!["a b", "z ab"], tokens: vec!["a", "b", "ab", "zab"], ..tiny_bpe() },
+        ),
         ("\"abab\" is not a token", Vocabulary { merges: vec!["ab ab"], ..tiny_bpe() }),
         ("twice", Vocabulary { merges: vec!["a b", "a b"], ..tiny_bpe() }),
         ("tokenizer.ggml.token_type: 1 entries for 4", Vocabulary { types: &[1], ..tiny_bpe() }),
@@ -246,7 +265,8 @@ fn empty_tokens_can_be_decoded_and_are_never_encoded() {
 fn special_tokens_full_of_pattern_characters_match_themselves_alone() {
     let tokens = vec!["a", "b", ".*", "(a|b)+", "[\\d]", "\\", "a-z&&^$#~ "];
     let types = [1, 1, 4, 4, 4, 4, 4];
-    let tokenizer = Tokenizer::new(&Vocabulary { tokens, merges: vec![], types: &types, ..tiny_bpe() }).unwrap();
+    let tokenizer =
+        Tokenizer::new(&Vocabulary { tokens, merges: vec![], types: &types, ..tiny_bpe() }).unwrap();
     let found = tokenizer.encode_with("a.*b(a|b)+[\\d]\\a-z&&^$#~ ab", RAW).unwrap();
     assert_eq!(found, [0, 2, 1, 3, 4, 5, 6, 0, 1]);
 }

@@ -226,7 +226,10 @@ impl<'a> Keys<'a> {
     /// An integer that must be present and lie in `1..=max`.
     pub fn size(&self, key: &str, max: usize) -> Result<usize, LoadError> {
         let value = self.optional_size(key, max)?;
-        value.ok_or_else(|| LoadError::MissingKey { path: self.gguf.metadata.file().into(), key: self.full(key) })
+        value.ok_or_else(|| LoadError::MissingKey {
+            path: self.gguf.metadata.file().into(),
+            key: self.full(key),
+        })
     }
 
     /// An integer that lies in `1..=max` where present.
@@ -302,14 +305,15 @@ impl Common {
             tensor: "token_embd.weight".into(),
         })?;
         let rows = table.dims.get(1).copied().unwrap_or(0);
-        let vocab = usize::try_from(rows).ok().filter(|rows| (1..=1 << 24).contains(rows)).ok_or_else(|| {
-            LoadError::Shape {
-                path: gguf.metadata.file().into(),
-                tensor: table.name.clone(),
-                got: format!("{:?}", table.dims),
-                want: "[width, vocabulary]".into(),
-            }
-        })?;
+        let vocab =
+            usize::try_from(rows).ok().filter(|rows| (1..=1 << 24).contains(rows)).ok_or_else(|| {
+                LoadError::Shape {
+                    path: gguf.metadata.file().into(),
+                    tensor: table.name.clone(),
+                    got: format!("{:?}", table.dims),
+                    want: "[width, vocabulary]".into(),
+                }
+            })?;
         let blocks = keys.size("block_count", BLOCKS_MAX)?;
         let heads_ahead = keys.count("nextn_predict_layers", blocks - 1)?;
         let norm_eps = keys.float("attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5);
@@ -397,7 +401,8 @@ fn rope_scaling(keys: &Keys<'_>) -> Result<RopeScaling, LoadError> {
         "linear" => Ok(RopeScaling::Linear { factor }),
         "yarn" => yarn(keys, factor),
         other => {
-            Err(keys.invalid("rope.scaling.type", format!("\"{other}\" is not supported (none, linear, yarn)")))
+            Err(keys
+                .invalid("rope.scaling.type", format!("\"{other}\" is not supported (none, linear, yarn)")))
         }
     }
 }

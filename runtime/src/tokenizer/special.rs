@@ -89,7 +89,8 @@ pub(super) fn end_tokens(pieces: &Pieces, ids: impl IntoIterator<Item = TokenId>
 }
 
 fn compile(pattern: &str) -> Result<SysRegex, TokenizerError> {
-    SysRegex::new(pattern).map_err(|error| TokenizerError::Library { key: TOKENS, problem: error.to_string() })
+    SysRegex::new(pattern)
+        .map_err(|error| TokenizerError::Library { key: TOKENS, problem: error.to_string() })
 }
 
 /// `text` as a pattern that matches it alone.

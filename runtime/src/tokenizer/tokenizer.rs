@@ -111,14 +111,15 @@ impl Tokenizer {
     fn new_spm(vocabulary: &Vocabulary<'_>) -> Result<Tokenizer, TokenizerError> {
         let mut notices = Vec::new();
         if vocabulary.remove_extra_whitespaces == Some(true) {
-            notices.push("tokenizer.ggml.remove_extra_whitespaces is set, spaces are kept all the same".to_owned());
+            notices.push(
+                "tokenizer.ggml.remove_extra_whitespaces is set, spaces are kept all the same".to_owned(),
+            );
         }
         let tokens = &vocabulary.tokens;
         let add_space_prefix = vocabulary.add_space_prefix.unwrap_or(true);
         let pieces = Pieces::new(Alphabet::Spm, tokens, vocabulary.types, add_space_prefix)?;
         let default_id = |id: u64| (id < tokens.len() as u64).then_some(id);
-        let defaults =
-            Defaults { bos: default_id(1), eos: default_id(2), unk: default_id(0), add_bos: true };
+        let defaults = Defaults { bos: default_id(1), eos: default_id(2), unk: default_id(0), add_bos: true };
         let ids = SpecialIds::new(vocabulary, defaults)?;
         let options = SpmOptions { unk: ids.unk, add_space_prefix };
         let model = Model::Spm(Spm::new(tokens, vocabulary.scores, &options)?);

@@ -52,10 +52,12 @@ pub fn render(
     options: &RenderOptions<'_>,
 ) -> Result<String, TokenizerError> {
     let limits = Limits::for_input(messages.iter().map(|message| message.content.len()).sum());
-    let source = limits.guard_source(&python::without_generation_tags(&python::with_unix_newlines(template)))?;
+    let source =
+        limits.guard_source(&python::without_generation_tags(&python::with_unix_newlines(template)))?;
     let environment = environment(&limits, options.date).map_err(one_line)?;
     let compiled = environment.template_from_str(&source).map_err(one_line)?;
-    let turn = |message: &Message| context! { role => message.role.as_str(), content => message.content.as_str() };
+    let turn =
+        |message: &Message| context! { role => message.role.as_str(), content => message.content.as_str() };
     let context = context! {
         messages => messages.iter().map(turn).collect::<Vec<Value>>(),
         tools => Value::from(()),
