@@ -10,8 +10,11 @@ use minijinja::{Error, ErrorKind, Value};
 const DEPTH_MAX: usize = 64;
 
 /// `value` as JSON; over several lines when `indent` says by how many spaces.
-pub(super) fn dumps(value: &Value, indent: Option<usize>) -> Result<String, Error> {
-    let mut json = Json { text: String::new(), indent };
+///
+/// # Errors
+/// More than `bytes_max` bytes, a value nested too deep, one that JSON has no form for.
+pub(super) fn dumps(value: &Value, indent: Option<usize>, bytes_max: usize) -> Result<String, Error> {
+    let mut json = Json { text: String::new(), indent, bytes_max };
     json.value(value, 0)?;
     Ok(json.text)
 }
@@ -19,6 +22,7 @@ pub(super) fn dumps(value: &Value, indent: Option<usize>) -> Result<String, Erro
 struct Json {
     text: String,
     indent: Option<usize>,
+    bytes_max: usize,
 }
 
 impl Json {
@@ -26,9 +30,14 @@ impl Json {
         if depth > DEPTH_MAX {
             return Err(Error::new(ErrorKind::BadSerialization, "tojson of a value nested too deep"));
         }
+        if self.text.len() > self.bytes_max {
+            return Err(Error::new(ErrorKind::BadSerialization, "tojson of a value larger than allowed"));
+        }
         match value.kind() {
             ValueKind::None => self.text.push_str("null"),
-            ValueKind::Bool | ValueKind::Number => self.scalar(value),
+            ValueKind::Bool if value.is_true() => self.text.push_str("true"),
+            ValueKind::Bool => self.text.push_str("false"),
+            ValueKind::Number => self.number(value),
             ValueKind::String => self.string(value.as_str().unwrap_or_default()),
             ValueKind::Seq | ValueKind::Iterable => self.sequence(value, depth)?,
             ValueKind::Map => self.map(value, depth)?,
@@ -37,8 +46,8 @@ impl Json {
         Ok(())
     }
 
-    fn scalar(&mut self, value: &Value) {
-        // Writing to a string cannot fail. Booleans print in lower case, floats keep their ".0".
+    fn number(&mut self, value: &Value) {
+        // Writing to a string cannot fail. Floats keep their ".0".
         let _ = write!(self.text, "{value}");
     }
 
@@ -119,8 +128,8 @@ mod tests {
     #[test]
     fn json_looks_as_python_writes_it() {
         let value = parse(r#"{"a": [1, 2.0, "<é>\n", true, none], "b": {}}"#);
-        assert_eq!(dumps(&value, None).unwrap(), r#"{"a": [1, 2.0, "<é>\n", true, null], "b": {}}"#);
+        assert_eq!(dumps(&value, None, 1000).unwrap(), r#"{"a": [1, 2.0, "<é>\n", true, null], "b": {}}"#);
         let value = parse(r#"{"a": [1], "b": []}"#);
-        assert_eq!(dumps(&value, Some(1)).unwrap(), "{\n \"a\": [\n  1\n ],\n \"b\": []\n}");
+        assert_eq!(dumps(&value, Some(1), 1000).unwrap(), "{\n \"a\": [\n  1\n ],\n \"b\": []\n}");
     }
 }

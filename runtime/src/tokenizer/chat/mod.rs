@@ -5,6 +5,7 @@
 //! date. What Python templates expect beyond Jinja (`raise_exception`, `strftime_now`, `tojson` as
 //! `json.dumps`, string methods, `{% generation %}`) is in `python.rs`; limits are in `limits.rs`.
 
+mod guard;
 mod json;
 mod limits;
 mod python;
@@ -51,7 +52,7 @@ pub fn render(
     messages: &[Message],
     options: &RenderOptions<'_>,
 ) -> Result<String, TokenizerError> {
-    let limits = Limits::for_input(messages.iter().map(|message| message.content.len()).sum());
+    let limits = Limits::for_messages(messages);
     let source =
         limits.guard_source(&python::without_generation_tags(&python::with_unix_newlines(template)))?;
     let environment = environment(&limits, options.date).map_err(one_line)?;
@@ -66,7 +67,7 @@ pub fn render(
         bos_token => options.bos_token,
         eos_token => options.eos_token,
     };
-    limits.render(&compiled, context).map_err(one_line)
+    compiled.render(context).map_err(one_line)
 }
 
 fn environment(limits: &Limits, date: Option<Date>) -> Result<Environment<'static>, minijinja::Error> {

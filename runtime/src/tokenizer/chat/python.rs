@@ -18,7 +18,6 @@ pub(super) fn install(environment: &mut Environment<'static>, date: Option<Date>
     if let Some(date) = date {
         environment.add_function("strftime_now", move |format: &str| date.format(format));
     }
-    environment.add_filter("tojson", to_json);
     environment.add_test("iterable", is_iterable);
 }
 
@@ -38,15 +37,15 @@ pub(super) fn method(state: &mut State, value: &Value, name: &str, args: &[Value
     }
 }
 
-fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
+/// The `tojson` filter, refusing to write more than `bytes_max`. Of `json.dumps`' options only
+/// `indent` is known; others are an error, not a silent difference.
+pub(super) fn to_json(value: &Value, options: &Kwargs, bytes_max: usize) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
-    // `ensure_ascii`, `separators` and `sort_keys` are `json.dumps` options; only the defaults
-    // of transformers are honoured, anything else is an error, not a silent difference.
     if options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false) {
         return Err(Error::new(ErrorKind::InvalidOperation, "tojson(ensure_ascii=true) is not supported"));
     }
     options.assert_all_used()?;
-    json::dumps(value, indent.map(|spaces| spaces.min(INDENT_MAX))).map(Value::from)
+    json::dumps(value, indent.map(|spaces| spaces.min(INDENT_MAX)), bytes_max)
 }
 
 /// As in Python: `none` is not iterable, an undefined value is.
