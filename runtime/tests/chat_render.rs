@@ -220,7 +220,7 @@ fn templates_at_the_limits_do_not_overflow_the_stack() {
 #[test]
 fn long_conversations_fit_the_limits() {
     let turn = |index: usize| Message {
-        role: if index % 2 == 0 { "user" } else { "assistant" }.to_owned(),
+        role: if index.is_multiple_of(2) { "user" } else { "assistant" }.to_owned(),
         content: "Some words, as people say them. ".repeat(20),
     };
     let messages: Vec<Message> = (0..4000).map(turn).collect();
