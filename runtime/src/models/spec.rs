@@ -373,11 +373,12 @@ impl Common {
     }
 }
 
-/// Reads the rope keys; `dim` is the default for the rotated width.
-pub fn rope(keys: &Keys<'_>, dim: usize, layout: RopeLayout) -> Result<RopeSpec, LoadError> {
-    let dim = keys.optional_size("rope.dimension_count", WIDTH_MAX)?.unwrap_or(dim);
-    if dim % 2 != 0 {
-        return Err(keys.invalid("rope.dimension_count", format!("{dim} is odd")));
+/// Reads the rope keys; the rotated width is at most `head_dim`, and that where the key is absent.
+pub fn rope(keys: &Keys<'_>, head_dim: usize, layout: RopeLayout) -> Result<RopeSpec, LoadError> {
+    let dim = keys.optional_size("rope.dimension_count", WIDTH_MAX)?.unwrap_or(head_dim);
+    if dim > head_dim || dim % 2 != 0 {
+        let problem = format!("{dim} is not an even number up to the head's width {head_dim}");
+        return Err(keys.invalid("rope.dimension_count", problem));
     }
     let base = keys.float("rope.freq_base")?.unwrap_or(10_000.0);
     if base <= 1.0 {
