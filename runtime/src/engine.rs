@@ -40,6 +40,12 @@ pub struct Engine {
     logits: Vec<f32>,
 }
 
+/// Whom a generation reports to.
+struct Hooks<'a> {
+    progress: &'a mut dyn Progress,
+    on_tokens: &'a mut dyn FnMut(&[TokenId]) -> ControlFlow<()>,
+}
+
 /// Counters of one generation.
 #[derive(Default)]
 struct Tally {
@@ -162,7 +168,8 @@ impl Engine {
         let mut sequence = Sequence::new(prompt, Sampler::new(options.sampler));
         let mut tally = Tally::default();
         let before = self.cache_stats();
-        let outcome = self.run(&mut sequence, options, &mut tally, (progress, on_tokens));
+        let hooks = Hooks { progress, on_tokens };
+        let outcome = self.run(&mut sequence, options, &mut tally, hooks);
         // Every committed token but the last has its row in the cache, an end token taken back too.
         self.cached = sequence.tokens().to_vec();
         self.cached.truncate(self.target.len());
@@ -179,10 +186,11 @@ impl Engine {
         sequence: &mut Sequence,
         options: &GenerateOptions,
         tally: &mut Tally,
-        (progress, on_tokens): (&mut dyn Progress, &mut dyn FnMut(&[TokenId]) -> ControlFlow<()>),
+        hooks: Hooks<'_>,
     ) -> Result<FinishReason, Error> {
         let started = Instant::now();
-        if self.prefill(sequence, tally, (progress, on_tokens))?.is_break() {
+        let Hooks { progress, on_tokens } = hooks;
+        if self.prefill(sequence, tally, Hooks { progress, on_tokens })?.is_break() {
             return Ok(FinishReason::Interrupted);
         }
         let mut fresh = 0;
@@ -221,8 +229,9 @@ impl Engine {
         &mut self,
         sequence: &Sequence,
         tally: &mut Tally,
-        (progress, on_tokens): (&mut dyn Progress, &mut dyn FnMut(&[TokenId]) -> ControlFlow<()>),
+        hooks: Hooks<'_>,
     ) -> Result<ControlFlow<()>, Error> {
+        let Hooks { progress, on_tokens } = hooks;
         let prompt = sequence.tokens();
         let same = self.cached.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         let kept = same.min(prompt.len() - 1);
@@ -357,7 +366,8 @@ impl Engine {
         before: CacheStats,
     ) -> Generation {
         let tokens = sequence.generated().to_vec();
-        let per_second = |count: usize, seconds: f64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
+        let per_second =
+            |count: usize, seconds: f64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
         Generation {
             prompt_tokens: sequence.len() - tokens.len(),
             finish_reason,

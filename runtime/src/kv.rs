@@ -54,6 +54,11 @@ impl KvCache {
         self.len
     }
 
+    /// Whether no position counts.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// Positions there is room for.
     pub fn context_len(&self) -> usize {
         self.context_len

@@ -102,10 +102,9 @@ impl Opened {
             (slots, policy.build(&config))
         });
         progress.begin("loading", self.blueprint.dense.bytes());
-        let model =
-            Model::load(self.blueprint, self.options, Box::new(reader), experts, &mut |bytes| {
-                progress.advance(bytes);
-            })?;
+        let model = Model::load(self.blueprint, self.options, Box::new(reader), experts, &mut |bytes| {
+            progress.advance(bytes);
+        })?;
         progress.end();
         Ok(model)
     }
@@ -167,7 +166,8 @@ fn context_len(options: &EngineOptions, blueprint: &Blueprint, notices: &mut Vec
         0 => trained.min(CONTEXT_DEFAULT),
         asked => {
             if asked > trained {
-                notices.push(format!("context {asked} is longer than the {trained} the model was trained for"));
+                notices
+                    .push(format!("context {asked} is longer than the {trained} the model was trained for"));
             }
             asked
         }

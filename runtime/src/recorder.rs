@@ -9,9 +9,9 @@ use std::sync::Arc;
 use drafthorse_offload::{OffloadError, TraceRecorder};
 use parking_lot::Mutex;
 
+use crate::Error;
 use crate::layers::{Route, RouteSink};
 use crate::models::Blueprint;
-use crate::Error;
 
 /// A trace being recorded.
 pub struct Recording {

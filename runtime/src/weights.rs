@@ -11,13 +11,12 @@ use memmap2::MmapMut;
 
 use crate::gguf::{BlockType, Gguf, TensorInfo, quantize};
 use crate::kernels::{Format, MatrixRef};
-use crate::layers::{ExpertShape, PartShape};
 use crate::models::LoadError;
 
 /// Bytes of one read while loading: large enough for any disk's full speed.
-const PIECE_BYTES: usize = 1 << 20;
+const PIECE_BYTES: usize = 512 << 10;
 /// Pieces in flight while loading.
-const PIECES_IN_FLIGHT: usize = 8;
+const PIECES_IN_FLIGHT: usize = 4;
 /// Memory that loading needs beside the weights themselves.
 pub const LOAD_BUFFER_BYTES: u64 = (PIECES_IN_FLIGHT * (PIECE_BYTES + 2 * PAGE_BYTES)) as u64;
 /// Tensors start at multiples of this in memory.
@@ -109,11 +108,23 @@ impl DenseStore {
     }
 
     /// Registers a stack of `heads` matrices `[rows, cols]`.
-    pub fn heads_of(&mut self, name: &str, heads: usize, rows: usize, cols: usize) -> Result<Matrix, LoadError> {
+    pub fn heads_of(
+        &mut self,
+        name: &str,
+        heads: usize,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Matrix, LoadError> {
         self.register(name, heads * rows, cols, &[cols, rows, heads])
     }
 
-    fn register(&mut self, name: &str, rows: usize, cols: usize, dims: &[usize]) -> Result<Matrix, LoadError> {
+    fn register(
+        &mut self,
+        name: &str,
+        rows: usize,
+        cols: usize,
+        dims: &[usize],
+    ) -> Result<Matrix, LoadError> {
         let info = self.info(name)?.clone();
         let format = check_dims(&self.path, &info, dims)?;
         let bytes = info.bytes as usize;
@@ -315,7 +326,8 @@ fn read_pieces(
     let mut next = 0;
     let mut failure = None;
     while next < pieces.len() || reader.in_flight() > 0 {
-        while let Some(buf) = buffers.pop_front_if(|_| next < pieces.len() && failure.is_none()) {
+        while next < pieces.len() && failure.is_none() {
+            let Some(buf) = buffers.pop_front() else { break };
             reader.submit(vec![Read { tag: next as u64, extent: pieces[next].extent, buf }])?;
             next += 1;
         }
@@ -343,7 +355,8 @@ pub fn check_matrix(gguf: &Gguf, info: &TensorInfo, dims: &[usize]) -> Result<Fo
 fn check_dims(path: &std::path::Path, info: &TensorInfo, dims: &[usize]) -> Result<Format, LoadError> {
     // ggml drops trailing dimensions of 1.
     let padded = |i: usize| info.dims.get(i).copied().unwrap_or(1);
-    let matches = info.dims.len() <= dims.len() && dims.iter().enumerate().all(|(i, d)| padded(i) == *d as u64);
+    let matches =
+        info.dims.len() <= dims.len() && dims.iter().enumerate().all(|(i, d)| padded(i) == *d as u64);
     if !matches {
         return Err(shape_error(path, info, format!("{dims:?}")));
     }
@@ -366,10 +379,4 @@ fn check_dims(path: &std::path::Path, info: &TensorInfo, dims: &[usize]) -> Resu
 
 fn shape_error(path: &std::path::Path, info: &TensorInfo, want: String) -> LoadError {
     LoadError::Shape { path: path.into(), tensor: info.name.clone(), got: format!("{:?}", info.dims), want }
-}
-
-/// The shapes of an expert's parts.
-pub fn expert_shape(parts: [(Format, usize, usize); 3]) -> ExpertShape {
-    let [gate, up, down] = parts.map(|(format, rows, cols)| PartShape { format, rows, cols });
-    ExpertShape { gate, up, down }
 }

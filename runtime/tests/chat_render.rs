@@ -306,7 +306,7 @@ const PARTS: &[&str] = &[
 #[test]
 fn long_conversations_fit_the_limits() {
     let turn = |index: usize| Message {
-        role: if index % 2 == 0 { "user" } else { "assistant" }.to_owned(),
+        role: if index.is_multiple_of(2) { "user" } else { "assistant" }.to_owned(),
         content: "Some words, as people say them. ".repeat(20),
     };
     let messages: Vec<Message> = (0..4000).map(turn).collect();

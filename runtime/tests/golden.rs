@@ -82,7 +82,12 @@ fn logits_agree_with_transformers_on_every_architecture() {
         }
         println!("{:28} largest difference {:.5} of the logits' standard deviation", fixture.name, worst);
     }
-    assert!(failures.is_empty(), "{} positions differ:\n{}", failures.len(), failures[..failures.len().min(40)].join("\n"));
+    assert!(
+        failures.is_empty(),
+        "{} positions differ:\n{}",
+        failures.len(),
+        failures[..failures.len().min(40)].join("\n")
+    );
 }
 
 #[test]

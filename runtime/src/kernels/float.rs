@@ -224,8 +224,7 @@ mod tests {
             let (a, b) = ramp(n);
             let exact: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
             let halves: Vec<f16> = a.iter().map(|v| f16::from_f32(*v)).collect();
-            let bf: Vec<u8> =
-                a.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
+            let bf: Vec<u8> = a.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
             assert!((f64::from(dot_f32(&a, &b)) - exact).abs() < 1e-4, "f32 {n}");
             assert!((f64::from(dot_f16(&halves, &b)) - exact).abs() < 1e-4, "f16 {n}");
             assert!((f64::from(dot_bf16_bytes(&bf, &b)) - exact).abs() < 0.02 * n as f64 + 1e-6, "bf16 {n}");

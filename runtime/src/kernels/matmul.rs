@@ -204,6 +204,7 @@ fn dot<T: GgmlType>(row: &[u8], x: &OnceLock<Vec<T::VecDotType>>, m: usize, cols
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
     use super::*;
     use crate::gguf::{BlockType, quantize as quantize_blocks};
 

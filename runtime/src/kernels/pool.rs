@@ -205,7 +205,10 @@ impl<'a> SharedOut<'a> {
     /// When the range leaves the slice.
     #[expect(clippy::mut_from_ref, reason = "disjointness is the caller's contract")]
     pub unsafe fn range(&self, start: usize, len: usize) -> &mut [f32] {
-        assert!(start.checked_add(len).is_some_and(|end| end <= self.len), "invariant: range inside the output");
+        assert!(
+            start.checked_add(len).is_some_and(|end| end <= self.len),
+            "invariant: range inside the output"
+        );
         // SAFETY: inside the borrowed slice, and disjoint by the caller's contract.
         unsafe { std::slice::from_raw_parts_mut(self.base.add(start), len) }
     }

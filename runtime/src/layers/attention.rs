@@ -232,7 +232,9 @@ struct MlaHead<'a> {
 impl MlaHead<'_> {
     /// Computes head `head` of every row into `[rows, heads, value]`.
     fn compute(&self, head: usize, out: SharedOut<'_>) {
-        let AttentionSpec::Mla { heads, kv_lora, nope, value_dim, scale, .. } = self.layer.spec else { return };
+        let AttentionSpec::Mla { heads, kv_lora, nope, value_dim, scale, .. } = self.layer.spec else {
+            return;
+        };
         let key_dim = nope + self.layer.rope_dim;
         let query_of = |row: usize| &self.q[(row * heads + head) * key_dim..][..key_dim];
         let mut gathered = Vec::with_capacity(self.rows * nope);

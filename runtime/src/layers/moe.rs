@@ -10,10 +10,10 @@ use drafthorse_offload::{ExpertCache, OffloadError, PARTS};
 use crate::kernels::{Format, Input, MatrixRef, add_scaled, matmul};
 use crate::models::{MoeSpec, Routed};
 
+use super::Pass;
 use super::ffn::{FeedForward, LoadedFeedForward, feed_forward};
 use super::route::{Route, route};
 use super::scratch::{Scratch, sized};
-use super::Pass;
 
 /// Format and size of one matrix of an expert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +97,12 @@ impl MoeLayer<'_> {
         // Never more at once than there are slots; a window that needs more comes in waves.
         let wave_len = self.experts.residency().slots.max(1);
         for (index, wave) in plan.experts.chunks(wave_len).enumerate() {
-            self.run_wave(pass, scratch, &Wave { plan: &plan, experts: wave, is_first: index == 0 }, &routes)?;
+            self.run_wave(
+                pass,
+                scratch,
+                &Wave { plan: &plan, experts: wave, is_first: index == 0 },
+                &routes,
+            )?;
         }
         self.combine(pass, scratch, &routes);
         Ok(())

@@ -65,7 +65,13 @@ pub struct ScratchPlan {
 
 impl ScratchPlan {
     /// Sizes for passes of up to `rows` rows; `inner` is the widest feed-forward row.
-    pub fn new(spec: &ModelSpec, rows: usize, inner: usize, context_len: usize, threads: usize) -> ScratchPlan {
+    pub fn new(
+        spec: &ModelSpec,
+        rows: usize,
+        inner: usize,
+        context_len: usize,
+        threads: usize,
+    ) -> ScratchPlan {
         let (q_low, q, k, v, heads, per_head) = match spec.attention {
             AttentionSpec::Gqa { heads, kv_heads, key_dim, value_dim, .. } => {
                 (0, heads * key_dim, kv_heads * key_dim, kv_heads * value_dim, heads * value_dim, value_dim)

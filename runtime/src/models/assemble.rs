@@ -142,12 +142,18 @@ impl Blueprint {
 fn refuse_unused(gguf: &Gguf, spec: &ModelSpec, dense: &DenseStore) -> Result<(), LoadError> {
     for info in &gguf.tensors {
         let mut parts = info.name.splitn(3, '.');
-        let (Some("blk"), Some(block), Some(part)) = (parts.next(), parts.next(), parts.next()) else { continue };
+        let (Some("blk"), Some(block), Some(part)) = (parts.next(), parts.next(), parts.next()) else {
+            continue;
+        };
         let is_run = block.parse::<usize>().is_ok_and(|block| block < spec.blocks);
-        let is_expert = part.contains("_exps.") || part.split('.').nth(1).is_some_and(|e| e.parse::<u32>().is_ok());
+        let is_expert =
+            part.contains("_exps.") || part.split('.').nth(1).is_some_and(|e| e.parse::<u32>().is_ok());
         // Old converters wrote the rope frequencies, which follow from the metadata.
         if is_run && !is_expert && part != "attn_rot_embd.weight" && !dense.is_registered(&info.name) {
-            return Err(LoadError::UnusedTensor { path: gguf.metadata.file().into(), tensor: info.name.clone() });
+            return Err(LoadError::UnusedTensor {
+                path: gguf.metadata.file().into(),
+                tensor: info.name.clone(),
+            });
         }
     }
     Ok(())

@@ -34,10 +34,9 @@ pub fn spec(gguf: &Gguf) -> Result<ModelSpec, LoadError> {
 fn attention(keys: &Keys<'_>, heads: usize, rope: &mut RopeSpec) -> Result<AttentionSpec, LoadError> {
     let (key_dim, value_dim) = match keys.optional_size("attention.key_length_mla", WIDTH_MAX)? {
         Some(key_dim) => (key_dim, keys.size("attention.value_length_mla", WIDTH_MAX)?),
-        None => (
-            keys.size("attention.key_length", WIDTH_MAX)?,
-            keys.size("attention.value_length", WIDTH_MAX)?,
-        ),
+        None => {
+            (keys.size("attention.key_length", WIDTH_MAX)?, keys.size("attention.value_length", WIDTH_MAX)?)
+        }
     };
     if key_dim <= rope.dim {
         let problem = format!("{key_dim} leaves nothing beside the rotated {}", rope.dim);

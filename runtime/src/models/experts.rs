@@ -3,12 +3,11 @@
 //! Owns the mapping from GGUF's two layouts (stacked `ffn_*_exps`, one tensor for all experts of a
 //! layer; or the older `ffn_gate.N`, one tensor an expert) to the extents that `offload` reads.
 
-use drafthorse_offload::{Extent, ExpertIndex, PARTS};
+use drafthorse_offload::{ExpertIndex, Extent, PARTS};
 
 use crate::gguf::{Gguf, TensorInfo};
-use crate::kernels::Format;
-use crate::layers::ExpertShape;
-use crate::weights::{check_matrix, expert_shape};
+use crate::layers::{ExpertShape, PartShape};
+use crate::weights::check_matrix;
 
 use super::LoadError;
 use super::spec::{ModelSpec, MoeSpec};
@@ -38,10 +37,16 @@ pub fn expert_layers(gguf: &Gguf, spec: &ModelSpec) -> Result<Option<ExpertLayer
     for block in spec.leading_dense..spec.blocks {
         let finder = Finder { gguf, block, moe: &moe, width: spec.width };
         let parts = [finder.part(0)?, finder.part(1)?, finder.part(2)?];
-        shapes.push(expert_shape([parts[0].0, parts[1].0, parts[2].0]));
-        extents.push((0..moe.experts).map(|e| [parts[0].1[e], parts[1].1[e], parts[2].1[e]]).collect());
+        shapes.push(ExpertShape { gate: parts[0].shape, up: parts[1].shape, down: parts[2].shape });
+        extents.push((0..moe.experts).map(|e| [0, 1, 2].map(|part: usize| parts[part].extents[e])).collect());
     }
     Ok(Some(ExpertLayers { index: ExpertIndex::new(extents)?, shapes }))
+}
+
+/// One part (gate, up or down) of every expert of a layer.
+struct Part {
+    shape: PartShape,
+    extents: Vec<Extent>,
 }
 
 /// Finds the experts of one block.
@@ -54,24 +59,21 @@ struct Finder<'a> {
 
 impl Finder<'_> {
     /// Shape and extents of part `part` of every expert.
-    fn part(&self, part: usize) -> Result<((Format, usize, usize), Vec<Extent>), LoadError> {
-        let (rows, cols) = if part == 2 { (self.width, self.moe.width) } else { (self.moe.width, self.width) };
+    fn part(&self, part: usize) -> Result<Part, LoadError> {
+        let (rows, cols) =
+            if part == 2 { (self.width, self.moe.width) } else { (self.moe.width, self.width) };
         let stacked = format!("blk.{}.ffn_{}_exps.weight", self.block, PART_NAMES[part]);
         if let Some(info) = self.gguf.tensor(&stacked) {
             let format = check_matrix(self.gguf, info, &[cols, rows, self.moe.experts])?;
             let each = info.bytes / self.moe.experts as u64;
             let at = |e: usize| extent(info, e as u64 * each, each);
-            return Ok(((format, rows, cols), (0..self.moe.experts).map(at).collect()));
+            let shape = PartShape { format, rows, cols };
+            return Ok(Part { shape, extents: (0..self.moe.experts).map(at).collect() });
         }
         self.separate(part, rows, cols)
     }
 
-    fn separate(
-        &self,
-        part: usize,
-        rows: usize,
-        cols: usize,
-    ) -> Result<((Format, usize, usize), Vec<Extent>), LoadError> {
+    fn separate(&self, part: usize, rows: usize, cols: usize) -> Result<Part, LoadError> {
         let mut first = None;
         let mut extents = Vec::new();
         for expert in 0..self.moe.experts {
@@ -92,7 +94,7 @@ impl Finder<'_> {
             extents.push(extent(info, 0, info.bytes));
         }
         let format = first.expect("invariant: a mixture has experts");
-        Ok(((format, rows, cols), extents))
+        Ok(Part { shape: PartShape { format, rows, cols }, extents })
     }
 }
 

@@ -16,9 +16,9 @@ mod qwen3;
 mod qwen3moe;
 mod spec;
 
-pub use assemble::{Blueprint, Block, Ffn, Overrides, Routed};
-pub use experts::ExpertLayers;
+pub use assemble::{Block, Blueprint, Ffn, Overrides, Routed};
 pub use error::LoadError;
+pub use experts::ExpertLayers;
 pub use model::{Model, ModelOptions, PassError, PassTimes};
 pub use spec::{
     AttentionSpec, Gating, GroupScore, GroupSpec, ModelSpec, MoeSpec, RopeLayout, RopeScaling, RopeSpec,
@@ -46,6 +46,8 @@ pub fn read_spec(gguf: &Gguf) -> Result<ModelSpec, LoadError> {
     let name = gguf.metadata.require_str("general.architecture")?;
     match ARCHITECTURES.iter().find(|(known, _)| *known == name) {
         Some((_, read)) => read(gguf),
-        None => Err(LoadError::UnsupportedArchitecture { path: gguf.metadata.file().into(), name: name.into() }),
+        None => {
+            Err(LoadError::UnsupportedArchitecture { path: gguf.metadata.file().into(), name: name.into() })
+        }
     }
 }

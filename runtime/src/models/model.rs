@@ -159,7 +159,12 @@ impl Model {
     /// # Errors
     /// A token outside the vocabulary, a full context, an expert that cannot be read; the cache then
     /// holds what it held before.
-    pub fn pass(&mut self, tokens: &[TokenId], which: LogitRows, logits: &mut Vec<f32>) -> Result<(), PassError> {
+    pub fn pass(
+        &mut self,
+        tokens: &[TokenId],
+        which: LogitRows,
+        logits: &mut Vec<f32>,
+    ) -> Result<(), PassError> {
         let len = self.kv.len();
         self.check(tokens)?;
         self.run_chunks(tokens, which, logits).inspect_err(|_| self.kv.truncate(len))
@@ -320,7 +325,12 @@ impl LanguageModel for Model {
         self.kv.len()
     }
 
-    fn forward(&mut self, tokens: &[TokenId], which: LogitRows, logits: &mut Vec<f32>) -> Result<(), ModelError> {
+    fn forward(
+        &mut self,
+        tokens: &[TokenId],
+        which: LogitRows,
+        logits: &mut Vec<f32>,
+    ) -> Result<(), ModelError> {
         self.pass(tokens, which, logits).map_err(Into::into)
     }
 

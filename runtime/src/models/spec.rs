@@ -226,7 +226,10 @@ impl<'a> Keys<'a> {
     /// An integer that must be present and lie in `1..=max`.
     pub fn size(&self, key: &str, max: usize) -> Result<usize, LoadError> {
         let value = self.optional_size(key, max)?;
-        value.ok_or_else(|| LoadError::MissingKey { path: self.gguf.metadata.file().into(), key: self.full(key) })
+        value.ok_or_else(|| LoadError::MissingKey {
+            path: self.gguf.metadata.file().into(),
+            key: self.full(key),
+        })
     }
 
     /// An integer that lies in `1..=max` where present.
@@ -302,14 +305,15 @@ impl Common {
             tensor: "token_embd.weight".into(),
         })?;
         let rows = table.dims.get(1).copied().unwrap_or(0);
-        let vocab = usize::try_from(rows).ok().filter(|rows| (1..=1 << 24).contains(rows)).ok_or_else(|| {
-            LoadError::Shape {
-                path: gguf.metadata.file().into(),
-                tensor: table.name.clone(),
-                got: format!("{:?}", table.dims),
-                want: "[width, vocabulary]".into(),
-            }
-        })?;
+        let vocab =
+            usize::try_from(rows).ok().filter(|rows| (1..=1 << 24).contains(rows)).ok_or_else(|| {
+                LoadError::Shape {
+                    path: gguf.metadata.file().into(),
+                    tensor: table.name.clone(),
+                    got: format!("{:?}", table.dims),
+                    want: "[width, vocabulary]".into(),
+                }
+            })?;
         let blocks = keys.size("block_count", BLOCKS_MAX)?;
         let heads_ahead = keys.count("nextn_predict_layers", blocks - 1)?;
         let norm_eps = keys.float("attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5);
@@ -369,11 +373,12 @@ impl Common {
     }
 }
 
-/// Reads the rope keys; `dim` is the default for the rotated width.
-pub fn rope(keys: &Keys<'_>, dim: usize, layout: RopeLayout) -> Result<RopeSpec, LoadError> {
-    let dim = keys.optional_size("rope.dimension_count", WIDTH_MAX)?.unwrap_or(dim);
-    if dim % 2 != 0 {
-        return Err(keys.invalid("rope.dimension_count", format!("{dim} is odd")));
+/// Reads the rope keys; the rotated width is at most `head_dim`, and that where the key is absent.
+pub fn rope(keys: &Keys<'_>, head_dim: usize, layout: RopeLayout) -> Result<RopeSpec, LoadError> {
+    let dim = keys.optional_size("rope.dimension_count", WIDTH_MAX)?.unwrap_or(head_dim);
+    if dim > head_dim || dim % 2 != 0 {
+        let problem = format!("{dim} is not an even number up to the head's width {head_dim}");
+        return Err(keys.invalid("rope.dimension_count", problem));
     }
     let base = keys.float("rope.freq_base")?.unwrap_or(10_000.0);
     if base <= 1.0 {
@@ -397,7 +402,8 @@ fn rope_scaling(keys: &Keys<'_>) -> Result<RopeScaling, LoadError> {
         "linear" => Ok(RopeScaling::Linear { factor }),
         "yarn" => yarn(keys, factor),
         other => {
-            Err(keys.invalid("rope.scaling.type", format!("\"{other}\" is not supported (none, linear, yarn)")))
+            Err(keys
+                .invalid("rope.scaling.type", format!("\"{other}\" is not supported (none, linear, yarn)")))
         }
     }
 }

@@ -1,0 +1,88 @@
+//! The main job on the demo pair, through the program itself: a budget that holds a quarter of the
+//! experts gives the text of the run with everything resident, drafted or not, and stays inside it.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod common;
+
+use std::process::Command;
+
+use common::local;
+use serde_json::Value;
+
+/// A quarter of the demo target's 128 experts.
+const QUARTER: usize = 32;
+
+fn run(arguments: &[&str]) -> Value {
+    let target = local("demo/target.gguf");
+    let output = Command::new(env!("CARGO_BIN_EXE_drafthorse"))
+        .arg("run")
+        .arg(target)
+        .args(["-p", "The old king looked at his daughter and said", "-n", "48", "--context", "256"])
+        .args(["--ignore-eos", "--json", "--threads", "2"])
+        .args(arguments)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// The smallest budget in whole MiB that holds a quarter of the experts beside the draft.
+fn quarter_budget() -> String {
+    let draft = local("demo/draft.gguf");
+    let slots = QUARTER.to_string();
+    let mut arguments = vec!["--memory", "1GiB", "--draft", draft.to_str().unwrap(), "--slots", &slots];
+    arguments.extend(["-n", "1"]);
+    let planned = run(&arguments)["memory"]["planned_bytes"].as_u64().unwrap();
+    // Half a slot more: what the process needs before planning varies by some KiB from run to run.
+    format!("{}", planned + 256 * 1024)
+}
+
+#[test]
+fn a_quarter_of_the_experts_gives_the_text_of_all_of_them_at_every_draft_length() {
+    let draft = local("demo/draft.gguf");
+    let draft = draft.to_str().unwrap();
+    let quarter = QUARTER.to_string();
+    for temperature in ["0", "0.8"] {
+        let sampling = ["--temp", temperature, "--seed", "7"];
+        let resident = run(&[&sampling[..], &["--memory", "1GiB"]].concat());
+        assert_eq!(resident["offload"]["slots"], resident["offload"]["experts_total"]);
+        let offloaded = ["--memory", "1GiB", "--slots", &quarter];
+        let mut runs = vec![run(&[&sampling[..], &offloaded].concat())];
+        for drafter in [draft, "ngram"] {
+            for draft_len in ["1", "4", "8", "auto"] {
+                let drafted = ["--draft", drafter, "--draft-len", draft_len];
+                runs.push(run(&[&sampling[..], &offloaded, &drafted].concat()));
+            }
+        }
+        for drafted in runs {
+            assert_eq!(drafted["tokens"], resident["tokens"], "temperature {temperature}");
+            assert_eq!(drafted["text"], resident["text"]);
+            assert_eq!(drafted["offload"]["slots"], QUARTER);
+            assert!(drafted["offload"]["misses"].as_u64().unwrap() > QUARTER as u64, "experts were streamed");
+        }
+    }
+}
+
+#[test]
+fn the_draft_model_is_accepted_often_enough_to_matter() {
+    let draft = local("demo/draft.gguf");
+    let arguments = ["--memory", "1GiB", "--draft", draft.to_str().unwrap(), "--draft-len", "4"];
+    let report = run(&[&arguments[..], &["--temp", "0"]].concat());
+    let speculation = &report["speculation"];
+    assert!(speculation["accepted_per_pass"].as_f64().unwrap() > 0.5, "{speculation}");
+    assert!(speculation["target_passes"].as_u64().unwrap() < 40, "48 tokens in fewer passes");
+}
+
+#[test]
+fn peak_memory_stays_under_a_budget_that_holds_a_quarter_of_the_experts() {
+    let draft = local("demo/draft.gguf");
+    let budget = quarter_budget();
+    let report = run(&["--memory", &budget, "--draft", draft.to_str().unwrap(), "--draft-len", "4"]);
+    let memory = &report["memory"];
+    let (peak, limit) = (memory["peak_rss_bytes"].as_u64().unwrap(), memory["budget_bytes"].as_u64().unwrap());
+    assert!(peak <= limit, "{memory}");
+    let slots = report["offload"]["slots"].as_u64().unwrap();
+    assert!((28..=40).contains(&slots), "about a quarter of the experts fits: {slots}");
+    assert!(report["offload"]["bytes_read"].as_u64().unwrap() > 0);
+}
