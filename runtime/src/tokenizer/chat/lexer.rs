@@ -16,8 +16,8 @@ pub(super) fn next_tag(source: &str) -> Option<usize> {
 
 /// Where the tag that `source` starts with ends.
 pub(super) fn tag_end(source: &str) -> Option<usize> {
-    if source.starts_with("{#") {
-        return source[2..].find("#}").map(|end| end + 4);
+    if let Some(comment) = source.strip_prefix("{#") {
+        return comment.find("#}").map(|end| end + 4);
     }
     let close = if source.starts_with("{%") { "%}" } else { "}}" };
     let (mut at, mut depth) = (2, 0usize);
