@@ -80,7 +80,8 @@ fn peak_memory_stays_under_a_budget_that_holds_a_quarter_of_the_experts() {
     let budget = quarter_budget();
     let report = run(&["--memory", &budget, "--draft", draft.to_str().unwrap(), "--draft-len", "4"]);
     let memory = &report["memory"];
-    let (peak, limit) = (memory["peak_rss_bytes"].as_u64().unwrap(), memory["budget_bytes"].as_u64().unwrap());
+    let (peak, limit) =
+        (memory["peak_rss_bytes"].as_u64().unwrap(), memory["budget_bytes"].as_u64().unwrap());
     assert!(peak <= limit, "{memory}");
     let slots = report["offload"]["slots"].as_u64().unwrap();
     assert!((28..=40).contains(&slots), "about a quarter of the experts fits: {slots}");
