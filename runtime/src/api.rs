@@ -47,7 +47,7 @@ pub struct EngineOptions {
     pub context_len: usize,
     /// Rows of one prefill pass.
     pub prefill_chunk: usize,
-    /// Compute threads of the target; 0: one per physical core.
+    /// Compute threads of the target; 0: one per CPU the process may use.
     pub threads: usize,
     /// Compute threads of the draft model; 0: the engine's choice.
     pub draft_threads: usize,

@@ -17,10 +17,10 @@ use crate::api::{
     EngineOptions, FinishReason, GenerateOptions, Generation, Memory, Offload, Progress, Speculation, Timings,
 };
 use crate::models::{Model, PassError};
-use crate::open::{drafter, prepare};
+use crate::open::{drafter, logit_rows, prepare};
 use crate::recorder::Recording;
 use crate::sequence::Sequence;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{AddSpecial, Tokenizer};
 use crate::{Error, host};
 
 /// A loaded model pair, ready to generate.
@@ -36,6 +36,8 @@ pub struct Engine {
     /// Tokens whose rows the target's cache holds.
     cached: Vec<TokenId>,
     prefill_chunk: usize,
+    /// Rows of logits that the memory plan counts.
+    logit_rows: usize,
     load_s: f64,
     logits: Vec<f32>,
 }
@@ -84,6 +86,7 @@ impl Engine {
             recording,
             cached: Vec::new(),
             prefill_chunk: options.prefill_chunk,
+            logit_rows: logit_rows(options),
             load_s: started.elapsed().as_secs_f64(),
             logits: Vec::new(),
         })
@@ -105,9 +108,12 @@ impl Engine {
         room: usize,
         (stats, progress): (&mut AcceptanceStats, &mut dyn Progress),
     ) -> Result<usize, Error> {
-        let plan = self.controller.plan(&self.residency());
+        let wanted = match self.drafter {
+            Some(_) => self.controller.plan(&self.residency()).draft_len,
+            None => 0,
+        };
         let started = Instant::now();
-        let mut draft = self.propose(sequence, plan.draft_len.min(room - 1), progress);
+        let mut draft = self.propose(sequence, wanted.min(room - 1), progress);
         draft.truncate(self.controller.keep(&draft));
         let drafted = Instant::now();
         let before = self.cache_stats();
@@ -123,14 +129,17 @@ impl Engine {
         stats.record(draft.tokens.len(), verdict.accepted);
         self.record_routes(committed)?;
         let after = self.cache_stats();
-        self.controller.observe(&StepOutcome {
-            draft_len: draft.tokens.len(),
-            accepted: verdict.accepted,
-            draft_s: (drafted - started).as_secs_f64(),
-            verify_s: drafted.elapsed().as_secs_f64(),
-            stall_s: after.stall_s - before.stall_s,
-            misses: after.misses - before.misses,
-        });
+        // A pass cut short by the end of the text says nothing about what its plan would have cost.
+        if self.drafter.is_some() && wanted < room {
+            self.controller.observe(&StepOutcome {
+                draft_len: draft.tokens.len(),
+                accepted: verdict.accepted,
+                draft_s: (drafted - started).as_secs_f64(),
+                verify_s: drafted.elapsed().as_secs_f64(),
+                stall_s: after.stall_s - before.stall_s,
+                misses: after.misses - before.misses,
+            });
+        }
         Ok(committed)
     }
 
@@ -174,10 +183,7 @@ impl Engine {
         self.cached = sequence.tokens().to_vec();
         self.cached.truncate(self.target.len());
         self.target.truncate(self.cached.len());
-        let finish_reason = outcome?;
-        if let Some(recording) = &self.recording {
-            recording.write()?;
-        }
+        let finish_reason = self.end_recording(outcome)?;
         Ok(self.report(&sequence, tally, finish_reason, before))
     }
 
@@ -288,25 +294,54 @@ impl Engine {
         self.recording.as_ref().map_or(Ok(()), |recording| recording.commit(rows))
     }
 
-    /// Raw logits after each token (`all`) or after the last; forgets the present sequence.
+    /// Writes the trace of what was generated; after an error, drops the rows of the pass that failed.
+    fn end_recording<T>(&self, outcome: Result<T, Error>) -> Result<T, Error> {
+        match (&self.recording, &outcome) {
+            (Some(recording), Ok(_)) => recording.write()?,
+            (Some(recording), Err(_)) => recording.abandon(),
+            (None, _) => {}
+        }
+        outcome
+    }
+
+    /// Hands `on_row` the raw logits (`[vocab]`) after each token (`all`) or after the last, in order;
+    /// forgets the present sequence.
     ///
     /// # Errors
-    /// As [`Engine::generate`].
-    pub fn logits(&mut self, tokens: &[TokenId], all: bool) -> Result<Vec<Vec<f32>>, Error> {
+    /// As [`Engine::generate`], and whatever `on_row` returns.
+    pub fn logits(
+        &mut self,
+        tokens: &[TokenId],
+        all: bool,
+        on_row: &mut dyn FnMut(&[f32]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         self.check_prompt(tokens)?;
         self.reset();
-        let which = if all { LogitRows::All } else { LogitRows::Last };
-        let mut positions = Vec::new();
-        let chunks = tokens.chunks(self.prefill_chunk);
+        let outcome = self.run_logits(tokens, all, on_row);
+        self.reset();
+        self.end_recording(outcome)
+    }
+
+    fn run_logits(
+        &mut self,
+        tokens: &[TokenId],
+        all: bool,
+        on_row: &mut dyn FnMut(&[f32]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        // No more rows of logits at once than the memory plan counts.
+        let chunks = tokens.chunks(if all { self.logit_rows } else { self.prefill_chunk });
         let last = chunks.len() - 1;
         for (index, chunk) in chunks.enumerate() {
-            let which = if all || index == last { which } else { LogitRows::None };
+            let which = match all {
+                true => LogitRows::All,
+                false if index == last => LogitRows::Last,
+                false => LogitRows::None,
+            };
             self.target.pass(chunk, which, &mut self.logits)?;
-            positions.extend(self.logits.chunks(self.target.vocab()).map(<[f32]>::to_vec));
+            self.logits.chunks(self.target.vocab()).try_for_each(&mut *on_row)?;
             self.record_routes(chunk.len())?;
         }
-        self.reset();
-        Ok(positions)
+        Ok(())
     }
 
     /// Forgets the present sequence; resident experts stay.
@@ -326,6 +361,20 @@ impl Engine {
     /// The target's tokenizer; `None` for a file without a vocabulary.
     pub fn tokenizer(&self) -> Option<&Tokenizer> {
         self.tokenizer.as_ref()
+    }
+
+    /// The ids of a text, which must have a chance to fit the context: a longer one is refused before
+    /// memory is spent on it. `None` for a file without a vocabulary.
+    ///
+    /// # Errors
+    /// A text too long, or one that the vocabulary cannot express.
+    pub fn encode(&self, text: &str, add_special: AddSpecial) -> Result<Option<Vec<TokenId>>, Error> {
+        let Some(tokenizer) = &self.tokenizer else { return Ok(None) };
+        let (context, token_bytes) = (self.context_len(), tokenizer.token_bytes_max());
+        if text.len() > context.saturating_mul(token_bytes) {
+            return Err(Error::TextTooLong { bytes: text.len(), context, token_bytes });
+        }
+        Ok(Some(tokenizer.encode(text, add_special)?))
     }
 
     /// What was planned at start.

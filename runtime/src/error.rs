@@ -90,6 +90,18 @@ pub enum Error {
         /// Positions of the KV cache.
         context: usize,
     },
+    /// A text that no tokenization brings into the context.
+    #[error(
+        "the prompt has {bytes} bytes, the context holds {context} tokens of at most {token_bytes}: raise --context or shorten it"
+    )]
+    TextTooLong {
+        /// Bytes of the text.
+        bytes: usize,
+        /// Positions of the KV cache.
+        context: usize,
+        /// Bytes of the longest token.
+        token_bytes: usize,
+    },
     /// There is nothing to continue.
     #[error("the prompt is empty, and the vocabulary has no token to begin with")]
     EmptyPrompt,
@@ -114,7 +126,11 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Config(ConfigError::DemoMissing { .. }) => EXIT_MODEL,
-            Error::Config(_) | Error::Usage(_) | Error::UnknownMemory | Error::EmptyPrompt => EXIT_USAGE,
+            Error::Config(_)
+            | Error::Usage(_)
+            | Error::UnknownMemory
+            | Error::EmptyPrompt
+            | Error::TextTooLong { .. } => EXIT_USAGE,
             Error::Vocabulary { .. } | Error::TokenOutOfVocabulary { .. } | Error::PromptTooLong { .. } => {
                 EXIT_USAGE
             }
@@ -150,6 +166,9 @@ fn load_exit_code(error: &LoadError) -> u8 {
     match error {
         LoadError::Override { .. } => EXIT_USAGE,
         LoadError::Allocation { .. } | LoadError::Read { .. } | LoadError::Thread(_) => EXIT_RUNTIME,
+        LoadError::Offload(
+            OffloadError::Arena { .. } | OffloadError::ReaderStopped { .. } | OffloadError::Thread { .. },
+        ) => EXIT_RUNTIME,
         _ => EXIT_MODEL,
     }
 }

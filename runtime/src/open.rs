@@ -10,10 +10,10 @@ use drafthorse_offload::{PolicyConfig, PolicyKind, Reader};
 use drafthorse_scheduler::{DraftLen, MemoryPlan, Needs};
 
 use crate::api::{DraftSource, EngineOptions, Progress};
-use crate::gguf::Gguf;
-use crate::models::{Blueprint, Model, ModelOptions, Overrides};
+use crate::gguf::{Gguf, Strings, quoted};
+use crate::models::{Blueprint, LoadError, Model, ModelOptions, Overrides};
 use crate::tokenizer::Tokenizer;
-use crate::weights::LOAD_BUFFER_BYTES;
+use crate::units::format_bytes;
 use crate::{Error, host};
 
 /// Context used when neither the user nor the model asks for less.
@@ -22,6 +22,10 @@ const CONTEXT_DEFAULT: usize = 4096;
 const THREAD_BYTES: u64 = 256 << 10;
 /// Bytes the sampler works with, per token of the vocabulary and side.
 const SAMPLER_BYTES_PER_TOKEN: u64 = 32;
+/// Index, policy and statistics of one expert, beside its slot.
+const EXPERT_BYTES: u64 = 256;
+/// Rows of logits planned at least: `logits --all` works in passes of this many.
+const LOGIT_ROWS_MIN: usize = 8;
 /// Metadata keys that make up a vocabulary.
 const TOKENS_KEY: &str = "tokenizer.ggml.tokens";
 const TOKENIZER_KEY: &str = "tokenizer.ggml.model";
@@ -81,7 +85,9 @@ impl Opened {
     /// Everything the model needs when all its experts are resident.
     fn resident_bytes(&self) -> u64 {
         let slots = self.experts_total() as u64 * self.slot_bytes();
-        self.blueprint.dense.bytes() + self.kv_bytes() + self.scratch_bytes(1) + slots
+        let dense = &self.blueprint.dense;
+        let own = slots + self.experts_total() as u64 * EXPERT_BYTES;
+        dense.bytes() + dense.load_bytes() + self.kv_bytes() + self.scratch_bytes(1) + own
     }
 
     /// Reads the weights. `slots` experts are kept in memory.
@@ -119,7 +125,8 @@ pub fn prepare(options: &EngineOptions) -> Result<Prepared, Error> {
     let groups = options.expert_groups.map(|groups| (groups.groups, groups.groups_used));
     let blueprint = Blueprint::new(&gguf, &Overrides { expert_groups: groups })?;
     let mut notices = blueprint.spec.notices.clone();
-    let context_len = context_len(options, &blueprint, &mut notices);
+    let context_len = context_len(options, &blueprint);
+    notices.extend(context_notice("", context_len, &blueprint));
     let threads = threads_or_default(options.threads);
     let target = Opened::new(&gguf, blueprint, model_options(options, context_len, threads, "target"));
     let draft = match &options.draft {
@@ -128,16 +135,18 @@ pub fn prepare(options: &EngineOptions) -> Result<Prepared, Error> {
             let blueprint = Blueprint::new(&draft_gguf, &Overrides::default())?;
             check_vocabulary((&gguf, &target.blueprint), (&draft_gguf, &blueprint))?;
             notices.extend(blueprint.spec.notices.iter().map(|line| format!("draft: {line}")));
+            notices.extend(context_notice("draft: ", context_len, &blueprint));
             let threads = threads_or_default(options.draft_threads);
             let model_options = model_options(options, context_len, threads, "draft");
             Some(Opened::new(&draft_gguf, blueprint, model_options))
         }
         DraftSource::None | DraftSource::Ngram => None,
     };
-    let tokenizer = tokenizer(&gguf)?;
+    let tokenizer = tokenizer(&gguf, &target.blueprint)?;
     notices.extend(tokenizer.iter().flat_map(|tokenizer| tokenizer.notices().iter().cloned()));
     drop(gguf);
     let plan = plan(options, &target, draft.as_ref())?;
+    notices.extend(memory_notice(&plan));
     Ok(Prepared { target, draft, tokenizer, plan, notices })
 }
 
@@ -151,6 +160,11 @@ fn model_options(
     ModelOptions { context_len, rows_max, threads, thread_name }
 }
 
+/// Rows of logits that are ever alive together.
+pub fn logit_rows(options: &EngineOptions) -> usize {
+    verify_rows(options).max(LOGIT_ROWS_MIN)
+}
+
 /// Rows of the widest verification pass.
 fn verify_rows(options: &EngineOptions) -> usize {
     let longest = match options.draft_len {
@@ -160,18 +174,27 @@ fn verify_rows(options: &EngineOptions) -> usize {
     1 + if options.draft == DraftSource::None { 0 } else { longest }
 }
 
-fn context_len(options: &EngineOptions, blueprint: &Blueprint, notices: &mut Vec<String>) -> usize {
-    let trained = blueprint.spec.context_train;
+fn context_len(options: &EngineOptions, blueprint: &Blueprint) -> usize {
     match options.context_len {
-        0 => trained.min(CONTEXT_DEFAULT),
-        asked => {
-            if asked > trained {
-                notices
-                    .push(format!("context {asked} is longer than the {trained} the model was trained for"));
-            }
-            asked
-        }
+        0 => blueprint.spec.context_train.min(CONTEXT_DEFAULT),
+        asked => asked,
     }
+}
+
+fn context_notice(whose: &str, context_len: usize, blueprint: &Blueprint) -> Option<String> {
+    let trained = blueprint.spec.context_train;
+    (context_len > trained).then(|| {
+        format!("{whose}context {context_len} is longer than the {trained} the model was trained for")
+    })
+}
+
+/// A budget beyond what the machine has left cannot be kept by us alone.
+fn memory_notice(plan: &MemoryPlan) -> Option<String> {
+    let available = host::available_bytes()?.saturating_add(host::peak_rss_bytes());
+    (plan.planned_bytes > available).then(|| {
+        let (planned, free) = (format_bytes(plan.planned_bytes), format_bytes(available));
+        format!("the plan takes {planned}, and only {free} of memory is free: the system may swap or kill")
+    })
 }
 
 fn threads_or_default(threads: usize) -> usize {
@@ -182,7 +205,15 @@ fn threads_or_default(threads: usize) -> usize {
 }
 
 /// A file that names no tokenizer, or names none ("none", "no_vocab"), runs on token ids alone.
-fn tokenizer(gguf: &Gguf) -> Result<Option<Tokenizer>, Error> {
+fn tokenizer(gguf: &Gguf, blueprint: &Blueprint) -> Result<Option<Tokenizer>, Error> {
+    let (listed, vocab) = (gguf.metadata.strings(TOKENS_KEY)?.map_or(0, Strings::len), blueprint.spec.vocab);
+    if listed > vocab {
+        return Err(Error::Load(LoadError::BadKey {
+            path: gguf.metadata.file().into(),
+            key: TOKENS_KEY.into(),
+            problem: format!("{listed} tokens, the embedding has {vocab}"),
+        }));
+    }
     match gguf.metadata.str(TOKENIZER_KEY)? {
         None | Some("none" | "no_vocab") => Ok(None),
         Some(_) => Ok(Some(Tokenizer::from_metadata(&gguf.metadata, gguf.metadata.file())?)),
@@ -208,11 +239,11 @@ fn check_vocabulary(target: (&Gguf, &Blueprint), draft: (&Gguf, &Blueprint)) -> 
         (Some(_), None) => fail("it has no token list, the target has one".into()),
         (None, Some(_)) => fail("it has a token list, the target has none".into()),
         (Some(ours), Some(theirs)) => {
-            let shown = |token: &[u8]| String::from_utf8_lossy(token).escape_debug().to_string();
+            let shown = |token: &[u8]| quoted(&String::from_utf8_lossy(token));
             let differs = ours.iter().zip(theirs.iter()).enumerate().find(|(_, (a, b))| a != b);
             match differs {
                 Some((id, (a, b))) => {
-                    fail(format!("token {id} is \"{}\", the target's is \"{}\"", shown(b), shown(a)))
+                    fail(format!("token {id} is {}, the target's is {}", shown(b), shown(a)))
                 }
                 None if ours.len() != theirs.len() => {
                     fail(format!("it lists {} tokens, the target {}", theirs.len(), ours.len()))
@@ -235,10 +266,13 @@ fn plan(options: &EngineOptions, target: &Opened, draft: Option<&Opened>) -> Res
     let threads = (threads + io_pools * options.io_threads) as u64;
     let needs = Needs {
         // What the process has needed so far (headers, tokenizer) and what loading needs once.
-        process_bytes: host::peak_rss_bytes() + threads * THREAD_BYTES + LOAD_BUFFER_BYTES,
+        process_bytes: host::peak_rss_bytes()
+            + threads * THREAD_BYTES
+            + experts_total as u64 * EXPERT_BYTES
+            + target.blueprint.dense.load_bytes(),
         dense_bytes: target.blueprint.dense.bytes(),
         kv_bytes: target.kv_bytes(),
-        scratch_bytes: target.scratch_bytes(verify_rows(options) as u64),
+        scratch_bytes: target.scratch_bytes(logit_rows(options) as u64),
         draft_bytes: draft.map_or(0, Opened::resident_bytes),
         slot_bytes: target.slot_bytes(),
         slots_min: used,

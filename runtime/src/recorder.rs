@@ -50,7 +50,11 @@ impl Recording {
         };
         let layers = experts.index.layers();
         let recorder = TraceRecorder::new(blueprint.spec.architecture, layers, moe.experts, moe.used)?;
-        Ok(Recording { shared: Arc::new(Mutex::new(Shared { recorder, failure: None })), path })
+        let shared = Arc::new(Mutex::new(Shared { recorder, failure: None }));
+        let recording = Recording { shared, path };
+        // A place that cannot be written to is found now, not after the text.
+        std::fs::write(recording.unfinished(), b"").map_err(|source| recording.unwritable(source))?;
+        Ok(recording)
     }
 
     /// The sink to be given to the model.
@@ -67,6 +71,27 @@ impl Recording {
         }
     }
 
+    /// Drops the rows of a pass that failed, and what could not be recorded; ends the sequence.
+    pub fn abandon(&self) {
+        let mut shared = self.shared.lock();
+        shared.failure = None;
+        // Committing no rows cannot fail: no layer has fewer.
+        let _ = shared.recorder.commit(0);
+        shared.recorder.end_sequence();
+    }
+
+    /// Where the file is written before it takes its name.
+    fn unfinished(&self) -> PathBuf {
+        let mut name = self.path.as_os_str().to_owned();
+        name.push(".part");
+        name.into()
+    }
+
+    fn unwritable(&self, source: std::io::Error) -> Error {
+        let _ = std::fs::remove_file(self.unfinished());
+        Error::io("write", &self.path, source)
+    }
+
     /// Ends the present sequence and writes everything recorded so far, replacing the file whole.
     pub fn write(&self) -> Result<(), Error> {
         let trace = {
@@ -76,14 +101,8 @@ impl Recording {
         };
         let mut bytes = Vec::new();
         trace.write(&mut bytes)?;
-        let unfinished = self.path.with_extension("moetrace.part");
-        let write = || -> std::io::Result<()> {
-            std::fs::write(&unfinished, &bytes)?;
-            std::fs::rename(&unfinished, &self.path)
-        };
-        write().map_err(|source| {
-            let _ = std::fs::remove_file(&unfinished);
-            Error::io("write", &self.path, source)
-        })
+        std::fs::write(self.unfinished(), &bytes)
+            .and_then(|()| std::fs::rename(self.unfinished(), &self.path))
+            .map_err(|source| self.unwritable(source))
     }
 }

@@ -17,8 +17,8 @@ use crate::models::LoadError;
 const PIECE_BYTES: usize = 512 << 10;
 /// Pieces in flight while loading.
 const PIECES_IN_FLIGHT: usize = 4;
-/// Memory that loading needs beside the weights themselves.
-pub const LOAD_BUFFER_BYTES: u64 = (PIECES_IN_FLIGHT * (PIECE_BYTES + 2 * PAGE_BYTES)) as u64;
+/// Memory of the reads in flight.
+const LOAD_BUFFER_BYTES: u64 = (PIECES_IN_FLIGHT * (PIECE_BYTES + 2 * PAGE_BYTES)) as u64;
 /// Tensors start at multiples of this in memory.
 const ALIGN: usize = 64;
 
@@ -89,10 +89,13 @@ impl DenseStore {
         self.infos.contains_key(name)
     }
 
-    /// Whether the tensor has been registered to be loaded.
-    pub fn is_registered(&self, name: &str) -> bool {
-        let is_matrix = |m: &StoredMatrix| matches!(&m.source, Source::Tensor(info) if info.name == name);
-        self.matrices.iter().any(is_matrix) || self.vectors.iter().any(|vector| vector.info.name == name)
+    /// Names of all tensors that have been registered to be loaded.
+    pub fn registered(&self) -> impl Iterator<Item = &str> {
+        let matrices = self.matrices.iter().filter_map(|stored| match &stored.source {
+            Source::Tensor(info) => Some(info.name.as_str()),
+            Source::TransposedKeys { .. } => None,
+        });
+        matrices.chain(self.vectors.iter().map(|vector| vector.info.name.as_str()))
     }
 
     /// Second dimension of a tensor, for widths that only the tensor itself states.
@@ -132,12 +135,12 @@ impl DenseStore {
     }
 
     /// Registers the keys of a legacy `attn_kv_b` (`kv_b`: per head `nope` key rows, then its value
-    /// rows, each `[kv_lora]`) as `heads` matrices `[kv_lora, nope]`. Float files keep their precision;
-    /// quantized ones become Q8_0, as converters write this tensor.
+    /// rows, each `[kv_lora]`) as `heads` matrices `[kv_lora, nope]`. Floats keep their precision (BF16
+    /// becomes F32); quantized weights become Q8_0, as converters write this tensor.
     pub fn transposed_keys(&mut self, kv_b: &Matrix, heads: usize, nope: usize) -> Result<Matrix, LoadError> {
         let block_type = match kv_b.format {
-            Format::F32 => BlockType::F32,
-            Format::F16 | Format::BF16 => BlockType::F16,
+            Format::F32 | Format::BF16 => BlockType::F32,
+            Format::F16 => BlockType::F16,
             _ if (nope as u64).is_multiple_of(BlockType::Q8_0.block_len()) => BlockType::Q8_0,
             _ => BlockType::F16,
         };
@@ -177,6 +180,17 @@ impl DenseStore {
     pub fn bytes(&self) -> u64 {
         let vectors: u64 = self.vectors.iter().map(|vector| vector.info.elements() * 4).sum();
         self.end as u64 + vectors
+    }
+
+    /// Memory that loading needs beside the weights themselves: reads in flight, vectors as they are in
+    /// the file, and the floats of a matrix that is derived from another.
+    pub fn load_bytes(&self) -> u64 {
+        let raw: u64 = self.vectors.iter().map(|vector| vector.info.bytes).sum();
+        let derived = self.matrices.iter().map(|stored| match &stored.source {
+            Source::Tensor(_) => 0,
+            Source::TransposedKeys { of, heads, nope } => (heads * of.cols * nope * 4 + stored.bytes) as u64,
+        });
+        LOAD_BUFFER_BYTES + raw + derived.max().unwrap_or(0)
     }
 
     /// Bytes of one matrix.

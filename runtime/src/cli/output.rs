@@ -24,6 +24,11 @@ pub fn print_json(value: &impl Serialize) -> Result<(), Error> {
     stdout.write_all(b"\n").and_then(|()| stdout.flush()).map_err(failed)
 }
 
+/// A value as JSON text.
+pub fn json(value: &impl Serialize) -> Result<String, Error> {
+    serde_json::to_string(value).map_err(|error| failed(error.into()))
+}
+
 /// Writes a line to stderr. Nobody can be told when that fails.
 pub fn note(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");

@@ -33,10 +33,9 @@ pub fn run(args: &RunArgs) -> Result<(), Error> {
 
 /// The ids of a plain text, with what the model wants in front of it.
 fn encode(engine: &Engine, config: &Config, text: &str) -> Result<Vec<TokenId>, Error> {
-    let missing = || config.model_path().map(|path| Error::NoTokenizer { path });
-    match engine.tokenizer() {
-        Some(tokenizer) => Ok(tokenizer.encode(text, AddSpecial::Yes)?),
-        None => Err(missing()?),
+    match engine.encode(text, AddSpecial::Yes)? {
+        Some(tokens) => Ok(tokens),
+        None => Err(Error::NoTokenizer { path: config.model_path()? }),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use drafthorse_runtime::Error;
 use drafthorse_runtime::api::{EngineOptions, Progress as _};
-use drafthorse_runtime::config::Config;
+use drafthorse_runtime::config::{Auto, Config, DraftChoice};
 use drafthorse_runtime::engine::Engine;
 use drafthorse_runtime::units::format_bytes;
 use drafthorse_scheduler::MemoryPlan;
@@ -30,6 +30,7 @@ impl Session {
         let mut screen = Screen::new();
         let engine = Engine::open(&options, &mut screen)?;
         screen.end();
+        idle_settings(config).iter().for_each(|line| screen.notice(line));
         if config.run.verbose {
             output::note(&format!("memory plan\n{}", engine.memory_plan()));
         } else if config.run.stats && !config.run.json {
@@ -37,6 +38,19 @@ impl Session {
         }
         Ok(Session { engine, screen, interrupt })
     }
+}
+
+/// Settings that were given and change nothing as things stand (DESIGN I5), one line each.
+fn idle_settings(config: &Config) -> Vec<String> {
+    let mut lines = Vec::new();
+    let sampling = &config.sampling;
+    if sampling.temperature == 0.0 && (sampling.top_k != 0 || sampling.top_p < 1.0 || sampling.min_p > 0.0) {
+        lines.push("temperature 0 takes the likeliest token: top-k, top-p and min-p change nothing".into());
+    }
+    if config.draft.source == DraftChoice::None && matches!(config.scheduler.draft_len, Auto::Value(1..)) {
+        lines.push("a draft length was given without a drafter: nothing is drafted (--draft)".into());
+    }
+    lines
 }
 
 /// The plan on one line, parts that take nothing left out.

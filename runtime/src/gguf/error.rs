@@ -93,7 +93,7 @@ impl GgufError {
 }
 
 /// A name from a file, safe to print: escaped, in quotes, at most [`SHOWN_NAME_CHARS`] long.
-pub(super) fn quoted(name: &str) -> String {
+pub fn quoted(name: &str) -> String {
     let mut shown: String = name.chars().take(SHOWN_NAME_CHARS).flat_map(char::escape_debug).collect();
     if name.chars().nth(SHOWN_NAME_CHARS).is_some() {
         shown.push_str("...");

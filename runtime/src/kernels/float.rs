@@ -163,11 +163,6 @@ pub(super) fn dot_bf16_bytes(row: &[u8], x: &[f32]) -> f32 {
     dispatch!(avx2::dot_bf16(row, x), dot_with::<false, 2>(row, x, decode_bf16))
 }
 
-/// Dot product of two f32 rows of equal length.
-pub fn dot_f32(a: &[f32], b: &[f32]) -> f32 {
-    dot_f32_bytes(as_bytes(a), b)
-}
-
 /// Dot product of a KV cache row with an f32 row.
 pub(super) fn dot_f16(row: &[f16], x: &[f32]) -> f32 {
     dot_f16_bytes(as_bytes(row), x)
@@ -201,13 +196,6 @@ pub fn f32_to_f16(values: &[f32], out: &mut [f16]) {
     }
 }
 
-/// Widens f16 values; both slices have one length.
-pub fn f16_to_f32(values: &[f16], out: &mut [f32]) {
-    for (o, v) in out.iter_mut().zip(values) {
-        *o = v.to_f32();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -225,7 +213,7 @@ mod tests {
             let exact: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
             let halves: Vec<f16> = a.iter().map(|v| f16::from_f32(*v)).collect();
             let bf: Vec<u8> = a.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
-            assert!((f64::from(dot_f32(&a, &b)) - exact).abs() < 1e-4, "f32 {n}");
+            assert!((f64::from(dot_f32_bytes(as_bytes(&a), &b)) - exact).abs() < 1e-4, "f32 {n}");
             assert!((f64::from(dot_f16(&halves, &b)) - exact).abs() < 1e-4, "f16 {n}");
             assert!((f64::from(dot_bf16_bytes(&bf, &b)) - exact).abs() < 0.02 * n as f64 + 1e-6, "bf16 {n}");
         }

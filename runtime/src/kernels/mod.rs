@@ -17,7 +17,7 @@ mod pool;
 mod vector;
 
 pub use attend::{KvView, attend};
-pub use float::{dot_f32, f16_to_f32, f32_to_f16};
+pub use float::f32_to_f16;
 pub use format::{Format, is_supported, supported_names};
 pub use matmul::{Input, MatrixRef, matmul, matmul_group, matmul_serial};
 pub use pool::{Pool, SharedOut};

@@ -130,7 +130,7 @@ pub struct Mla {
     pub kv_a_norm: Vector,
     /// Key projection absorbed into the query: `heads` matrices `[kv_lora, nope]`, one after another.
     pub k_b: Matrix,
-    /// Value projection: `heads` matrices `[value, kv_lora]`, each `v_b_stride` rows after the last.
+    /// Value projection: `heads` matrices `[value, kv_lora]`, placed as `v_b_rows` says.
     pub v_b: Matrix,
     /// First row of head 0's value matrix in `v_b`, and rows from one head's to the next.
     pub v_b_rows: (usize, usize),

@@ -1,9 +1,13 @@
 //! Working memory of a forward pass: allocated once, sized by the largest pass allowed.
 //!
-//! Owns the buffers and the arithmetic of their sizes, which the memory plan counts (DESIGN I1). The
-//! token loop never grows them.
+//! Owns the buffers and the arithmetic of their sizes, which the memory plan counts (DESIGN I1): passes
+//! never grow them. What a pass allocates beside them (routes, one head's rows, quantized activations)
+//! is small, freed at once, and counted here as well.
 
 use crate::models::{AttentionSpec, ModelSpec};
+
+/// A routed choice and its place in the window's plan, in values of 4 bytes.
+const ROUTE_VALUES: usize = 4;
 
 /// Buffers by what they hold; rows are those of the present pass.
 #[derive(Default)]
@@ -59,6 +63,8 @@ pub struct ScratchPlan {
     experts: usize,
     used: usize,
     inner: usize,
+    /// Cosines and sines of a row.
+    rope: usize,
     /// Per-thread attention memory, `[context]` scores and per-head rows.
     attention: usize,
 }
@@ -79,7 +85,8 @@ impl ScratchPlan {
             AttentionSpec::Mla { heads, q_lora, kv_lora, nope, value_dim, .. } => {
                 let key = nope + spec.rope.dim;
                 let latent = kv_lora + spec.rope.dim;
-                (q_lora.unwrap_or(0), heads * key, latent, kv_lora, heads * value_dim, latent + kv_lora + key)
+                let per_head = latent + kv_lora + key + value_dim;
+                (q_lora.unwrap_or(0), heads * key, latent, 0, heads * value_dim, per_head)
             }
         };
         let moe = spec.moe.as_ref();
@@ -94,6 +101,7 @@ impl ScratchPlan {
             experts: moe.map_or(0, |m| m.experts),
             used: moe.map_or(0, |m| m.used),
             inner,
+            rope: spec.rope.dim,
             // Two rows a head: the query before and after its projection are alive together.
             attention: threads * (context_len + 2 * rows * per_head),
         }
@@ -108,8 +116,9 @@ impl ScratchPlan {
             + self.v
             + self.heads
             + 3 * self.experts
-            + self.used * self.width
-            + 2 * self.inner;
+            + self.used * (self.width + ROUTE_VALUES)
+            + 2 * self.inner
+            + self.rope;
         let widest = self.width.max(self.inner).max(self.heads).max(self.q_low);
         // Quantized activations take at most 1.2 bytes a value (Q8_0 34/32, Q8_K 292/256), in up to
         // two formats at once.

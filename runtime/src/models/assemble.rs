@@ -5,6 +5,8 @@
 //! [`ModelSpec`]. A tensor that is missing, misshapen or of a type without a kernel is an error here,
 //! before anything is allocated.
 
+use std::collections::HashSet;
+
 use crate::gguf::Gguf;
 use crate::kv::{KvCache, KvShape};
 use crate::layers::{Attention, DenseFeedForward, ExpertShape, FeedForward, Gqa, Mla, MlaQuery};
@@ -96,7 +98,7 @@ impl Blueprint {
         let blocks = (0..spec.blocks)
             .map(|index| Assembler { spec: &spec, dense: &mut dense, index }.block(experts.as_ref()))
             .collect::<Result<Vec<_>, _>>()?;
-        refuse_unused(gguf, &spec, &dense)?;
+        refuse_unused(gguf, &spec, &dense, experts.as_ref())?;
         Ok(Blueprint { spec, dense, blocks, experts, embedding, output_norm, output, rope_factors })
     }
 
@@ -137,19 +139,23 @@ impl Blueprint {
     }
 }
 
-/// A tensor of a block that nothing reads would change the text silently (a bias, a norm of a variant
-/// this architecture file does not know): refused by name.
-fn refuse_unused(gguf: &Gguf, spec: &ModelSpec, dense: &DenseStore) -> Result<(), LoadError> {
+/// A tensor that nothing reads would change the text silently (a bias, a norm of a variant this
+/// architecture file does not know): refused by name. Blocks of prediction heads are left unread.
+fn refuse_unused(
+    gguf: &Gguf,
+    spec: &ModelSpec,
+    dense: &DenseStore,
+    experts: Option<&ExpertLayers>,
+) -> Result<(), LoadError> {
+    let mut used: HashSet<&str> = dense.registered().collect();
+    used.extend(experts.iter().flat_map(|layers| layers.tensors.iter().map(String::as_str)));
     for info in &gguf.tensors {
-        let mut parts = info.name.splitn(3, '.');
-        let (Some("blk"), Some(block), Some(part)) = (parts.next(), parts.next(), parts.next()) else {
-            continue;
-        };
-        let is_run = block.parse::<usize>().is_ok_and(|block| block < spec.blocks);
-        let is_expert =
-            part.contains("_exps.") || part.split('.').nth(1).is_some_and(|e| e.parse::<u32>().is_ok());
+        let block = info.name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse().ok());
+        let is_ahead = block
+            .is_some_and(|block: usize| (spec.blocks..spec.blocks + spec.prediction_heads).contains(&block));
         // Old converters wrote the rope frequencies, which follow from the metadata.
-        if is_run && !is_expert && part != "attn_rot_embd.weight" && !dense.is_registered(&info.name) {
+        let is_frequencies = info.name.ends_with(".attn_rot_embd.weight");
+        if !is_ahead && !is_frequencies && !used.contains(info.name.as_str()) {
             return Err(LoadError::UnusedTensor {
                 path: gguf.metadata.file().into(),
                 tensor: info.name.clone(),

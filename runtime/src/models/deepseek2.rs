@@ -25,6 +25,10 @@ pub fn spec(gguf: &Gguf) -> Result<ModelSpec, LoadError> {
     let moe = moe(&keys)?;
     let mut spec = common.into_spec("deepseek2", attention, rope, moe);
     spec.leading_dense = keys.count("leading_dense_block_count", spec.blocks)?;
+    if spec.moe.is_some() && spec.leading_dense == spec.blocks {
+        let problem = format!("{} leaves no block for the routed experts", spec.leading_dense);
+        return Err(keys.invalid("leading_dense_block_count", problem));
+    }
     spec.notices.extend(ungrouped_v2_notice(&spec));
     Ok(spec)
 }
@@ -60,6 +64,7 @@ fn score_scale(keys: &Keys<'_>, key_dim: usize, rope: &mut RopeSpec) -> Result<f
     let plain = 1.0 / (key_dim as f32).sqrt();
     let RopeScaling::Yarn { factor, magnitude, .. } = &mut rope.scaling else { return Ok(plain) };
     *magnitude = 1.0;
+    keys.require_neutral("rope.scaling.attn_factor", &[1.0])?;
     let multiplier = keys.float("rope.scaling.yarn_log_multiplier")?.unwrap_or(0.0);
     let mscale = 1.0 + multiplier * factor.ln();
     Ok(plain * mscale * mscale)

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use drafthorse_offload::{OffloadError, ReadError};
 use thiserror::Error;
 
-use crate::gguf::{BlockType, GgufError};
+use crate::gguf::{BlockType, GgufError, quoted};
 use crate::kernels::supported_names;
 
 use super::ARCHITECTURES;
@@ -18,7 +18,7 @@ pub enum LoadError {
     #[error(transparent)]
     Gguf(#[from] GgufError),
 
-    #[error("{}: architecture \"{}\" is not supported (supported: {})", .path.display(), .name.escape_debug(), architectures())]
+    #[error("{}: architecture {} is not supported (supported: {})", .path.display(), quoted(.name), architectures())]
     UnsupportedArchitecture { path: PathBuf, name: String },
 
     #[error("{}: metadata key {key} is missing", .path.display())]
@@ -27,19 +27,19 @@ pub enum LoadError {
     #[error("{}: metadata key {key}: {problem}", .path.display())]
     BadKey { path: PathBuf, key: String, problem: String },
 
-    #[error("{}: tensor {tensor} is missing", .path.display())]
+    #[error("{}: tensor {} is missing", .path.display(), quoted(.tensor))]
     MissingTensor { path: PathBuf, tensor: String },
 
-    #[error("{}: tensor {tensor} has shape {got}, the metadata asks for {want}", .path.display())]
+    #[error("{}: tensor {} has shape {got}, the metadata asks for {want}", .path.display(), quoted(.tensor))]
     Shape { path: PathBuf, tensor: String, got: String, want: String },
 
-    #[error("{}: tensor {tensor} is not part of this architecture as it is supported here; without it the text would be wrong", .path.display())]
+    #[error("{}: tensor {} is not part of this architecture as it is supported here; without it the text would be wrong", .path.display(), quoted(.tensor))]
     UnusedTensor { path: PathBuf, tensor: String },
 
-    #[error("{}: quant type {} of tensor {tensor} is not supported yet (supported: {})", .path.display(), .block_type.name(), supported_names())]
+    #[error("{}: quant type {} of tensor {} is not supported yet (supported: {})", .path.display(), .block_type.name(), quoted(.tensor), supported_names())]
     UnsupportedQuant { path: PathBuf, tensor: String, block_type: BlockType },
 
-    #[error("{}: tensor {tensor} starts at offset {offset}, which its quant type {} cannot be read from", .path.display(), .block_type.name())]
+    #[error("{}: tensor {} starts at offset {offset}, which its quant type {} cannot be read from", .path.display(), quoted(.tensor), .block_type.name())]
     Misaligned { path: PathBuf, tensor: String, offset: u64, block_type: BlockType },
 
     #[error("{}: {problem}", .path.display())]
@@ -48,7 +48,7 @@ pub enum LoadError {
     #[error("cannot allocate {bytes} bytes for the dense weights: {source}")]
     Allocation { bytes: u64, source: std::io::Error },
 
-    #[error("reading tensor {tensor}: {source}")]
+    #[error("reading tensor {}: {source}", quoted(.tensor))]
     Read { tensor: String, source: ReadError },
 
     #[error(transparent)]

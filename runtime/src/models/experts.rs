@@ -12,6 +12,9 @@ use crate::weights::check_matrix;
 use super::LoadError;
 use super::spec::{ModelSpec, MoeSpec};
 
+/// Most routed experts of a whole model (Kimi-K2 has 23,040): tables are kept of every one.
+const EXPERTS_TOTAL_MAX: usize = 1 << 17;
+
 const PART_NAMES: [&str; PARTS] = ["gate", "up", "down"];
 
 /// Extents and shapes of all routed experts.
@@ -20,6 +23,8 @@ pub struct ExpertLayers {
     pub index: ExpertIndex,
     /// Shapes by layer.
     pub shapes: Vec<ExpertShape>,
+    /// Names of the tensors they lie in.
+    pub tensors: Vec<String>,
 }
 
 impl ExpertLayers {
@@ -32,21 +37,32 @@ impl ExpertLayers {
 /// Finds the experts of every routed block; `None` for a dense model.
 pub fn expert_layers(gguf: &Gguf, spec: &ModelSpec) -> Result<Option<ExpertLayers>, LoadError> {
     let Some(moe) = spec.moe else { return Ok(None) };
+    let total = (spec.blocks - spec.leading_dense) * moe.experts;
+    if total > EXPERTS_TOTAL_MAX {
+        return Err(LoadError::BadKey {
+            path: gguf.metadata.file().into(),
+            key: format!("{}.expert_count", spec.architecture),
+            problem: format!("{total} routed experts in all layers, the limit is {EXPERTS_TOTAL_MAX}"),
+        });
+    }
     let mut extents = Vec::new();
     let mut shapes = Vec::new();
+    let mut tensors = Vec::new();
     for block in spec.leading_dense..spec.blocks {
         let finder = Finder { gguf, block, moe: &moe, width: spec.width };
         let parts = [finder.part(0)?, finder.part(1)?, finder.part(2)?];
+        tensors.extend(parts.iter().flat_map(|part| part.tensors.iter().cloned()));
         shapes.push(ExpertShape { gate: parts[0].shape, up: parts[1].shape, down: parts[2].shape });
         extents.push((0..moe.experts).map(|e| [0, 1, 2].map(|part: usize| parts[part].extents[e])).collect());
     }
-    Ok(Some(ExpertLayers { index: ExpertIndex::new(extents)?, shapes }))
+    Ok(Some(ExpertLayers { index: ExpertIndex::new(extents)?, shapes, tensors }))
 }
 
 /// One part (gate, up or down) of every expert of a layer.
 struct Part {
     shape: PartShape,
     extents: Vec<Extent>,
+    tensors: Vec<String>,
 }
 
 /// Finds the experts of one block.
@@ -68,7 +84,8 @@ impl Finder<'_> {
             let each = info.bytes / self.moe.experts as u64;
             let at = |e: usize| extent(info, e as u64 * each, each);
             let shape = PartShape { format, rows, cols };
-            return Ok(Part { shape, extents: (0..self.moe.experts).map(at).collect() });
+            let extents = (0..self.moe.experts).map(at).collect();
+            return Ok(Part { shape, extents, tensors: vec![stacked] });
         }
         self.separate(part, rows, cols)
     }
@@ -76,6 +93,7 @@ impl Finder<'_> {
     fn separate(&self, part: usize, rows: usize, cols: usize) -> Result<Part, LoadError> {
         let mut first = None;
         let mut extents = Vec::new();
+        let mut tensors = Vec::new();
         for expert in 0..self.moe.experts {
             let name = format!("blk.{}.ffn_{}.{expert}.weight", self.block, PART_NAMES[part]);
             let info = self.gguf.tensor(&name).ok_or_else(|| LoadError::MissingTensor {
@@ -87,14 +105,15 @@ impl Finder<'_> {
             if *first.get_or_insert(format) != format {
                 return Err(LoadError::UnsupportedQuant {
                     path: self.gguf.metadata.file().into(),
-                    tensor: format!("{name} (unlike the layer's other experts)"),
+                    tensor: name,
                     block_type: info.block_type,
                 });
             }
             extents.push(extent(info, 0, info.bytes));
+            tensors.push(name);
         }
         let format = first.expect("invariant: a mixture has experts");
-        Ok(Part { shape: PartShape { format, rows, cols }, extents })
+        Ok(Part { shape: PartShape { format, rows, cols }, extents, tensors })
     }
 }
 

@@ -13,15 +13,19 @@ pub fn spec(gguf: &Gguf) -> Result<ModelSpec, LoadError> {
     let rope = rope(&keys, attention.key_dim(), RopeLayout::Interleaved)?;
     let moe = match expert_counts(&keys)? {
         None => None,
-        Some((experts, used)) => Some(MoeSpec {
-            experts,
-            used,
-            gating: Gating::Softmax,
-            normalise: true,
-            scale: 1.0,
-            groups: None,
-            width: keys.size("feed_forward_length", WIDTH_MAX)?,
-        }),
+        Some((experts, used)) => {
+            keys.require_neutral("expert_gating_func", &[0.0, 1.0])?;
+            keys.require_neutral("expert_weights_scale", &[0.0, 1.0])?;
+            Some(MoeSpec {
+                experts,
+                used,
+                gating: Gating::Softmax,
+                normalise: true,
+                scale: 1.0,
+                groups: None,
+                width: keys.size("feed_forward_length", WIDTH_MAX)?,
+            })
+        }
     };
     Ok(common.into_spec("llama", attention, rope, moe))
 }

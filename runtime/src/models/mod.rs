@@ -19,7 +19,7 @@ mod spec;
 pub use assemble::{Block, Blueprint, Ffn, Overrides, Routed};
 pub use error::LoadError;
 pub use experts::ExpertLayers;
-pub use model::{Model, ModelOptions, PassError, PassTimes};
+pub use model::{Model, ModelOptions, PassError};
 pub use spec::{
     AttentionSpec, Gating, GroupScore, GroupSpec, ModelSpec, MoeSpec, RopeLayout, RopeScaling, RopeSpec,
 };

@@ -4,8 +4,6 @@
 //! target or draft. The pass is layer-major: all rows of a window go through a layer together, and
 //! each expert they need is brought in once for all of them.
 
-use std::time::Instant;
-
 use drafthorse_draft::{LanguageModel, LogitRows, ModelError, TokenId};
 use drafthorse_offload::{CacheConfig, CacheStats, ExpertCache, Policy, Reader, Residency};
 use thiserror::Error;
@@ -50,17 +48,6 @@ impl ModelOptions {
     }
 }
 
-/// Where a model's time went, in seconds.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct PassTimes {
-    /// Attention, with its norms and projections.
-    pub attention_s: f64,
-    /// Feed-forward layers: router, shared and routed experts, waiting for experts included.
-    pub ffn_s: f64,
-    /// Classifier.
-    pub output_s: f64,
-}
-
 /// A model and one sequence's cache.
 pub struct Model {
     blueprint: Blueprint,
@@ -71,7 +58,6 @@ pub struct Model {
     kv: KvCache,
     scratch: Scratch,
     sink: Option<Box<dyn RouteSink + Send>>,
-    times: PassTimes,
 }
 
 impl Model {
@@ -103,7 +89,6 @@ impl Model {
             kv: KvCache::new(blueprint.kv_shape(), blueprint.spec.blocks, options.context_len),
             scratch: options.scratch(&blueprint).allocate(),
             sink: None,
-            times: PassTimes::default(),
             blueprint,
             options,
         })
@@ -135,11 +120,6 @@ impl Model {
     /// A reader that has stopped.
     pub fn drop_experts(&mut self) -> Result<(), drafthorse_offload::OffloadError> {
         self.experts.as_mut().map_or(Ok(()), ExpertCache::clear)
-    }
-
-    /// Where the time of all passes went.
-    pub fn times(&self) -> PassTimes {
-        self.times
     }
 
     fn check(&self, tokens: &[TokenId]) -> Result<(), PassError> {
@@ -212,7 +192,6 @@ impl Model {
                 width: self.blueprint.spec.width,
                 norm_eps: self.blueprint.spec.norm_eps,
                 scratch: &mut self.scratch,
-                times: &mut self.times,
             };
             step.attend(&mut pass, index);
             let sink = self.sink.as_deref_mut().map(|sink| sink as &mut dyn RouteSink);
@@ -236,7 +215,6 @@ impl Model {
         if rows.is_empty() {
             return;
         }
-        let started = Instant::now();
         let width = self.blueprint.spec.width;
         let dense = &self.blueprint.dense;
         let norm = dense.vector(&self.blueprint.output_norm);
@@ -249,7 +227,6 @@ impl Model {
         logits.resize(start + rows.len() * self.blueprint.spec.vocab, 0.0);
         let output = dense.matrix(&self.blueprint.output);
         matmul(&mut self.pool, output, &Input::new(normed, width), &mut logits[start..]);
-        self.times.output_s += started.elapsed().as_secs_f64();
     }
 }
 
@@ -259,16 +236,13 @@ struct BlockStep<'a> {
     width: usize,
     norm_eps: f32,
     scratch: &'a mut Scratch,
-    times: &'a mut PassTimes,
 }
 
 impl BlockStep<'_> {
     fn attend(&mut self, pass: &mut Pass<'_>, index: usize) {
-        let started = Instant::now();
         self.norm(pass.dense.vector(&self.block.attention_norm), pass.rows);
         self.block.attention.forward(pass, index, self.scratch);
         self.add_branch(pass.rows);
-        self.times.attention_s += started.elapsed().as_secs_f64();
     }
 
     fn feed_forward(
@@ -277,7 +251,6 @@ impl BlockStep<'_> {
         moe: Option<&super::MoeSpec>,
         (experts, sink): (Option<&mut ExpertCache>, Option<&mut dyn RouteSink>),
     ) -> Result<(), PassError> {
-        let started = Instant::now();
         self.norm(pass.dense.vector(&self.block.ffn_norm), pass.rows);
         match (&self.block.ffn, moe, experts) {
             (Ffn::Routed(weights), Some(spec), Some(experts)) => {
@@ -292,7 +265,6 @@ impl BlockStep<'_> {
             _ => unreachable!("invariant: a model with routed blocks is loaded with an expert cache"),
         }
         self.add_branch(pass.rows);
-        self.times.ffn_s += started.elapsed().as_secs_f64();
         Ok(())
     }
 

@@ -13,6 +13,7 @@ pub fn spec(gguf: &Gguf) -> Result<ModelSpec, LoadError> {
     let rope = rope(&keys, attention.key_dim(), RopeLayout::Halves)?;
     let (experts, used) = expert_counts(&keys)?
         .ok_or_else(|| keys.invalid("expert_count", "a mixture of experts without experts".into()))?;
+    keys.require_neutral("expert_gating_func", &[0.0, 1.0])?;
     let moe = MoeSpec {
         experts,
         used,

@@ -3,7 +3,7 @@
 //! Owns [`ModelSpec`] and its parts and the reading of keys that architectures share. Each
 //! architecture file fills one; nothing here knows tensors' bytes.
 
-use crate::gguf::{Gguf, GgufError};
+use crate::gguf::{Gguf, GgufError, quoted};
 
 use super::LoadError;
 
@@ -13,6 +13,20 @@ pub const BLOCKS_MAX: usize = 1024;
 pub const WIDTH_MAX: usize = 1 << 20;
 /// Most routed experts in a layer.
 pub const EXPERTS_MAX: usize = 4096;
+
+const NORM_EPS: &str = "attention.layer_norm_rms_epsilon";
+
+/// Keys of other architectures' arithmetic, and the values with which they change nothing.
+const NEUTRAL: &[(&str, &[f32])] = &[
+    ("attention.scale", &[0.0]),
+    ("attention.clamp_kqv", &[0.0]),
+    ("attention.max_alibi_bias", &[0.0]),
+    ("attn_logit_softcapping", &[0.0]),
+    ("final_logit_softcapping", &[0.0]),
+    ("logit_scale", &[0.0, 1.0]),
+    ("residual_scale", &[0.0, 1.0]),
+    ("embedding_scale", &[0.0, 1.0]),
+];
 
 /// Blueprint of one model.
 #[derive(Clone, Debug)]
@@ -33,6 +47,8 @@ pub struct ModelSpec {
     pub attention: AttentionSpec,
     /// Rotary position embedding.
     pub rope: RopeSpec,
+    /// Blocks behind those, for predicting further tokens; they are not run.
+    pub prediction_heads: usize,
     /// Blocks in front that have a dense feed-forward layer even in a mixture of experts.
     pub leading_dense: usize,
     /// Routed experts, `None` for a dense model.
@@ -226,10 +242,28 @@ impl<'a> Keys<'a> {
     /// An integer that must be present and lie in `1..=max`.
     pub fn size(&self, key: &str, max: usize) -> Result<usize, LoadError> {
         let value = self.optional_size(key, max)?;
-        value.ok_or_else(|| LoadError::MissingKey {
-            path: self.gguf.metadata.file().into(),
-            key: self.full(key),
-        })
+        value.ok_or_else(|| self.missing(key))
+    }
+
+    /// An error about a key that must be there.
+    pub fn missing(&self, key: &str) -> LoadError {
+        LoadError::MissingKey { path: self.gguf.metadata.file().into(), key: self.full(key) }
+    }
+
+    /// Refuses a key that changes the arithmetic in a way that is not implemented: where present it must
+    /// have one of the values that change nothing.
+    pub fn require_neutral(&self, key: &str, neutral: &[f32]) -> Result<(), LoadError> {
+        let number = match self.gguf.metadata.get(&self.full(key)) {
+            None => return Ok(()),
+            Some(value) => match value.to_u64() {
+                Some(integer) => integer as f32,
+                None => self.float(key)?.unwrap_or(0.0),
+            },
+        };
+        if neutral.contains(&number) {
+            return Ok(());
+        }
+        Err(self.invalid(key, format!("{number} is not supported for this architecture")))
     }
 
     /// An integer that lies in `1..=max` where present.
@@ -294,6 +328,10 @@ pub struct Common {
     pub norm_eps: f32,
     /// Query heads.
     pub heads: usize,
+    /// Blocks behind the ones run.
+    pub prediction_heads: usize,
+    /// What the user should be told.
+    pub notices: Vec<String>,
 }
 
 impl Common {
@@ -316,11 +354,23 @@ impl Common {
             })?;
         let blocks = keys.size("block_count", BLOCKS_MAX)?;
         let heads_ahead = keys.count("nextn_predict_layers", blocks - 1)?;
-        let norm_eps = keys.float("attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5);
+        let norm_eps = keys.float(NORM_EPS)?.ok_or_else(|| keys.missing(NORM_EPS))?;
         if norm_eps < 0.0 {
-            return Err(keys.invalid("attention.layer_norm_rms_epsilon", format!("{norm_eps} is negative")));
+            return Err(keys.invalid(NORM_EPS, format!("{norm_eps} is negative")));
+        }
+        for (key, neutral) in NEUTRAL {
+            keys.require_neutral(key, neutral)?;
+        }
+        let mut notices = Vec::new();
+        if heads_ahead > 0 {
+            notices.push(format!("{heads_ahead} prediction heads of the file are not used"));
+        }
+        if let Some(window) = keys.optional_size("attention.sliding_window", 1 << 30)? {
+            notices.push(format!("attention.sliding_window {window} is not applied: attention is full"));
         }
         Ok(Common {
+            prediction_heads: heads_ahead,
+            notices,
             vocab,
             width: keys.size("embedding_length", WIDTH_MAX)?,
             blocks: blocks - heads_ahead,
@@ -366,9 +416,10 @@ impl Common {
             norm_eps: self.norm_eps,
             attention,
             rope,
+            prediction_heads: self.prediction_heads,
             leading_dense: 0,
             moe,
-            notices: Vec::new(),
+            notices: self.notices,
         }
     }
 }
@@ -402,8 +453,8 @@ fn rope_scaling(keys: &Keys<'_>) -> Result<RopeScaling, LoadError> {
         "linear" => Ok(RopeScaling::Linear { factor }),
         "yarn" => yarn(keys, factor),
         other => {
-            Err(keys
-                .invalid("rope.scaling.type", format!("\"{other}\" is not supported (none, linear, yarn)")))
+            let other = quoted(other);
+            Err(keys.invalid("rope.scaling.type", format!("{other} is not supported (none, linear, yarn)")))
         }
     }
 }

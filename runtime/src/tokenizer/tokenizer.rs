@@ -50,6 +50,7 @@ pub struct Tokenizer {
     ends: Vec<TokenId>,
     ids: SpecialIds,
     chat_template: Option<String>,
+    token_bytes_max: usize,
     notices: Vec<String>,
 }
 
@@ -136,8 +137,14 @@ impl Tokenizer {
             pieces: Arc::new(pieces),
             ids,
             chat_template: vocabulary.chat_template.map(str::to_owned),
+            token_bytes_max: vocabulary.tokens.iter().map(|token| token.len()).max().unwrap_or(0),
             notices,
         })
+    }
+
+    /// Bytes of the longest token's text: no token covers more of a text than this.
+    pub fn token_bytes_max(&self) -> usize {
+        self.token_bytes_max
     }
 
     /// The ids of `text`; control tokens written out in it become those tokens.
