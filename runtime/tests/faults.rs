@@ -129,9 +129,12 @@ fn after_a_failed_pass_another_text_meets_no_stale_rows() {
     }
 }
 
+/// A layer and the experts that one pass chose in it.
+type LayerChoice = (u32, Vec<u32>);
+
 /// Which experts of which layer each pass chose.
 #[derive(Clone, Default)]
-struct Heard(Arc<Mutex<Vec<(u32, Vec<u32>)>>>);
+struct Heard(Arc<Mutex<Vec<LayerChoice>>>);
 
 impl RouteSink for Heard {
     fn routed(&mut self, layer: u32, _used: usize, routes: &[Route]) {
