@@ -2,12 +2,21 @@
 
 #![allow(clippy::unwrap_used, dead_code, reason = "helpers of tests; each test binary uses its own part")]
 
+pub mod pairwise;
+pub mod synthetic;
+
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use drafthorse_draft::{NgramConfig, SamplerConfig, TokenId};
 use drafthorse_offload::reader::PreadReader;
 use drafthorse_offload::{PolicyConfig, PolicyKind, Reader};
+use drafthorse_runtime::Error;
+use drafthorse_runtime::api::{DraftSource, EngineOptions, GenerateOptions, Generation, Silent};
+use drafthorse_runtime::engine::Engine;
 use drafthorse_runtime::gguf::Gguf;
-use drafthorse_runtime::models::{Blueprint, Model, ModelOptions, Overrides};
+use drafthorse_runtime::models::{Blueprint, LoadError, Model, ModelOptions, Overrides};
+use drafthorse_scheduler::DraftLen;
 
 /// How a test runs a model.
 #[derive(Clone, Copy)]
@@ -30,6 +39,10 @@ pub fn load(path: &Path, setup: Setup) -> Model {
 }
 
 pub fn load_with(gguf: &Gguf, setup: Setup, reader: Box<dyn Reader>) -> Model {
+    try_load_with(gguf, setup, reader).unwrap()
+}
+
+pub fn try_load_with(gguf: &Gguf, setup: Setup, reader: Box<dyn Reader>) -> Result<Model, LoadError> {
     let blueprint = Blueprint::new(gguf, &Overrides::default()).unwrap();
     let options = ModelOptions {
         context_len: setup.context_len,
@@ -42,7 +55,70 @@ pub fn load_with(gguf: &Gguf, setup: Setup, reader: Box<dyn Reader>) -> Model {
         let used = blueprint.spec.moe.unwrap().used as u32;
         (slots, setup.policy.build(&PolicyConfig::new(&layers.index, slots, used)))
     });
-    Model::load(blueprint, options, reader, experts, &mut |_| {}).unwrap()
+    Model::load(blueprint, options, reader, experts, &mut |_| {})
+}
+
+/// The golden model of that name.
+pub fn golden(name: &str) -> PathBuf {
+    local("tests/golden").join(name).with_extension("gguf")
+}
+
+/// What an engine is opened with unless a test says otherwise: everything resident, one thread, nobody
+/// guesses.
+pub fn plain_options(model: &Path) -> EngineOptions {
+    EngineOptions {
+        model: model.to_path_buf(),
+        draft: DraftSource::None,
+        memory_bytes: Some(4 << 30),
+        memory_share: 0.75,
+        context_len: 128,
+        prefill_chunk: 64,
+        threads: 1,
+        draft_threads: 1,
+        draft_len: DraftLen::Fixed(0),
+        draft_len_max: 8,
+        ngram: NgramConfig { min_match: 1, max_match: 4 },
+        policy: PolicyKind::Lru,
+        policy_half_life_rows: 48.0,
+        slots: None,
+        io_threads: 2,
+        expert_groups: None,
+        record_trace: None,
+    }
+}
+
+pub fn open(options: &EngineOptions) -> Engine {
+    Engine::open(options, &mut Silent).unwrap()
+}
+
+/// What is generated: `max_tokens` at that temperature, with a fixed seed, past any end token.
+pub fn ask(max_tokens: usize, temperature: f32) -> GenerateOptions {
+    let sampler = SamplerConfig { temperature, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 20_261_121 };
+    GenerateOptions { max_tokens, sampler, stop_at_end: false }
+}
+
+pub fn try_generate(
+    engine: &mut Engine,
+    prompt: &[TokenId],
+    options: &GenerateOptions,
+) -> Result<Generation, Error> {
+    engine.generate(prompt, options, &mut Silent, &mut |_| ControlFlow::Continue(()))
+}
+
+pub fn generate(engine: &mut Engine, prompt: &[TokenId], options: &GenerateOptions) -> Generation {
+    try_generate(engine, prompt, options).unwrap()
+}
+
+/// `len` ids below 128, a sequence of its own for every `seed`.
+pub fn tokens(seed: u32, len: usize) -> Vec<TokenId> {
+    (1..=len as u32)
+        .map(|i| (i.wrapping_mul(2_654_435_761).wrapping_add(seed.wrapping_mul(40_503)) >> 9) % 128)
+        .collect()
+}
+
+/// Floats as they lie in memory: equal bits, not merely equal numbers.
+pub fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
 }
 
 /// A file of this crate.
