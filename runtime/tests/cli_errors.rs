@@ -11,7 +11,8 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use common::golden;
-use common::synthetic::Mixture;
+use common::synthetic::{Mixture, write_changed_copy};
+use drafthorse_runtime::gguf::Value;
 use gguf_common::Raw;
 use tempfile::TempDir;
 
@@ -252,4 +253,33 @@ fn expert_settings_of_a_dense_model_are_refused_not_ignored() {
     let line = refused(&["run", &dense, "--tokens", "1", "--record-trace", trace.to_str().unwrap()], 2);
     says(&line, &["--record-trace", "no routed experts"]);
     assert!(!trace.exists());
+}
+
+#[test]
+fn metadata_that_would_change_the_text_unseen_is_refused_by_key() {
+    let files = Files::new();
+    let path = files.path("changed.gguf");
+    for (model, key, value) in [
+        ("llama", "llama.rope.dimension_count", Value::from(4096u32)),
+        ("qwen3", "qwen3.rope.dimension_count", Value::from(64u32)),
+        ("mixtral", "llama.expert_gating_func", Value::from(2u32)),
+        ("mixtral", "llama.expert_weights_scale", Value::from(2.5f32)),
+        ("llama", "llama.attention.scale", Value::from(0.5f32)),
+        ("qwen2", "qwen2.final_logit_softcapping", Value::from(30.0f32)),
+        ("deepseek2_v3", "deepseek2.leading_dense_block_count", Value::from(2u32)),
+        ("llama", "llama.rope.scaling.type", Value::from("x\u{1b}[31m".repeat(100))),
+    ] {
+        write_changed_copy(&golden(model), &path, &[(key, value)], None);
+        no_model(path.to_str().unwrap(), &[key]);
+    }
+}
+
+#[test]
+fn a_tensor_that_nothing_reads_is_refused_by_name() {
+    let files = Files::new();
+    let path = files.path("extra.gguf");
+    for tensor in ["output.bias", "output_norm.bias", "blk.0.ffn_down_exps.bias", "blk.9.attn_norm.weight"] {
+        write_changed_copy(&golden("mixtral"), &path, &[], Some(tensor));
+        no_model(path.to_str().unwrap(), &[tensor]);
+    }
 }

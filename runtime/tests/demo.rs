@@ -14,11 +14,15 @@ use serde_json::Value;
 const QUARTER: usize = 32;
 
 fn run(arguments: &[&str]) -> Value {
+    run_for("48", arguments)
+}
+
+fn run_for(tokens: &str, arguments: &[&str]) -> Value {
     let target = local("demo/target.gguf");
     let output = Command::new(env!("CARGO_BIN_EXE_drafthorse"))
         .arg("run")
         .arg(target)
-        .args(["-p", "The old king looked at his daughter and said", "-n", "48", "--context", "256"])
+        .args(["-p", "The old king looked at his daughter and said", "-n", tokens, "--context", "256"])
         .args(["--ignore-eos", "--json", "--threads", "2"])
         .args(arguments)
         .output()
@@ -31,9 +35,8 @@ fn run(arguments: &[&str]) -> Value {
 fn quarter_budget() -> String {
     let draft = local("demo/draft.gguf");
     let slots = QUARTER.to_string();
-    let mut arguments = vec!["--memory", "1GiB", "--draft", draft.to_str().unwrap(), "--slots", &slots];
-    arguments.extend(["-n", "1"]);
-    let planned = run(&arguments)["memory"]["planned_bytes"].as_u64().unwrap();
+    let arguments = ["--memory", "1GiB", "--draft", draft.to_str().unwrap(), "--slots", &slots];
+    let planned = run_for("1", &arguments)["memory"]["planned_bytes"].as_u64().unwrap();
     // Half a slot more: what the process needs before planning varies by some KiB from run to run.
     format!("{}", planned + 256 * 1024)
 }

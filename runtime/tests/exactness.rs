@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use common::pairwise::pairwise;
 use common::synthetic::write_coarse_copy;
-use common::{PLAIN, Setup, ask, bits, generate, golden, load, open, plain_options, tokens};
+use common::{PLAIN, Setup, ask, bits, generate, golden, load, logits_of, open, plain_options, tokens};
 use drafthorse_draft::{LanguageModel, LogitRows, TokenId};
 use drafthorse_offload::PolicyKind;
 use drafthorse_runtime::api::{DraftSource, EngineOptions, Silent};
@@ -213,7 +213,7 @@ fn logits_are_bitwise_equal_under_every_setting() {
         let models = Models::new(names);
         let tokens = tokens(2, 24);
         let logits = |options: &EngineOptions| {
-            let rows = open(options).logits(&tokens, true).unwrap();
+            let rows = logits_of(&mut open(options), &tokens, true);
             assert_eq!(rows.len(), tokens.len());
             rows.iter().map(|row| bits(row)).collect::<Vec<_>>()
         };
@@ -324,6 +324,6 @@ fn logits_in_between_do_not_disturb_a_text() {
     let models = Models::new(PAIRS[2]);
     let mut engine = open(&models.options(&Case::new(&[3, 2, 1, 2, 1, 1])));
     let before = generate(&mut engine, &prompt(), &ask(GENERATED, 0.0)).tokens;
-    engine.logits(&tokens(9, 30), false).unwrap();
+    logits_of(&mut engine, &tokens(9, 30), false);
     assert_eq!(generate(&mut engine, &prompt(), &ask(GENERATED, 0.0)).tokens, before);
 }

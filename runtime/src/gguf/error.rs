@@ -92,13 +92,18 @@ impl GgufError {
     }
 }
 
-/// A name from a file, safe to print: escaped, in quotes, at most [`SHOWN_NAME_CHARS`] long.
-pub fn quoted(name: &str) -> String {
+/// A name from a file, safe to print: escaped, at most [`SHOWN_NAME_CHARS`] long.
+pub fn shown(name: &str) -> String {
     let mut shown: String = name.chars().take(SHOWN_NAME_CHARS).flat_map(char::escape_debug).collect();
     if name.chars().nth(SHOWN_NAME_CHARS).is_some() {
         shown.push_str("...");
     }
-    format!("\"{shown}\"")
+    shown
+}
+
+/// [`shown`], in quotes.
+pub fn quoted(name: &str) -> String {
+    format!("\"{}\"", shown(name))
 }
 
 fn retired(id: u32) -> String {

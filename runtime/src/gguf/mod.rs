@@ -17,7 +17,7 @@ mod value;
 mod writer;
 
 pub use block::BlockType;
-pub use error::{GgufError, quoted};
+pub use error::{GgufError, quoted, shown};
 pub use metadata::Metadata;
 pub use open::Gguf;
 pub use parse::{Header, TensorInfo, parse};

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use drafthorse_offload::{OffloadError, ReadError};
 use thiserror::Error;
 
-use crate::gguf::{BlockType, GgufError, quoted};
+use crate::gguf::{BlockType, GgufError, quoted, shown};
 use crate::kernels::supported_names;
 
 use super::ARCHITECTURES;
@@ -27,19 +27,19 @@ pub enum LoadError {
     #[error("{}: metadata key {key}: {problem}", .path.display())]
     BadKey { path: PathBuf, key: String, problem: String },
 
-    #[error("{}: tensor {} is missing", .path.display(), quoted(.tensor))]
+    #[error("{}: tensor {} is missing", .path.display(), shown(.tensor))]
     MissingTensor { path: PathBuf, tensor: String },
 
-    #[error("{}: tensor {} has shape {got}, the metadata asks for {want}", .path.display(), quoted(.tensor))]
+    #[error("{}: tensor {} has shape {got}, the metadata asks for {want}", .path.display(), shown(.tensor))]
     Shape { path: PathBuf, tensor: String, got: String, want: String },
 
-    #[error("{}: tensor {} is not part of this architecture as it is supported here; without it the text would be wrong", .path.display(), quoted(.tensor))]
+    #[error("{}: tensor {} is not part of this architecture as it is supported here; without it the text would be wrong", .path.display(), shown(.tensor))]
     UnusedTensor { path: PathBuf, tensor: String },
 
-    #[error("{}: quant type {} of tensor {} is not supported yet (supported: {})", .path.display(), .block_type.name(), quoted(.tensor), supported_names())]
+    #[error("{}: quant type {} of tensor {} is not supported yet (supported: {})", .path.display(), .block_type.name(), shown(.tensor), supported_names())]
     UnsupportedQuant { path: PathBuf, tensor: String, block_type: BlockType },
 
-    #[error("{}: tensor {} starts at offset {offset}, which its quant type {} cannot be read from", .path.display(), quoted(.tensor), .block_type.name())]
+    #[error("{}: tensor {} starts at offset {offset}, which its quant type {} cannot be read from", .path.display(), shown(.tensor), .block_type.name())]
     Misaligned { path: PathBuf, tensor: String, offset: u64, block_type: BlockType },
 
     #[error("{}: {problem}", .path.display())]
@@ -48,7 +48,7 @@ pub enum LoadError {
     #[error("cannot allocate {bytes} bytes for the dense weights: {source}")]
     Allocation { bytes: u64, source: std::io::Error },
 
-    #[error("reading tensor {}: {source}", quoted(.tensor))]
+    #[error("reading tensor {}: {source}", shown(.tensor))]
     Read { tensor: String, source: ReadError },
 
     #[error(transparent)]

@@ -135,3 +135,15 @@ pub fn shared(relative: &str) -> Option<PathBuf> {
     }
     Some(path)
 }
+
+/// Rows of logits as the engine hands them out.
+pub fn logits_of(engine: &mut Engine, tokens: &[TokenId], all: bool) -> Vec<Vec<f32>> {
+    let mut rows = Vec::new();
+    engine
+        .logits(tokens, all, &mut |row| {
+            rows.push(row.to_vec());
+            Ok(())
+        })
+        .unwrap();
+    rows
+}

@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::Path;
 
-use drafthorse_runtime::gguf::{BlockType, Gguf, Writer, dequantize, quantize};
+use drafthorse_runtime::gguf::{BlockType, Gguf, Value, Writer, dequantize, quantize};
 
 /// A mixture of experts in Mixtral's layout.
 #[derive(Clone, Copy)]
@@ -42,6 +42,7 @@ impl Mixture {
         ] {
             writer.metadata(format!("llama.{key}"), value as u32);
         }
+        writer.metadata("llama.attention.layer_norm_rms_epsilon", 1e-5f32);
         let (width, inner, experts) = (self.width, self.inner, self.experts);
         self.matrix(&mut writer, "token_embd.weight".into(), &[width, VOCAB]);
         for block in 0..self.blocks {
@@ -124,6 +125,29 @@ pub fn write_coarse_copy(model: &Path, path: &Path) {
             (info.block_type, bytes.to_vec())
         };
         writer.tensor(info.name.clone(), &info.dims, block_type, move |out| out.write_all(&bytes));
+    }
+    writer.write(path).unwrap();
+}
+
+/// The model with other values for some keys (new ones are added) and, named so, one more vector.
+pub fn write_changed_copy(model: &Path, path: &Path, changes: &[(&str, Value)], extra: Option<&str>) {
+    let gguf = Gguf::open(model).unwrap();
+    let file = fs::read(model).unwrap();
+    let mut writer = Writer::new();
+    for (key, value) in gguf.metadata.iter() {
+        if changes.iter().all(|(changed, _)| *changed != key) {
+            writer.metadata(key, value.clone());
+        }
+    }
+    for (key, value) in changes {
+        writer.metadata(*key, value.clone());
+    }
+    for info in &gguf.tensors {
+        let bytes = file[info.offset as usize..][..info.bytes as usize].to_vec();
+        writer.tensor(info.name.clone(), &info.dims, info.block_type, move |out| out.write_all(&bytes));
+    }
+    if let Some(name) = extra {
+        ones(&mut writer, name.into(), 32);
     }
     writer.write(path).unwrap();
 }
