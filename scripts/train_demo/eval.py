@@ -35,7 +35,7 @@ def heldout(target, draft, units, limit):
     """Teacher-forced pass over held-out windows of at most 512 tokens."""
     c = target.c
     layers = c.layers - c.dense_layers
-    sums = {"tokens": 0, "chars": 0, "loss_target": 0.0, "loss_draft": 0.0, "agree": 0}
+    sums = {"tokens": 0, "loss_target": 0.0, "loss_draft": 0.0, "agree": 0}
     usage = torch.zeros(layers, c.experts, dtype=torch.long)
     repeated = possible = 0
     for unit in units:
