@@ -24,6 +24,10 @@ pub fn run(args: &RunArgs) -> Result<(), Error> {
     match prompt {
         Prompt::Chat => chat::run(&mut session, &config),
         Prompt::Text(text) => {
+            // A prompt of the settings was not typed just now: it is shown.
+            if args.prompt.is_none() && text == config.run.prompt && config.run.stats && !config.run.json {
+                output::note(&format!("prompt    {text}"));
+            }
             let tokens = encode(&session.engine, &config, &text)?;
             complete(&mut session, &config, &tokens)
         }
