@@ -53,7 +53,9 @@ impl Recording {
         let shared = Arc::new(Mutex::new(Shared { recorder, failure: None }));
         let recording = Recording { shared, path };
         // A place that cannot be written to is found now, not after the text.
-        std::fs::write(recording.unfinished(), b"").map_err(|source| recording.unwritable(source))?;
+        std::fs::write(recording.unfinished(), b"")
+            .and_then(|()| std::fs::remove_file(recording.unfinished()))
+            .map_err(|source| recording.unwritable(source))?;
         Ok(recording)
     }
 

@@ -90,3 +90,37 @@ fn peak_memory_stays_under_a_budget_that_holds_a_quarter_of_the_experts() {
     assert!((28..=40).contains(&slots), "about a quarter of the experts fits: {slots}");
     assert!(report["offload"]["bytes_read"].as_u64().unwrap() > 0);
 }
+
+#[test]
+fn a_recorded_trace_is_the_routing_of_the_text_whatever_was_drafted() {
+    let folder = tempfile::tempdir().unwrap();
+    let draft = local("demo/draft.gguf");
+    let record = |name: &str, arguments: &[&str]| {
+        let path = folder.path().join(name);
+        let trace = ["--record-trace", path.to_str().unwrap(), "--memory", "1GiB"];
+        let report = run(&[&trace[..], arguments].concat());
+        (std::fs::read(path).unwrap(), report)
+    };
+    let (plain, report) = record("plain.moetrace", &[]);
+    let (drafted, _) = record(
+        "drafted.moetrace",
+        &["--draft", draft.to_str().unwrap(), "--draft-len", "4", "--slots", "32"],
+    );
+    assert_eq!(plain, drafted, "rows of rejected drafts are not part of it");
+    let trace = drafthorse_offload::Trace::parse(&plain).unwrap();
+    let rows = report["prompt_tokens"].as_u64().unwrap() + report["generated"].as_u64().unwrap() - 1;
+    assert_eq!(trace.header().n_tokens as u64, rows, "every token that was an input has its row");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "nothing unfinished is left behind");
+}
+
+#[test]
+fn a_trace_that_cannot_be_written_is_refused_before_the_text() {
+    let output = Command::new(env!("CARGO_BIN_EXE_drafthorse"))
+        .args(["run", local("demo/target.gguf").to_str().unwrap(), "-p", "The", "-n", "4"])
+        .args(["--memory", "1GiB", "--record-trace", "/nonexistent/trace.moetrace"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(output.stdout.is_empty(), "no text was generated");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("/nonexistent/trace.moetrace"));
+}
