@@ -46,7 +46,7 @@ enum Source {
     /// A tensor of the file, byte for byte.
     Tensor(TensorInfo),
     /// The key rows of every head of a legacy `attn_kv_b`, transposed.
-    TransposedKeys { of: Matrix, heads: usize, nope: usize },
+    TransposedKeys { of: Matrix, heads: usize, nope: usize, block_type: BlockType },
 }
 
 struct StoredMatrix {
@@ -147,7 +147,7 @@ impl DenseStore {
         let format = Format::of(block_type).expect("invariant: the chosen formats have kernels");
         let rows = heads * kv_b.cols;
         let bytes = block_type.bytes_for((rows * nope) as u64).expect("invariant: whole blocks") as usize;
-        let source = Source::TransposedKeys { of: *kv_b, heads, nope };
+        let source = Source::TransposedKeys { of: *kv_b, heads, nope, block_type };
         Ok(self.add(source, bytes, (format, rows, nope)))
     }
 
@@ -188,7 +188,9 @@ impl DenseStore {
         let raw: u64 = self.vectors.iter().map(|vector| vector.info.bytes).sum();
         let derived = self.matrices.iter().map(|stored| match &stored.source {
             Source::Tensor(_) => 0,
-            Source::TransposedKeys { of, heads, nope } => (heads * of.cols * nope * 4 + stored.bytes) as u64,
+            Source::TransposedKeys { of, heads, nope, .. } => {
+                (heads * of.cols * nope * 4 + stored.bytes) as u64
+            }
         });
         LOAD_BUFFER_BYTES + raw + derived.max().unwrap_or(0)
     }
@@ -257,7 +259,7 @@ impl DenseStore {
     /// Computes the matrices that are made from others.
     fn derive(&self, memory: &mut MmapMut) -> Result<(), LoadError> {
         for stored in &self.matrices {
-            let Source::TransposedKeys { of, heads, nope } = stored.source else { continue };
+            let Source::TransposedKeys { of, heads, nope, block_type } = stored.source else { continue };
             let from = self.matrices[of.id].start;
             let source = MatrixRef {
                 format: of.format,
@@ -266,18 +268,10 @@ impl DenseStore {
                 bytes: &memory[from..from + self.matrices[of.id].bytes],
             };
             let transposed = transpose_keys(source, heads, nope);
-            let block_type = self.derived_type(stored, heads * of.cols * nope);
             let bytes = quantize(block_type, &transposed)?;
             memory[stored.start..stored.start + stored.bytes].copy_from_slice(&bytes);
         }
         Ok(())
-    }
-
-    /// The type whose blocks make up the bytes that were reserved.
-    fn derived_type(&self, stored: &StoredMatrix, elements: usize) -> BlockType {
-        let fits = |t: &BlockType| t.bytes_for(elements as u64) == Some(stored.bytes as u64);
-        let choices = [BlockType::F32, BlockType::F16, BlockType::Q8_0];
-        choices.into_iter().find(fits).expect("invariant: registered with one of these")
     }
 
     /// A loaded matrix.
