@@ -151,16 +151,6 @@ impl ExpertCache {
         &self.index
     }
 
-    /// The policy's registry name.
-    pub fn policy_name(&self) -> &'static str {
-        self.policy.name()
-    }
-
-    /// The reader's line for the user, if it could not do what was asked.
-    pub fn notice(&self) -> Option<&str> {
-        self.reader.notice()
-    }
-
     /// Forgets every resident expert, as a cold start would; counters and gating statistics stay.
     ///
     /// # Errors

@@ -140,19 +140,6 @@ impl Metadata {
         })
     }
 
-    /// An array of any integer type, no element negative.
-    pub fn u64s(&self, key: &str) -> Result<Option<Vec<u64>>, GgufError> {
-        self.typed_array(key, "an array of unsigned integers", Array::to_u64s)
-    }
-
-    /// An array of booleans.
-    pub fn bools(&self, key: &str) -> Result<Option<&[bool]>, GgufError> {
-        self.typed_array(key, "an array of bools", |array| match array {
-            Array::Bool(flags) => Some(flags.as_slice()),
-            _ => None,
-        })
-    }
-
     /// The value just looked up, or [`GgufError::MissingKey`]: `m.require(key, m.f32s(key)?)`.
     pub fn require<T>(&self, key: &str, value: Option<T>) -> Result<T, GgufError> {
         value.ok_or_else(|| GgufError::MissingKey { file: self.file.clone(), key: key.to_owned() })
@@ -166,16 +153,6 @@ impl Metadata {
     /// [`Metadata::u64`], where absence is an error.
     pub fn require_u64(&self, key: &str) -> Result<u64, GgufError> {
         self.require(key, self.u64(key)?)
-    }
-
-    /// [`Metadata::usize`], where absence is an error.
-    pub fn require_usize(&self, key: &str) -> Result<usize, GgufError> {
-        self.require(key, self.usize(key)?)
-    }
-
-    /// [`Metadata::f32`], where absence is an error.
-    pub fn require_f32(&self, key: &str) -> Result<f32, GgufError> {
-        self.require(key, self.f32(key)?)
     }
 
     /// [`Metadata::strings`], where absence is an error.

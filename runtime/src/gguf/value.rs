@@ -208,24 +208,6 @@ impl Array {
             Array::Strings(_) => ValueType::String,
         }
     }
-
-    /// The elements as `u64`: `None` when they are no integers or one is negative.
-    pub(super) fn to_u64s(&self) -> Option<Vec<u64>> {
-        fn widen<T: Copy + TryInto<u64>>(values: &[T]) -> Option<Vec<u64>> {
-            values.iter().map(|&value| value.try_into().ok()).collect()
-        }
-        match self {
-            Array::U8(values) => widen(values),
-            Array::I8(values) => widen(values),
-            Array::U16(values) => widen(values),
-            Array::I16(values) => widen(values),
-            Array::U32(values) => widen(values),
-            Array::I32(values) => widen(values),
-            Array::U64(values) => Some(values.clone()),
-            Array::I64(values) => widen(values),
-            _ => None,
-        }
-    }
 }
 
 impl Value {
@@ -326,6 +308,5 @@ mod tests {
         assert_eq!(Value::I8(-1).to_u64(), None);
         assert_eq!(Value::I64(7).to_u64(), Some(7));
         assert_eq!(Value::F32(7.0).to_u64(), None);
-        assert_eq!(Array::I32(vec![1, -1]).to_u64s(), None);
     }
 }

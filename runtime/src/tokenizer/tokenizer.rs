@@ -250,11 +250,6 @@ impl Tokenizer {
         self.ids.eos
     }
 
-    /// Whether [`AddSpecial::Yes`] puts BOS in front.
-    pub fn adds_bos(&self) -> bool {
-        self.ids.add_bos
-    }
-
     /// The file's chat template, for [`chat::render`](super::chat::render); `None` if it has none.
     pub fn chat_template(&self) -> Option<&str> {
         self.chat_template.as_deref()
