@@ -1,17 +1,29 @@
-//! The expert cache: pins what a layer needs, loads what is missing, hands experts out as they arrive.
+//! The expert cache: pins what a layer needs, loads what is missing, reads ahead when nobody waits.
 //!
-//! Owns the order of events (observe, pin hits, evict, submit every miss at once, hits first, then
-//! arrival order) and the statistics. It must not know how victims are chosen or how bytes are read.
+//! Owns the order of events (observe, pin hits, evict, submit every miss at once, gate and up before
+//! any down), the ring that predictions live in, and the counters. It must not know how victims are
+//! chosen or how bytes are read.
 
-use std::collections::VecDeque;
 use std::time::Instant;
 
 use crate::ExpertId;
+use crate::checksum;
 use crate::error::OffloadError;
 use crate::index::{ExpertIndex, PARTS};
+use crate::lease::{Arrival, Lease, Piece, Wanted};
 use crate::policy::Policy;
-use crate::reader::{Read, Reader};
-use crate::slots::{Loaded, SlotTable, SlotView};
+use crate::queue::{Idle, IoQueue, split_tag, tag};
+use crate::reader::{Completion, Read, ReadError, Reader};
+use crate::slots::{Outcome, SlotTable};
+use crate::stats::{CacheStats, Meters, Recent, Residency};
+
+/// Loads of one lease at the disk at once. A verification window's misses all fit; a prefill window's
+/// go through in a stream, so that it does not turn the whole cache over.
+const LOADS_MAX: usize = 24;
+/// One slot in this many is kept for predictions (ALGORITHMS.md H.2: 4-8 %).
+const SLOTS_PER_RING_SLOT: usize = 16;
+/// Slots kept for predictions at most: more than two layers ever ask for.
+const RING_MAX: usize = 64;
 
 /// What a cache is made of.
 pub struct CacheConfig {
@@ -25,62 +37,18 @@ pub struct CacheConfig {
     pub reader: Box<dyn Reader>,
 }
 
-/// Counters since the cache was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct CacheStats {
-    /// Experts of the model.
-    pub experts_total: usize,
-    /// Slots of the cache.
-    pub slots: usize,
-    /// Bytes of one slot in the arena.
-    pub slot_bytes: usize,
-    /// Experts asked for that were resident.
-    pub hits: u64,
-    /// Experts asked for that had to be read.
-    pub misses: u64,
-    /// Bytes of experts read (extents, without page widening), failed reads not counted.
-    pub bytes_read: u64,
-    /// Service time of all reads, seconds; reads overlap, so this may exceed the time that passed.
-    pub read_s: f64,
-    /// Time spent blocked on reads, seconds.
-    pub stall_s: f64,
-    /// Experts read ahead of need: none, loads are on demand.
-    pub prefetch_issued: u64,
-    /// Of those, the ones asked for while they were resident.
-    pub prefetch_used: u64,
-}
-
-impl CacheStats {
-    /// Share of accesses that were hits, 0..=1; 0 before the first access.
-    pub fn hit_rate(&self) -> f64 {
-        ratio(self.hits as f64, self.misses as f64)
-    }
-}
-
-/// What the scheduler may know of the cache: plain data.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Residency {
-    /// Slots of the cache.
-    pub slots: usize,
-    /// Experts resident now.
-    pub resident: usize,
-    /// Experts of the model.
-    pub experts_total: usize,
-    /// Hit rate of late: accesses count half after [`RECENT_PASSES`] passes over all layers.
-    pub hit_rate_recent: f64,
-}
-
-/// Half-life of [`Residency::hit_rate_recent`], in passes.
-pub const RECENT_PASSES: f64 = 32.0;
-
 /// The resident set of experts over a fixed arena of slots.
 pub struct ExpertCache {
     index: ExpertIndex,
     slots: SlotTable,
     policy: Box<dyn Policy>,
-    reader: Box<dyn Reader>,
+    io: IoQueue,
+    wanted: Wanted,
+    ring: usize,        // slots kept for predictions; 0 while nobody predicts
+    verified: Vec<u8>,  // by flat expert: bit per part whose checksum has been compared
     stats: CacheStats,
     recent: Recent,
+    meters: Meters,
     stopped: bool, // the reader is gone: buffers may be lost, so nothing is served any more
 }
 
@@ -101,8 +69,19 @@ impl ExpertCache {
             slot_bytes: index.slot_bytes(),
             ..CacheStats::default()
         };
-        let recent = Recent::new(index.layers());
-        Ok(ExpertCache { index, slots, policy, reader, stats, recent, stopped: false })
+        Ok(ExpertCache {
+            recent: Recent::new(index.layers()),
+            verified: vec![0; index.experts_total()],
+            io: IoQueue::new(reader),
+            wanted: Wanted::default(),
+            ring: 0,
+            meters: Meters::new(),
+            stopped: false,
+            index,
+            slots,
+            policy,
+            stats,
+        })
     }
 
     /// Pins `experts` of `layer` and starts reading those that are not resident: gate and up of every
@@ -110,8 +89,7 @@ impl ExpertCache {
     /// The lease then hands the experts out; dropping it unpins them.
     ///
     /// # Errors
-    /// An unknown layer or expert, an expert named twice, more experts than slots, a stopped reader.
-    /// Nothing has changed then.
+    /// An unknown layer or expert, an expert named twice, a stopped reader. Nothing has changed then.
     pub fn acquire(
         &mut self,
         layer: u32,
@@ -119,16 +97,89 @@ impl ExpertCache {
         counts: &[u32],
     ) -> Result<Lease<'_>, OffloadError> {
         self.check(layer, experts, counts)?;
-        self.reap_abandoned()?;
+        self.poll()?;
         self.slots.begin_lease();
+        self.wanted = Wanted::new(layer);
         self.policy.observe(layer, experts, counts);
-        let (ready, missing) = self.pin_resident(layer, experts);
-        let waiting = missing.len();
-        self.stats.hits += ready.len() as u64;
-        self.stats.misses += waiting as u64;
-        self.recent.add(ready.len(), waiting);
-        self.load(&missing)?;
-        Ok(Lease { cache: self, layer, ready, waiting })
+        self.call_off_predictions(layer, experts);
+        let (hits, misses) = self.join(layer, experts)?;
+        self.stats.hits += hits as u64;
+        self.stats.misses += misses as u64;
+        self.meters.hits.increment(hits as u64);
+        self.meters.misses.increment(misses as u64);
+        self.recent.add(hits, misses);
+        self.start_pending()?;
+        Ok(Lease::new(self))
+    }
+
+    /// Reads `experts` of `layer`, the likeliest first, while nobody waits for the disk, into the ring of
+    /// slots kept for predictions. What does not fit there is left out; a later acquire of the layer
+    /// takes what it wants out of the ring and calls off what is still to be read. Does nothing unless
+    /// predictions were switched on. `experts` MUST be distinct.
+    ///
+    /// # Errors
+    /// A stopped reader. Unknown experts are ignored: a prediction is a hint.
+    pub fn prefetch(&mut self, layer: u32, experts: &[u32]) -> Result<(), OffloadError> {
+        for &expert in experts {
+            let id = ExpertId { layer, expert };
+            let Some(flat) = self.index.flat(id).filter(|flat| self.slots.find(*flat).is_none()) else {
+                continue;
+            };
+            if !self.make_room_on_probation() {
+                break;
+            }
+            let slot = self.slots.begin_prediction(id, flat, self.next_visit(layer));
+            let reads = (0..PARTS).map(|part| self.read(slot, id, part)).collect();
+            self.io.idle(Idle::Prediction, reads)?;
+        }
+        self.count_issued();
+        Ok(())
+    }
+
+    /// Keeps slots for predictions, or none (then all serve the policy).
+    pub fn set_prefetch(&mut self, enabled: bool) {
+        self.ring = if enabled { ring_slots(self.slots.len()) } else { 0 };
+    }
+
+    /// Whether a cache of `slots` slots has room for predictions.
+    pub fn can_prefetch(slots: usize) -> bool {
+        ring_slots(slots) > 0
+    }
+
+    /// Fills free slots with `experts`, the hottest first, while nobody waits for the disk. Nothing is
+    /// evicted for it.
+    ///
+    /// # Errors
+    /// A stopped reader. Unknown experts are ignored.
+    pub fn warm_up(&mut self, experts: &[ExpertId]) -> Result<(), OffloadError> {
+        for &id in experts {
+            if self.slots.main() + self.ring >= self.slots.len() || !self.slots.has_free() {
+                break;
+            }
+            let Some(flat) = self.index.flat(id).filter(|flat| self.slots.find(*flat).is_none()) else {
+                continue;
+            };
+            self.policy.insert(id);
+            let slot = self.slots.begin_load(id, flat);
+            let reads = (0..PARTS).map(|part| self.read(slot, id, part)).collect();
+            self.io.idle(Idle::WarmUp, reads)?;
+        }
+        Ok(())
+    }
+
+    /// Takes in what the disk has finished and lets idle reads go on; never blocks.
+    ///
+    /// # Errors
+    /// A stopped reader.
+    pub fn poll(&mut self) -> Result<(), OffloadError> {
+        if self.stopped {
+            return Err(OffloadError::ReaderStopped { reader: self.io.reader_name() });
+        }
+        while let Some(done) = self.io.poll().inspect_err(|_| self.stopped = true)? {
+            self.take_in(done);
+        }
+        self.count_issued();
+        Ok(())
     }
 
     /// Counters so far.
@@ -146,9 +197,19 @@ impl ExpertCache {
         }
     }
 
+    /// Whether the expert's bytes are in memory, or on their way.
+    pub fn holds(&self, id: ExpertId) -> bool {
+        self.index.flat(id).is_some_and(|flat| self.slots.find(flat).is_some())
+    }
+
     /// Where the experts lie.
     pub fn index(&self) -> &ExpertIndex {
         &self.index
+    }
+
+    /// The policy, for what it has learnt.
+    pub fn policy(&self) -> &dyn Policy {
+        self.policy.as_ref()
     }
 
     /// Forgets every resident expert, as a cold start would; counters and gating statistics stay.
@@ -156,16 +217,17 @@ impl ExpertCache {
     /// # Errors
     /// A stopped reader.
     pub fn clear(&mut self) -> Result<(), OffloadError> {
-        self.reap_abandoned()?;
+        self.poll()?;
         self.slots.begin_lease();
-        for layer in 0..self.index.layers() as u32 {
-            for expert in 0..self.index.experts(layer) as u32 {
-                let id = ExpertId { layer, expert };
-                if let Some(flat) = self.index.flat(id).filter(|flat| self.slots.is_evictable(*flat)) {
-                    self.policy.remove(id);
-                    self.slots.evict(flat);
-                }
-            }
+        self.wanted = Wanted::default();
+        let loading: Vec<usize> = self.slots.held().filter(|slot| !self.slots.is_resident(*slot)).collect();
+        loading.into_iter().for_each(|slot| self.call_off(slot));
+        while self.io.in_flight() > 0 {
+            let done = self.io.wait().inspect_err(|_| self.stopped = true)?;
+            self.take_in(done);
+        }
+        for id in self.slots.held().filter_map(|slot| self.slots.expert(slot)).collect::<Vec<_>>() {
+            self.evict(id);
         }
         Ok(())
     }
@@ -177,10 +239,6 @@ impl ExpertCache {
         }
         if experts.len() != counts.len() {
             return Err(OffloadError::CountsLength { experts: experts.len(), counts: counts.len() });
-        }
-        if experts.len() > self.slots.len() {
-            let (asked, slots) = (experts.len(), self.slots.len());
-            return Err(OffloadError::TooManyExperts { layer, asked, slots });
         }
         let mut seen = vec![false; known];
         for &expert in experts {
@@ -194,172 +252,292 @@ impl ExpertCache {
         Ok(())
     }
 
-    /// Takes back the buffers of loads whose lease was dropped early; what arrived whole stays resident.
-    fn reap_abandoned(&mut self) -> Result<(), OffloadError> {
-        if self.stopped {
-            return Err(OffloadError::ReaderStopped { reader: self.reader.name() });
+    /// Pins what of `experts` is there or on its way and notes the rest as pending. Returns hits and
+    /// misses.
+    fn join(&mut self, layer: u32, experts: &[u32]) -> Result<(usize, usize), OffloadError> {
+        let mut hits = 0;
+        for &expert in experts {
+            let slot = self.index.flat(ExpertId { layer, expert }).and_then(|flat| self.slots.find(flat));
+            let Some(slot) = slot else {
+                self.wanted.pending.push_back(expert);
+                continue;
+            };
+            self.slots.pin(slot);
+            self.wanted.open += 1;
+            if self.slots.is_probation(slot) {
+                self.promote(slot, ExpertId { layer, expert });
+            }
+            if self.slots.is_resident(slot) {
+                hits += 1;
+            } else {
+                self.wanted.loading += 1;
+                self.io.hurry(slot).inspect_err(|_| self.stopped = true)?;
+            }
+            self.announce(slot, expert);
         }
-        while self.reader.in_flight() > 0 {
-            self.wait_part()?;
+        Ok((hits, experts.len() - hits))
+    }
+
+    /// A prediction came true: it becomes an expert like any other, and another one makes room.
+    fn promote(&mut self, slot: usize, id: ExpertId) {
+        self.stats.prefetch_used += 1;
+        self.meters.prefetch_used.increment(1);
+        self.slots.promote(slot);
+        self.policy.insert(id);
+        if self.slots.main() + self.ring > self.slots.len() {
+            self.evict_for(id.layer);
         }
+    }
+
+    /// Gives pending experts slots as far as there is room and submits their reads as one batch.
+    fn start_pending(&mut self) -> Result<(), OffloadError> {
+        let layer = self.wanted.layer;
+        let mut started = Vec::new();
+        while self.wanted.loading < LOADS_MAX
+            && let Some(&expert) = self.wanted.pending.front()
+            && self.make_room(layer)
+        {
+            self.wanted.pending.pop_front();
+            let id = ExpertId { layer, expert };
+            let flat = self.index.flat(id).expect("invariant: checked by acquire");
+            self.policy.insert(id);
+            let slot = self.slots.begin_load(id, flat);
+            self.slots.pin(slot);
+            self.wanted.open += 1;
+            self.wanted.loading += 1;
+            started.push((slot, id));
+        }
+        if started.is_empty() {
+            return Ok(());
+        }
+        let mut reads = Vec::with_capacity(started.len() * PARTS);
+        // Down comes last: computing can start with gate and up (ALGORITHMS.md H.3).
+        for parts in [0..PARTS - 1, PARTS - 1..PARTS] {
+            for (slot, id) in &started {
+                reads.extend(parts.clone().map(|part| self.read(*slot, *id, part)));
+            }
+        }
+        self.meters.reads_in_flight.record((self.io.in_flight() + reads.len()) as f64);
+        self.io.demand(reads).inspect_err(|_| self.stopped = true)
+    }
+
+    fn read(&mut self, slot: usize, id: ExpertId, part: usize) -> Read {
+        let extents = self.index.extents(id).expect("invariant: only known experts are loaded");
+        Read { tag: tag(slot, part), extent: extents[part], buf: self.slots.take_buf(slot, part) }
+    }
+
+    /// Sees to it that a slot is free for an expert that is waited for, if one can be.
+    fn make_room(&mut self, layer: u32) -> bool {
+        while self.slots.main() + self.ring >= self.slots.len() {
+            if !self.evict_for(layer) {
+                break;
+            }
+        }
+        // A window that holds on to nearly every slot takes those of predictions as well.
+        self.slots.has_free() || self.drop_prediction() || self.evict_for(layer)
+    }
+
+    fn make_room_on_probation(&mut self) -> bool {
+        let has_room = self.slots.on_probation() < self.ring && self.slots.has_free();
+        has_room || (self.slots.on_probation() > 0 && self.drop_stale_prediction())
+    }
+
+    /// Evicts the policy's victim; false when there is none.
+    fn evict_for(&mut self, layer: u32) -> bool {
+        let (index, slots) = (&self.index, &self.slots);
+        let evictable = |id| index.flat(id).is_some_and(|flat| slots.is_evictable(flat));
+        let victim = self.policy.victim(layer, &evictable).filter(|id| evictable(*id));
+        if let Some(victim) = victim {
+            self.evict(victim);
+        }
+        victim.is_some()
+    }
+
+    fn evict(&mut self, id: ExpertId) {
+        let flat = self.index.flat(id).expect("invariant: slots hold known experts");
+        if self.slots.find(flat).is_some_and(|slot| self.slots.is_probation(slot)) {
+            self.meters.prefetch_wasted.increment(1);
+        } else {
+            self.policy.remove(id);
+        }
+        self.slots.evict(flat);
+    }
+
+    /// Frees a slot on probation at any price short of a pin.
+    fn drop_prediction(&mut self) -> bool {
+        if self.drop_stale_prediction() {
+            return true;
+        }
+        let loading: Vec<usize> = self.slots.loading_predictions().collect();
+        for slot in loading {
+            self.call_off(slot);
+            if self.slots.has_free() {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn drop_stale_prediction(&mut self) -> bool {
+        let Some(flat) = self.slots.stale_prediction() else { return false };
+        self.slots.evict(flat);
+        self.meters.prefetch_wasted.increment(1);
+        true
+    }
+
+    /// The layer's turn has come: predictions for it that were wrong and are not read yet are not.
+    fn call_off_predictions(&mut self, layer: u32, experts: &[u32]) {
+        let wrong = |slot: &usize| {
+            let id = self.slots.expert(*slot);
+            id.is_some_and(|id| id.layer == layer && !experts.contains(&id.expert))
+        };
+        let wrong: Vec<usize> = self.slots.loading_predictions().filter(wrong).collect();
+        wrong.into_iter().for_each(|slot| self.call_off(slot));
+    }
+
+    /// Ends a load nobody waits for: what is queued is taken back, what is at the disk drains.
+    fn call_off(&mut self, slot: usize) {
+        let Some(id) = self.slots.expert(slot) else { return };
+        if self.slots.is_probation(slot) {
+            self.meters.prefetch_wasted.increment(1);
+        } else {
+            self.policy.remove(id);
+        }
+        let unread = self.io.take_back(slot).into_iter();
+        let unread = unread.map(|read| (split_tag(read.tag).1, read.buf)).collect();
+        self.slots.call_off(slot, unread);
+    }
+
+    /// One read has ended.
+    fn take_in(&mut self, done: Completion) {
+        let (slot, part) = split_tag(done.tag);
+        self.stats.read_s += done.read_s;
+        self.meters.read_seconds.record(done.read_s);
+        let data = match done.data {
+            Ok(data) => {
+                self.stats.bytes_read += data.len() as u64;
+                self.meters.read_bytes.increment(data.len() as u64);
+                self.verify(slot, part, &done.buf.as_slice()[data.clone()]).map(|()| data)
+            }
+            Err(error) => Err(error),
+        };
+        let is_pinned = self.slots.is_pinned(slot);
+        let expert = self.slots.expert(slot).map_or(0, |id| id.expert);
+        match self.slots.finish_part((slot, part), done.buf, data) {
+            Outcome::Nothing => {}
+            Outcome::Arrived { is_whole } => {
+                self.wanted.loading -= usize::from(is_whole && is_pinned);
+                if is_pinned {
+                    self.announce(slot, expert);
+                }
+            }
+            Outcome::Failed { id, counted, failure } => {
+                if counted {
+                    self.policy.remove(id);
+                }
+                if is_pinned {
+                    self.slots.unpin(slot);
+                    self.wanted.loading -= 1;
+                    self.wanted.open -= 1;
+                    self.wanted.failures.push_back(failure);
+                }
+            }
+        }
+    }
+
+    /// Compares a part with its checksum, where the file has one, at its first load.
+    fn verify(&mut self, slot: usize, part: usize, bytes: &[u8]) -> Result<(), ReadError> {
+        let Some(id) = self.slots.expert(slot) else { return Ok(()) };
+        let (Some(wanted), Some(flat)) = (self.index.checksum(id, part), self.index.flat(id)) else {
+            return Ok(());
+        };
+        if self.verified[flat] & 1 << part != 0 {
+            return Ok(());
+        }
+        let got = checksum(bytes);
+        if got != wanted {
+            let extent = self.index.extents(id).expect("invariant: slots hold known experts")[part];
+            return Err(ReadError::Checksum { file: extent.file, offset: extent.offset, wanted, got });
+        }
+        self.verified[flat] |= 1 << part;
         Ok(())
     }
 
-    /// Splits `experts` into the slots of the resident ones, now pinned, and the missing.
-    fn pin_resident(&mut self, layer: u32, experts: &[u32]) -> (VecDeque<usize>, Vec<ExpertId>) {
-        let mut ready = VecDeque::with_capacity(experts.len());
-        let mut missing = Vec::new();
-        for &expert in experts {
-            let id = ExpertId { layer, expert };
-            match self.index.flat(id).and_then(|flat| self.slots.find(flat)) {
-                Some(slot) => {
-                    self.slots.pin(slot);
-                    ready.push_back(slot);
-                }
-                None => missing.push(id),
+    /// Tells the lease what of a pinned slot is new.
+    fn announce(&mut self, slot: usize, expert: u32) {
+        for piece in self.slots.news(slot) {
+            let piece = if piece == 0 { Piece::Inner } else { Piece::Down };
+            self.wanted.open -= usize::from(piece == Piece::Down);
+            self.wanted.news.push(Arrival { expert, piece });
+        }
+    }
+
+    pub(crate) fn wanted(&self) -> &Wanted {
+        &self.wanted
+    }
+
+    /// Moves what is new into `told`; see [`Lease::arrivals`].
+    pub(crate) fn collect(&mut self, wait: bool, told: &mut Vec<Arrival>) -> Result<(), OffloadError> {
+        let mut stalled = None;
+        let outcome = loop {
+            self.poll()?;
+            self.start_pending()?;
+            if let Some(failure) = self.wanted.failures.pop_front() {
+                break Err(failure);
             }
-        }
-        (ready, missing)
-    }
-
-    /// Gives every missing expert a slot and submits all reads as one batch.
-    fn load(&mut self, missing: &[ExpertId]) -> Result<(), OffloadError> {
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let slots: Vec<usize> = missing.iter().map(|id| self.begin_load(*id)).collect();
-        let mut reads = Vec::with_capacity(missing.len() * PARTS);
-        // Down comes last: computing can start with gate and up (ALGORITHMS.md H.3).
-        for parts in [0..PARTS - 1, PARTS - 1..PARTS] {
-            for (id, slot) in missing.iter().zip(&slots) {
-                let extents = self.index.extents(*id).expect("invariant: checked by acquire");
-                for part in parts.clone() {
-                    let buf = self.slots.take_buf(*slot, part);
-                    reads.push(Read { tag: (slot * PARTS + part) as u64, extent: extents[part], buf });
-                }
+            if !self.wanted.news.is_empty() {
+                told.append(&mut self.wanted.news);
+                break Ok(());
             }
-        }
-        self.reader.submit(reads).inspect_err(|_| self.stopped = true)
-    }
-
-    fn begin_load(&mut self, id: ExpertId) -> usize {
-        if !self.slots.has_free() {
-            self.evict_for(id.layer);
-        }
-        let flat = self.index.flat(id).expect("invariant: checked by acquire");
-        self.policy.insert(id);
-        self.slots.begin_load(id, flat)
-    }
-
-    fn evict_for(&mut self, layer: u32) {
-        let (index, slots) = (&self.index, &self.slots);
-        let evictable = |id| index.flat(id).is_some_and(|flat| slots.is_evictable(flat));
-        let victim = self.policy.victim(layer, &evictable);
-        let victim =
-            victim.filter(|id| evictable(*id)).expect("invariant: a policy names an evictable expert");
-        self.policy.remove(victim);
-        self.slots.evict(self.index.flat(victim).expect("invariant: victims are in the index"));
-    }
-
-    /// Waits for one read to end; returns the load it completed, if it did.
-    fn wait_part(&mut self) -> Result<Option<Loaded>, OffloadError> {
-        let began = Instant::now();
-        let done = self.reader.wait().inspect_err(|_| self.stopped = true)?;
-        self.stats.stall_s += began.elapsed().as_secs_f64();
-        self.stats.read_s += done.read_s;
-        self.stats.bytes_read += done.data.as_ref().map_or(0, |data| data.len() as u64);
-        let (slot, part) = split_tag(done.tag);
-        let loaded = self.slots.finish_part(slot, part, done);
-        if let Some(Loaded { failure: Some(OffloadError::Load { id, .. }), .. }) = &loaded {
-            self.policy.remove(*id);
-        }
-        Ok(loaded)
-    }
-}
-
-/// Experts of one layer, pinned until this is dropped. While the caller computes on one, the reads of
-/// the others go on.
-pub struct Lease<'a> {
-    cache: &'a mut ExpertCache,
-    layer: u32,
-    ready: VecDeque<usize>,
-    waiting: usize,
-}
-
-impl Lease<'_> {
-    /// The next expert: resident ones first, then the missing as they arrive (blocking); `None` when
-    /// every expert has been handed out or has failed.
-    ///
-    /// # Errors
-    /// [`OffloadError::Load`] when an expert could not be read: its slot is free again, the other
-    /// experts of the lease still come, and a later acquire may try again.
-    #[expect(clippy::should_implement_trait, reason = "a lending iterator: views borrow the lease")]
-    pub fn next(&mut self) -> Result<Option<SlotView<'_>>, OffloadError> {
-        let slot = match self.ready.pop_front() {
-            Some(slot) => slot,
-            None if self.waiting == 0 => return Ok(None),
-            None => self.arrival()?,
+            if !wait || (self.wanted.open == 0 && self.wanted.pending.is_empty()) {
+                break Ok(());
+            }
+            if self.io.in_flight() == 0 {
+                let (layer, slots) = (self.wanted.layer, self.slots.len());
+                break Err(OffloadError::AllSlotsHeld { layer, slots });
+            }
+            stalled.get_or_insert_with(Instant::now);
+            let done = self.io.wait().inspect_err(|_| self.stopped = true)?;
+            self.take_in(done);
         };
-        Ok(Some(self.cache.slots.view(slot)))
+        if let Some(began) = stalled {
+            let stall_s = began.elapsed().as_secs_f64();
+            self.stats.stall_s += stall_s;
+            self.meters.stall_seconds.record(stall_s);
+        }
+        outcome
     }
 
-    /// An expert of the lease again, once `next` has handed it out (or would without blocking): for
-    /// computing on several at once. `None` for any other.
-    pub fn view(&self, expert: u32) -> Option<SlotView<'_>> {
-        let flat = self.cache.index.flat(ExpertId { layer: self.layer, expert })?;
-        let slot = self.cache.slots.find(flat).filter(|slot| self.cache.slots.is_held(*slot))?;
-        Some(self.cache.slots.view(slot))
-    }
-
-    /// Experts not handed out yet.
-    pub fn left(&self) -> usize {
-        self.ready.len() + self.waiting
-    }
-
-    /// Experts not handed out yet that are known to be in memory, so `next` will not block for them.
-    pub fn ready(&self) -> usize {
-        self.ready.len()
-    }
-
-    fn arrival(&mut self) -> Result<usize, OffloadError> {
-        loop {
-            let Some(loaded) = self.cache.wait_part()? else { continue };
-            self.waiting -= 1;
-            return match loaded.failure {
-                None => Ok(loaded.slot),
-                Some(failure) => Err(failure),
-            };
+    pub(crate) fn release(&mut self, id: ExpertId) {
+        if let Some(slot) = self.index.flat(id).and_then(|flat| self.slots.find(flat))
+            && self.slots.is_pinned(slot)
+            && self.slots.is_resident(slot)
+        {
+            self.slots.unpin(slot);
         }
     }
-}
 
-fn split_tag(tag: u64) -> (usize, usize) {
-    (tag as usize / PARTS, tag as usize % PARTS)
-}
-
-/// Hits and misses, decayed once per acquire.
-struct Recent {
-    hits: f64,
-    misses: f64,
-    decay: f64,
-}
-
-impl Recent {
-    fn new(layers: usize) -> Recent {
-        Recent { hits: 0.0, misses: 0.0, decay: (-1.0 / (RECENT_PASSES * layers as f64)).exp2() }
+    pub(crate) fn pinned_part(&self, id: ExpertId, part: usize) -> Option<&[u8]> {
+        let slot = self.index.flat(id).and_then(|flat| self.slots.find(flat))?;
+        self.slots.part(slot, part).filter(|_| self.slots.is_pinned(slot))
     }
 
-    fn add(&mut self, hits: usize, misses: usize) {
-        self.hits = self.hits * self.decay + hits as f64;
-        self.misses = self.misses * self.decay + misses as f64;
+    /// The lease under which `layer` will be acquired next, if every layer is acquired once a pass.
+    fn next_visit(&self, layer: u32) -> u64 {
+        let layers = self.index.layers() as u64;
+        let ahead = (u64::from(layer) + layers - u64::from(self.wanted.layer)) % layers;
+        self.slots.lease() + if ahead == 0 { layers } else { ahead }
     }
 
-    fn hit_rate(&self) -> f64 {
-        ratio(self.hits, self.misses)
+    fn count_issued(&mut self) {
+        let issued = self.io.issued();
+        self.meters.prefetch_issued.increment(issued.loads - self.stats.prefetch_issued);
+        self.stats.prefetch_issued = issued.loads;
+        self.stats.prefetch_bytes = issued.bytes;
     }
 }
 
-fn ratio(hits: f64, misses: f64) -> f64 {
-    let total = hits + misses;
-    if total > 0.0 { hits / total } else { 0.0 }
+fn ring_slots(slots: usize) -> usize {
+    (slots / SLOTS_PER_RING_SLOT).min(RING_MAX)
 }
+
