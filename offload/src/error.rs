@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use crate::ExpertId;
-use crate::reader::ReadError;
+use crate::reader::{READERS, ReadError};
 
 /// Everything the crate can refuse or fail at.
 #[derive(Debug, thiserror::Error)]
@@ -119,6 +119,12 @@ pub enum OffloadError {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// A reader was asked for by a name that none has.
+    #[error("there is no reader {name:?}: the readers are {}", names())]
+    NoSuchReader {
+        /// The name asked for.
+        name: String,
+    },
     /// A reader thread could not be started.
     #[error("cannot start a reader thread: {source}")]
     Thread {
@@ -150,4 +156,8 @@ pub enum OffloadError {
         #[from]
         source: std::io::Error,
     },
+}
+
+fn names() -> String {
+    READERS.iter().map(|kind| kind.name).collect::<Vec<_>>().join(", ")
 }

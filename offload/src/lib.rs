@@ -26,7 +26,7 @@ pub use error::OffloadError;
 pub use gating::{GatingStats, HalfLife};
 pub use index::{ExpertIndex, Extent, PARTS, Widened};
 pub use policy::{POLICIES, Policy, PolicyConfig, PolicyKind};
-pub use reader::{Completion, READERS, Read, ReadError, Reader, ReaderKind};
+pub use reader::{Completion, READERS, Read, ReadError, Reader, ReaderKind, ReaderOptions, open_reader};
 pub use slots::SlotView;
 pub use trace::{Trace, TraceHeader, TraceRecorder};
 

@@ -52,6 +52,9 @@ impl Reader for Noting {
     fn wait(&mut self) -> Result<Completion, OffloadError> {
         self.reader.wait()
     }
+    fn poll(&mut self) -> Result<Option<Completion>, OffloadError> {
+        self.reader.poll()
+    }
     fn in_flight(&self) -> usize {
         self.reader.in_flight()
     }

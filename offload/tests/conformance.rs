@@ -141,7 +141,7 @@ fn on_every_reader(test: impl Fn(&Bank, &mut dyn Reader)) {
     let bank = Bank::new(3, 6);
     let paths = bank.write(folder.path());
     for kind in READERS {
-        let mut reader = (kind.open)(&paths).unwrap();
+        let mut reader = (kind.open)(&paths, &ReaderOptions::default()).unwrap();
         assert_eq!(reader.name(), kind.name);
         test(&bank, reader.as_mut());
         assert_eq!(reader.in_flight(), 0, "{}", kind.name);
@@ -245,7 +245,7 @@ fn every_reader_can_be_dropped_with_reads_in_flight() {
     let bank = Bank::new(3, 6);
     let paths = bank.write(folder.path());
     for kind in READERS {
-        let mut reader = (kind.open)(&paths).unwrap();
+        let mut reader = (kind.open)(&paths, &ReaderOptions::default()).unwrap();
         reader.submit(all_extents(&bank).iter().map(|e| read(0, *e)).collect()).unwrap();
         drop(reader);
     }
@@ -254,7 +254,10 @@ fn every_reader_can_be_dropped_with_reads_in_flight() {
 #[test]
 fn every_reader_names_the_file_it_cannot_open() {
     for kind in READERS {
-        let error = (kind.open)(&[PathBuf::from("/nonexistent/model.gguf")]).err().unwrap();
+        let error =
+            open_reader(kind.name, &[PathBuf::from("/nonexistent/model.gguf")], &ReaderOptions::default())
+                .err()
+                .unwrap();
         assert!(matches!(&error, OffloadError::Open { .. }), "{}", kind.name);
         assert!(error.to_string().contains("/nonexistent/model.gguf"), "{error}");
     }

@@ -1,7 +1,8 @@
 //! `memory`: files held in memory, with faults and reordering to order. The reader for tests.
 //!
-//! Single-threaded and deterministic: completions come in submission order, or in an order drawn from
-//! a seed. Faults are injected through a shared handle, also after the reader is in a cache.
+//! Single-threaded and deterministic: completions come in submission order and at once, or in an order
+//! drawn from a seed, which also decides when a poll finds nothing yet. Faults are injected through a
+//! shared handle, also after the reader is in a cache.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{Completion, Read, ReadError, Reader};
+use super::{Completion, Read, ReadError, Reader, ReaderOptions};
 use crate::error::OffloadError;
 
 /// What a fault does to a read.
@@ -83,7 +84,8 @@ struct Queued {
 }
 
 impl MemoryReader {
-    /// Serves `files`; the paths only name them in errors. With `order_seed` completions are shuffled.
+    /// Serves `files`; the paths only name them in errors. With `order_seed` completions are shuffled,
+    /// and half of all polls find nothing finished.
     pub fn new(files: Vec<(PathBuf, Vec<u8>)>, faults: Faults, order_seed: Option<u64>) -> MemoryReader {
         MemoryReader { files, queue: VecDeque::new(), faults, order: order_seed }
     }
@@ -146,6 +148,11 @@ impl Reader for MemoryReader {
         Ok(Completion { tag: queued.read.tag, buf: queued.read.buf, data, read_s: 0.0 })
     }
 
+    fn poll(&mut self) -> Result<Option<Completion>, OffloadError> {
+        let late = self.order.as_mut().is_some_and(|state| next_random(state) % 2 == 0);
+        if self.queue.is_empty() || late { Ok(None) } else { self.wait().map(Some) }
+    }
+
     fn in_flight(&self) -> usize {
         self.queue.len()
     }
@@ -156,7 +163,7 @@ impl Reader for MemoryReader {
 }
 
 /// Reads whole files into a memory reader.
-pub(super) fn open(paths: &[PathBuf]) -> Result<Box<dyn Reader>, OffloadError> {
+pub(super) fn open(paths: &[PathBuf], _: &ReaderOptions) -> Result<Box<dyn Reader>, OffloadError> {
     let load = |path: &PathBuf| match std::fs::read(path) {
         Ok(bytes) => Ok((path.clone(), bytes)),
         Err(source) => Err(OffloadError::Open { path: path.clone(), source }),
@@ -204,6 +211,22 @@ mod tests {
         assert_eq!(shuffled, order(Some(5), None));
         shuffled.sort_unstable();
         assert_eq!(shuffled, plain);
+    }
+
+    #[test]
+    fn polls_find_the_next_read_at_once_unless_a_seed_makes_them_late() {
+        let mut late = [0, 0];
+        for (late, seed) in late.iter_mut().zip([None, Some(5)]) {
+            let mut reader = MemoryReader::new(vec![("m".into(), vec![7; 9])], Faults::default(), seed);
+            let extent = Extent { file: 0, offset: 0, len: 5 };
+            let read = |tag| Read { tag, extent, buf: AlignedBuf::new(1).unwrap() };
+            reader.submit((0..20).map(read).collect()).unwrap();
+            while reader.in_flight() > 0 {
+                *late += usize::from(reader.poll().unwrap().is_none());
+            }
+        }
+        assert_eq!(late[0], 0);
+        assert!((5..60).contains(&late[1]), "{late:?}");
     }
 
     #[test]

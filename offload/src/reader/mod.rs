@@ -93,28 +93,54 @@ pub enum ReadError {
 /// A source of bytes.
 ///
 /// Contract, tested for every implementation in `tests/conformance.rs`:
-/// - every submitted read MUST come back through `wait` exactly once, with its buffer, even when it
-///   failed; completions MAY come in any order;
+/// - every submitted read MUST come back through `wait` or `poll` exactly once, with its buffer, even
+///   when it failed; completions MAY come in any order;
 /// - reads SHOULD be begun in the order they were submitted;
 /// - fewer bytes than the extent's length MUST be [`ReadError::Short`], never `Ok`;
 /// - after a failed read the reader MUST go on serving others;
-/// - `submit` MUST NOT wait for the device; it fails only when the reader can serve nothing any more;
-/// - dropping a reader MUST end its threads.
+/// - `submit` and `poll` MUST NOT wait for the device; they fail only when the reader can serve nothing
+///   any more;
+/// - reads beyond what the device takes at once MAY stay queued until the next call of any of the three;
+/// - it MAY be used from one thread after another;
+/// - dropping a reader MUST end its threads, and MUST NOT release a buffer that is still written to.
 pub trait Reader: Send {
-    /// The registry name.
+    /// The registry name of what reads, so never `auto`.
     fn name(&self) -> &'static str;
     /// Queues a batch.
     fn submit(&mut self, reads: Vec<Read>) -> Result<(), OffloadError>;
     /// Blocks until one read has ended. An error when nothing is in flight.
     fn wait(&mut self) -> Result<Completion, OffloadError>;
-    /// Reads submitted and not yet returned by `wait`.
+    /// A read that has ended, if there is one; never blocks. It MAY notice an end late: `None` means
+    /// only that asking again, or `wait`, is worth it while something is in flight.
+    fn poll(&mut self) -> Result<Option<Completion>, OffloadError>;
+    /// Reads submitted and not yet returned by `wait` or `poll`.
     fn in_flight(&self) -> usize;
     /// One line for the user when the reader had to do something other than asked, decided at open.
     fn notice(&self) -> Option<&str>;
 }
 
+/// What readers can be told; each takes what concerns it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReaderOptions {
+    /// Threads of `pread`, at least 1.
+    pub threads: usize,
+    /// Requests `io_uring` keeps in the kernel at once, at least [`DEPTH_MIN`], at most [`DEPTH_MAX`].
+    pub depth: usize,
+}
+
+/// Least depth: below, large requests alone no longer keep a fast NVMe busy.
+pub const DEPTH_MIN: usize = 16;
+/// Greatest depth: beyond, requests only wait in the device and delay the one that is needed first.
+pub const DEPTH_MAX: usize = 64;
+
+impl Default for ReaderOptions {
+    fn default() -> ReaderOptions {
+        ReaderOptions { threads: PREAD_THREADS, depth: 32 }
+    }
+}
+
 /// Opens files for reading experts.
-pub type OpenFn = fn(&[PathBuf]) -> Result<Box<dyn Reader>, OffloadError>;
+pub type OpenFn = fn(&[PathBuf], &ReaderOptions) -> Result<Box<dyn Reader>, OffloadError>;
 
 /// A reader that can be chosen by name.
 pub struct ReaderKind {
@@ -126,11 +152,26 @@ pub struct ReaderKind {
     pub open: OpenFn,
 }
 
-/// Every reader. A new one is a file here and a line there.
+/// Every reader, the default first. A new one is a file here and a line there.
 pub const READERS: &[ReaderKind] = &[
     ReaderKind { name: "pread", summary: "unbuffered reads on a pool of threads", open: pread::open },
     ReaderKind { name: "memory", summary: "whole files held in memory: for tests", open: memory::open },
 ];
+
+/// Opens `paths` (in the order of [`Extent::file`]) with the reader called `name`.
+///
+/// # Errors
+/// An unknown name, a file that cannot be opened, a system that refuses what the reader needs.
+pub fn open_reader(
+    name: &str,
+    paths: &[PathBuf],
+    options: &ReaderOptions,
+) -> Result<Box<dyn Reader>, OffloadError> {
+    match READERS.iter().find(|kind| kind.name == name) {
+        Some(kind) => (kind.open)(paths, options),
+        None => Err(OffloadError::NoSuchReader { name: name.into() }),
+    }
+}
 
 /// The widened extent, if `buf` can hold it.
 fn room(extent: &Extent, buf: &AlignedBuf) -> Result<Widened, ReadError> {

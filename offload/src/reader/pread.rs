@@ -12,10 +12,10 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use rustix::fs::{Advice, OFlags, fadvise};
 
-use super::{Completion, Read, ReadError, Reader};
+use super::{Completion, Read, ReadError, Reader, ReaderOptions};
 use crate::buf::{AlignedBuf, PAGE_BYTES};
 use crate::error::OffloadError;
 use crate::index::Widened;
@@ -88,6 +88,17 @@ impl Reader for PreadReader {
         Ok(done)
     }
 
+    fn poll(&mut self) -> Result<Option<Completion>, OffloadError> {
+        match self.done.try_recv() {
+            Ok(done) => {
+                self.in_flight -= 1;
+                Ok(Some(done))
+            }
+            Err(TryRecvError::Empty) => Ok(None),
+            Err(TryRecvError::Disconnected) => Err(OffloadError::ReaderStopped { reader: "pread" }),
+        }
+    }
+
     fn in_flight(&self) -> usize {
         self.in_flight
     }
@@ -108,9 +119,9 @@ impl Drop for PreadReader {
     }
 }
 
-/// Opens files with the default number of threads.
-pub(super) fn open(paths: &[PathBuf]) -> Result<Box<dyn Reader>, OffloadError> {
-    Ok(Box::new(PreadReader::open(paths, PREAD_THREADS)?))
+/// The registry's way in.
+pub(super) fn open(paths: &[PathBuf], options: &ReaderOptions) -> Result<Box<dyn Reader>, OffloadError> {
+    Ok(Box::new(PreadReader::open(paths, options.threads)?))
 }
 
 /// What one thread does until the queue is closed.
