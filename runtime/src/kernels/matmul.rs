@@ -17,7 +17,7 @@ use super::format::{Format, Side, blocks};
 use super::pool::{Pool, SharedOut};
 
 /// Multiply-adds below which waking other threads costs more than it saves.
-const PARALLEL_MIN_MACS: usize = 128 * 1024;
+pub(super) const PARALLEL_MIN_MACS: usize = 128 * 1024;
 /// Chunks per thread: enough to balance threads that are disturbed, few enough to stay cheap.
 const CHUNKS_PER_THREAD: usize = 4;
 
@@ -78,7 +78,8 @@ impl<'a> Input<'a> {
         &self.values[index * self.width..(index + 1) * self.width]
     }
 
-    fn prepare(&self, side: Side) {
+    /// Makes the quantized copy that formats of this side multiply with, once.
+    pub(super) fn prepare(&self, side: Side) {
         match side {
             Side::F32 => {}
             Side::Q8_0 => {
@@ -126,7 +127,7 @@ pub fn matmul_group(pool: &mut Pool, x: &Input<'_>, products: &mut [Product<'_, 
         let rows_each = w.rows.div_ceil(per_matrix);
         let start = (chunk % per_matrix * rows_each).min(w.rows);
         // SAFETY: chunks own disjoint columns of disjoint outputs.
-        unsafe { fill(w, start..(start + rows_each).min(w.rows), x, out) };
+        unsafe { columns(w, start..(start + rows_each).min(w.rows), x, out).fill(set) };
     };
     if is_small {
         (0..parts.len()).for_each(run);
@@ -141,55 +142,71 @@ pub fn matmul_serial(w: MatrixRef<'_>, x: &Input<'_>, out: &mut [f32]) {
     debug_assert_eq!(w.cols, x.width);
     x.prepare(w.format.side());
     // SAFETY: one call writes all columns.
-    unsafe { fill(w, 0..w.rows, x, SharedOut::new(out)) };
+    unsafe { columns(w, 0..w.rows, x, SharedOut::new(out)).fill(set) };
 }
 
-/// Computes columns `range` of the output.
-///
-/// # Safety
-/// Nobody else may touch those columns meanwhile.
-unsafe fn fill(w: MatrixRef<'_>, range: Range<usize>, x: &Input<'_>, out: SharedOut<'_>) {
-    let to = Columns { w, range, rows: x.rows(), out };
-    // SAFETY: handed down from the caller.
-    unsafe {
-        match w.format {
-            Format::F32 => to.fill(|row, m| dot_f32_bytes(row, x.row(m))),
-            Format::F16 => to.fill(|row, m| dot_f16_bytes(row, x.row(m))),
-            Format::BF16 => to.fill(|row, m| dot_bf16_bytes(row, x.row(m))),
-            Format::Q4_0 => to.fill(|row, m| dot::<BlockQ4_0>(row, &x.q8_0, m, w.cols)),
-            Format::Q4_1 => to.fill(|row, m| dot::<BlockQ4_1>(row, &x.q8_1, m, w.cols)),
-            Format::Q5_0 => to.fill(|row, m| dot::<BlockQ5_0>(row, &x.q8_0, m, w.cols)),
-            Format::Q5_1 => to.fill(|row, m| dot::<BlockQ5_1>(row, &x.q8_1, m, w.cols)),
-            Format::Q8_0 => to.fill(|row, m| dot::<BlockQ8_0>(row, &x.q8_0, m, w.cols)),
-            Format::Q2K => to.fill(|row, m| dot::<BlockQ2K>(row, &x.q8k, m, w.cols)),
-            Format::Q3K => to.fill(|row, m| dot::<BlockQ3K>(row, &x.q8k, m, w.cols)),
-            Format::Q4K => to.fill(|row, m| dot::<BlockQ4K>(row, &x.q8k, m, w.cols)),
-            Format::Q5K => to.fill(|row, m| dot::<BlockQ5K>(row, &x.q8k, m, w.cols)),
-            Format::Q6K => to.fill(|row, m| dot::<BlockQ6K>(row, &x.q8k, m, w.cols)),
-        }
-    }
+fn columns<'a>(w: MatrixRef<'a>, range: Range<usize>, x: &'a Input<'a>, out: SharedOut<'a>) -> Columns<'a> {
+    Columns { w, range, x, rows: None, out }
+}
+
+/// Stores a product as it is.
+pub(super) fn set(to: &mut f32, value: f32) {
+    *to = value;
 }
 
 /// A range of output columns and what they are computed from.
-struct Columns<'a> {
-    w: MatrixRef<'a>,
-    range: Range<usize>,
-    rows: usize,
-    out: SharedOut<'a>,
+pub(super) struct Columns<'a> {
+    pub(super) w: MatrixRef<'a>,
+    /// Columns of the output: rows of `w`.
+    pub(super) range: Range<usize>,
+    /// Prepared for the format of `w`.
+    pub(super) x: &'a Input<'a>,
+    /// The row of `x` behind each output row; `None` stands for all of them in order.
+    pub(super) rows: Option<&'a [u32]>,
+    /// `[rows, w.rows]`
+    pub(super) out: SharedOut<'a>,
 }
 
 impl Columns<'_> {
-    /// `out[m, n] = dot(weight row n, m)` for every column of the range.
+    /// `store(out[i, n], dot(weight row n, activation row i))` for every column of the range.
     ///
     /// # Safety
-    /// As [`fill`].
+    /// Nobody else may touch those columns meanwhile.
+    pub(super) unsafe fn fill(self, store: impl Fn(&mut f32, f32)) {
+        let (x, cols) = (self.x, self.w.cols);
+        // SAFETY: handed down from the caller.
+        unsafe {
+            match self.w.format {
+                Format::F32 => self.each(|row, m| dot_f32_bytes(row, x.row(m)), store),
+                Format::F16 => self.each(|row, m| dot_f16_bytes(row, x.row(m)), store),
+                Format::BF16 => self.each(|row, m| dot_bf16_bytes(row, x.row(m)), store),
+                Format::Q4_0 => self.each(|row, m| dot::<BlockQ4_0>(row, &x.q8_0, m, cols), store),
+                Format::Q4_1 => self.each(|row, m| dot::<BlockQ4_1>(row, &x.q8_1, m, cols), store),
+                Format::Q5_0 => self.each(|row, m| dot::<BlockQ5_0>(row, &x.q8_0, m, cols), store),
+                Format::Q5_1 => self.each(|row, m| dot::<BlockQ5_1>(row, &x.q8_1, m, cols), store),
+                Format::Q8_0 => self.each(|row, m| dot::<BlockQ8_0>(row, &x.q8_0, m, cols), store),
+                Format::Q2K => self.each(|row, m| dot::<BlockQ2K>(row, &x.q8k, m, cols), store),
+                Format::Q3K => self.each(|row, m| dot::<BlockQ3K>(row, &x.q8k, m, cols), store),
+                Format::Q4K => self.each(|row, m| dot::<BlockQ4K>(row, &x.q8k, m, cols), store),
+                Format::Q5K => self.each(|row, m| dot::<BlockQ5K>(row, &x.q8k, m, cols), store),
+                Format::Q6K => self.each(|row, m| dot::<BlockQ6K>(row, &x.q8k, m, cols), store),
+            }
+        }
+    }
+
+    /// As [`Columns::fill`], with the format's dot product.
+    ///
+    /// # Safety
+    /// As there.
     #[inline(always)]
-    unsafe fn fill(self, dot: impl Fn(&[u8], usize) -> f32) {
+    unsafe fn each(self, dot: impl Fn(&[u8], usize) -> f32, store: impl Fn(&mut f32, f32)) {
+        let count = self.rows.map_or_else(|| self.x.rows(), <[u32]>::len);
         for n in self.range {
             let row = self.w.row(n);
-            for m in 0..self.rows {
-                // SAFETY: column n is in our range; (m, n) is inside the output.
-                unsafe { self.out.write(m * self.w.rows + n, dot(row, m)) };
+            for i in 0..count {
+                let m = self.rows.map_or(i, |rows| rows[i] as usize);
+                // SAFETY: column n is in our range.
+                store(unsafe { self.out.at(i * self.w.rows + n) }, dot(row, m));
             }
         }
     }
@@ -203,7 +220,7 @@ fn dot<T: GgmlType>(row: &[u8], x: &OnceLock<Vec<T::VecDotType>>, m: usize, cols
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
     use super::*;
     use crate::gguf::{BlockType, quantize as quantize_blocks};
@@ -211,7 +228,8 @@ mod tests {
     const COLS: usize = 512;
     const ROWS: usize = 37;
 
-    fn noise(n: usize, seed: u64) -> Vec<f32> {
+    /// Values around 0, the same for the same seed.
+    pub fn noise(n: usize, seed: u64) -> Vec<f32> {
         let mut state = seed;
         let mut next = || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -221,7 +239,7 @@ mod tests {
     }
 
     /// Every format, and where its f16 scales stand in a block.
-    const SCALES: &[(BlockType, &[usize])] = &[
+    pub const SCALES: &[(BlockType, &[usize])] = &[
         (BlockType::F32, &[]),
         (BlockType::F16, &[]),
         (BlockType::BF16, &[]),
@@ -237,13 +255,13 @@ mod tests {
         (BlockType::Q6_K, &[208]),
     ];
 
-    /// A weight matrix of random blocks; floats are made from values, since random bits are not numbers.
-    fn random_weights(block_type: BlockType, scales: &[usize], seed: u64) -> Vec<u16> {
+    /// `count` weights in random blocks; floats are made from values, since random bits are not numbers.
+    pub fn random_weights(block_type: BlockType, scales: &[usize], count: usize, seed: u64) -> Vec<u16> {
         if scales.is_empty() {
-            return aligned(&quantize_blocks(block_type, &noise(ROWS * COLS, seed)).unwrap());
+            return aligned(&quantize_blocks(block_type, &noise(count, seed)).unwrap());
         }
         let block_bytes = block_type.block_bytes() as usize;
-        let len = block_type.bytes_for((ROWS * COLS) as u64).unwrap() as usize;
+        let len = block_type.bytes_for(count as u64).unwrap() as usize;
         let mut bytes: Vec<u8> = noise(len, seed).iter().map(|v| (v * 4096.0) as i32 as u8).collect();
         for (block, scale) in bytes.chunks_mut(block_bytes).zip(noise(len / block_bytes, seed + 1)) {
             for at in scales {
@@ -264,7 +282,7 @@ mod tests {
         bytes.as_chunks::<2>().0.iter().map(|b| u16::from_ne_bytes(*b)).collect()
     }
 
-    fn bytes_of(words: &[u16]) -> &[u8] {
+    pub fn bytes_of(words: &[u16]) -> &[u8] {
         // SAFETY: any u16 is two valid bytes.
         unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), words.len() * 2) }
     }
@@ -273,7 +291,7 @@ mod tests {
     fn a_row_is_bitwise_the_same_alone_and_in_any_batch_on_any_threads() {
         let x = noise(16 * COLS, 3);
         for (block_type, scales) in SCALES.iter().copied() {
-            let words = random_weights(block_type, scales, 1);
+            let words = random_weights(block_type, scales, ROWS * COLS, 1);
             let format = Format::of(block_type).unwrap();
             let w = MatrixRef { format, rows: ROWS, cols: COLS, bytes: bytes_of(&words) };
             let mut alone = vec![0f32; 16 * ROWS];
@@ -296,7 +314,7 @@ mod tests {
     fn products_agree_with_dequantized_arithmetic() {
         let x = noise(COLS, 5);
         for (block_type, scales) in SCALES.iter().copied() {
-            let words = random_weights(block_type, scales, 2);
+            let words = random_weights(block_type, scales, ROWS * COLS, 2);
             let format = Format::of(block_type).unwrap();
             let w = MatrixRef { format, rows: ROWS, cols: COLS, bytes: bytes_of(&words) };
             let mut out = vec![0f32; ROWS];

@@ -10,6 +10,7 @@
 //! everything around the dots are ours.
 
 mod attend;
+mod experts;
 mod float;
 mod format;
 mod matmul;
@@ -17,6 +18,7 @@ mod pool;
 mod vector;
 
 pub use attend::{KvView, attend};
+pub use experts::{Down, GateUp, down_experts, gate_up_experts};
 pub use float::f32_to_f16;
 pub use format::{Format, is_supported, supported_names};
 pub use matmul::{Input, MatrixRef, matmul, matmul_group, matmul_serial};

@@ -213,18 +213,19 @@ impl<'a> SharedOut<'a> {
         unsafe { std::slice::from_raw_parts_mut(self.base.add(start), len) }
     }
 
-    /// Writes one value.
+    /// The value at `index`.
     ///
     /// # Safety
-    /// No other thread may touch `index` meanwhile.
+    /// No other live reference may point to it.
     ///
     /// # Panics
     /// When `index` is outside the slice.
     #[inline]
-    pub unsafe fn write(&self, index: usize, value: f32) {
+    #[expect(clippy::mut_from_ref, reason = "disjointness is the caller's contract")]
+    pub unsafe fn at(&self, index: usize) -> &mut f32 {
         assert!(index < self.len, "invariant: index inside the output");
         // SAFETY: inside the borrowed slice, and not shared by the caller's contract.
-        unsafe { self.base.add(index).write(value) };
+        unsafe { &mut *self.base.add(index) }
     }
 }
 

@@ -29,8 +29,14 @@ pub fn softmax(row: &mut [f32]) {
 /// `gate[i] = silu(gate[i]) * up[i]` (SwiGLU, Shazeer, arXiv 2002.05202).
 pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
     for (g, u) in gate.iter_mut().zip(up) {
-        *g = *g / (1.0 + (-*g).exp()) * u;
+        *g = gated(*g, *u);
     }
+}
+
+/// One element of [`silu_mul`].
+#[inline(always)]
+pub(super) fn gated(gate: f32, up: f32) -> f32 {
+    gate / (1.0 + (-gate).exp()) * up
 }
 
 /// `out[i] += scale * x[i]`.
