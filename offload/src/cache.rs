@@ -7,13 +7,12 @@
 use std::time::Instant;
 
 use crate::ExpertId;
-use crate::checksum;
 use crate::error::OffloadError;
 use crate::index::{ExpertIndex, PARTS};
 use crate::lease::{Arrival, Lease, Piece, Wanted};
 use crate::policy::Policy;
 use crate::queue::{Idle, IoQueue, split_tag, tag};
-use crate::reader::{Completion, Read, ReadError, Reader};
+use crate::reader::{Completion, Read, Reader};
 use crate::slots::{Outcome, SlotTable};
 use crate::stats::{CacheStats, Meters, Recent, Residency};
 
@@ -45,7 +44,6 @@ pub struct ExpertCache {
     io: IoQueue,
     wanted: Wanted,
     ring: usize,        // slots kept for predictions; 0 while nobody predicts
-    verified: Vec<u8>,  // by flat expert: bit per part whose checksum has been compared
     stats: CacheStats,
     recent: Recent,
     meters: Meters,
@@ -71,7 +69,6 @@ impl ExpertCache {
         };
         Ok(ExpertCache {
             recent: Recent::new(index.layers()),
-            verified: vec![0; index.experts_total()],
             io: IoQueue::new(reader),
             wanted: Wanted::default(),
             ring: 0,
@@ -417,7 +414,7 @@ impl ExpertCache {
             Ok(data) => {
                 self.stats.bytes_read += data.len() as u64;
                 self.meters.read_bytes.increment(data.len() as u64);
-                self.verify(slot, part, &done.buf.as_slice()[data.clone()]).map(|()| data)
+                Ok(data)
             }
             Err(error) => Err(error),
         };
@@ -439,28 +436,11 @@ impl ExpertCache {
                     self.slots.unpin(slot);
                     self.wanted.loading -= 1;
                     self.wanted.open -= 1;
+                    self.wanted.news.retain(|arrival| arrival.expert != id.expert);
                     self.wanted.failures.push_back(failure);
                 }
             }
         }
-    }
-
-    /// Compares a part with its checksum, where the file has one, at its first load.
-    fn verify(&mut self, slot: usize, part: usize, bytes: &[u8]) -> Result<(), ReadError> {
-        let Some(id) = self.slots.expert(slot) else { return Ok(()) };
-        let (Some(wanted), Some(flat)) = (self.index.checksum(id, part), self.index.flat(id)) else {
-            return Ok(());
-        };
-        if self.verified[flat] & 1 << part != 0 {
-            return Ok(());
-        }
-        let got = checksum(bytes);
-        if got != wanted {
-            let extent = self.index.extents(id).expect("invariant: slots hold known experts")[part];
-            return Err(ReadError::Checksum { file: extent.file, offset: extent.offset, wanted, got });
-        }
-        self.verified[flat] |= 1 << part;
-        Ok(())
     }
 
     /// Tells the lease what of a pinned slot is new.

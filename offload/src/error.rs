@@ -83,13 +83,11 @@ pub enum OffloadError {
         /// The expert.
         id: ExpertId,
     },
-    /// One acquire names more experts than there are slots.
-    #[error("MoE layer {layer}: {asked} experts at once do not fit {slots} slots")]
-    TooManyExperts {
+    /// A window is wider than the cache, and whoever computes it has released nothing.
+    #[error("MoE layer {layer}: all {slots} slots are held, and more experts are wanted")]
+    AllSlotsHeld {
         /// The layer.
         layer: u32,
-        /// Experts asked for.
-        asked: usize,
         /// Slots there are.
         slots: usize,
     },

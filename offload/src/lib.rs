@@ -15,19 +15,23 @@ mod cache;
 mod error;
 mod gating;
 mod index;
+mod lease;
 pub mod policy;
+mod queue;
 pub mod reader;
 mod slots;
+mod stats;
 mod trace;
 
 pub use buf::{AlignedBuf, PAGE_BYTES};
-pub use cache::{CacheConfig, CacheStats, ExpertCache, Lease, Residency};
+pub use cache::{CacheConfig, ExpertCache};
 pub use error::OffloadError;
 pub use gating::{GatingStats, HalfLife};
 pub use index::{ExpertIndex, Extent, PARTS, Widened};
 pub use policy::{POLICIES, Policy, PolicyConfig, PolicyKind};
 pub use reader::{Completion, READERS, Read, ReadError, Reader, ReaderKind, ReaderOptions, open_reader};
-pub use slots::SlotView;
+pub use lease::{Arrival, Lease, Piece};
+pub use stats::{CacheStats, RECENT_PASSES, Residency};
 pub use trace::{Trace, TraceHeader, TraceRecorder};
 
 /// One routed expert of one MoE layer. `layer` counts MoE layers from 0, not the model's blocks.

@@ -78,7 +78,7 @@ impl SlotTable {
             ring: VecDeque::new(),
             main: 0,
             resident: 0,
-            lease: 0,
+            lease: 1, // 0 is the stamp of a slot nobody holds
             slots,
         })
     }

@@ -27,7 +27,9 @@ fn hit_rate(trace: &Trace, slots: usize, kind: PolicyKind) -> f64 {
             let picks = trace.picks(token, layer).unwrap();
             let experts: Vec<u32> = picks.iter().map(|id| u32::from(*id)).collect();
             let mut lease = cache.acquire(layer as u32, &experts, &counts).unwrap();
-            while lease.next().unwrap().is_some() {}
+            while !lease.is_done() {
+                lease.arrivals(true).unwrap();
+            }
         }
     }
     cache.stats().hit_rate()

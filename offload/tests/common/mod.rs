@@ -69,15 +69,35 @@ fn content(layer: usize, expert: usize, part: usize, len: usize) -> impl Iterato
     (0..len).map(move |i| (i * 31 + i / 251 + layer * 101 + expert * 57 + part * 19) as u8)
 }
 
-/// Takes every expert out of a lease, checking its bytes; returns the experts in the order they came.
+/// Takes every expert out of a lease and releases it, checking its bytes; returns the experts in the
+/// order in which they became whole.
 pub fn drain(bank: &Bank, layer: u32, lease: &mut Lease<'_>) -> Result<Vec<u32>, OffloadError> {
     let mut order = Vec::new();
-    while let Some(view) = lease.next()? {
-        let id = ExpertId { layer, expert: view.expert };
-        assert!(view.parts == bank.expert(id), "wrong bytes for {id}");
-        order.push(view.expert);
+    while !lease.is_done() {
+        order.extend(take(bank, layer, lease)?);
     }
+    assert_eq!(lease.arrivals(true)?, []);
     Ok(order)
+}
+
+/// Waits for pieces, checks their bytes, releases and returns the experts that are whole now.
+pub fn take(bank: &Bank, layer: u32, lease: &mut Lease<'_>) -> Result<Vec<u32>, OffloadError> {
+    let mut whole = Vec::new();
+    let arrivals = lease.arrivals(true)?.to_vec();
+    for Arrival { expert, piece } in arrivals {
+        let id = ExpertId { layer, expert };
+        let wanted = bank.expert(id);
+        match piece {
+            Piece::Inner => assert!(lease.inner(expert).unwrap() == wanted[..2], "wrong bytes for {id}"),
+            Piece::Down => {
+                assert!(lease.inner(expert).is_some(), "{id}: down came before gate and up");
+                assert!(lease.down(expert).unwrap() == wanted[2], "wrong bytes for {id}");
+                lease.release(expert);
+                whole.push(expert);
+            }
+        }
+    }
+    Ok(whole)
 }
 
 /// A trace of the shared data folder, or `None` with the reason printed.
