@@ -102,8 +102,11 @@ impl<'a> Lease<'a> {
         self.cache.pinned_part(ExpertId { layer, expert }, part)
     }
 
-    /// The cache, for predictions while the lease is held.
-    pub fn cache(&mut self) -> &mut ExpertCache {
-        self.cache
+    /// As [`ExpertCache::prefetch`], for a layer that comes later in the pass.
+    ///
+    /// # Errors
+    /// A stopped reader.
+    pub fn prefetch(&mut self, layer: u32, experts: &[u32]) -> Result<(), OffloadError> {
+        self.cache.prefetch(layer, experts)
     }
 }

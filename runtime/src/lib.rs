@@ -1,6 +1,7 @@
 //! The Drafthorse product.
 
 pub mod api;
+mod clock;
 pub mod config;
 pub mod engine;
 mod error;

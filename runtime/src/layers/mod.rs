@@ -6,6 +6,7 @@
 
 mod attention;
 mod ffn;
+mod lookahead;
 mod moe;
 mod rope;
 mod route;
@@ -13,11 +14,13 @@ mod scratch;
 
 pub use attention::{Attention, Gqa, Mla, MlaQuery};
 pub use ffn::{DenseFeedForward, FeedForward, LoadedFeedForward, feed_forward};
+pub use lookahead::{Lookahead, RANKS_MAX, RankCount, Target};
 pub use moe::{ExpertShape, MoeLayer, PartShape, RouteSink};
 pub use rope::{Rope, RopeTable};
 pub use route::{Route, route};
 pub use scratch::{Scratch, ScratchPlan, sized};
 
+use crate::clock::Clock;
 use crate::kernels::Pool;
 use crate::kv::KvCache;
 use crate::weights::DenseStore;
@@ -34,4 +37,8 @@ pub struct Pass<'a> {
     pub rope: &'a RopeTable,
     /// Rows in this pass; row `m` is position `kv.len() + m`.
     pub rows: usize,
+    /// RMS norm epsilon.
+    pub norm_eps: f32,
+    /// Where the time goes.
+    pub clock: &'a mut Clock,
 }

@@ -1,17 +1,21 @@
-//! The mixture-of-experts layer: route, fetch, compute in arrival order, add in router order.
+//! The mixture-of-experts layer: route, fetch, compute what has arrived, add in router order.
 //!
-//! Owns the window's routing table and the waves in which its experts are brought in when they are
-//! more than the cache has slots. Which experts are resident changes only the order of computing:
-//! weighted outputs are kept apart and added by router rank (DESIGN I2). A read that fails leaves
-//! nothing behind but its error.
+//! Owns the window's routing table and the loop that computes gate and up of every expert that is in
+//! memory as one job, then down of every expert whose down is, while the disk brings the rest. Which
+//! experts are resident changes only the order of computing: outputs are kept apart and added by
+//! router rank (DESIGN I2). A read that fails leaves nothing behind but its error.
 
-use drafthorse_offload::{ExpertCache, OffloadError, PARTS};
+use drafthorse_offload::{ExpertCache, Lease, OffloadError, Piece};
 
-use crate::kernels::{Format, Input, MatrixRef, add_scaled, matmul};
+use crate::clock::Phase;
+use crate::kernels::{
+    Down, Format, GateUp, Input, MatrixRef, add_scaled, down_experts, gate_up_experts, matmul,
+};
 use crate::models::{MoeSpec, Routed};
 
 use super::Pass;
-use super::ffn::{FeedForward, LoadedFeedForward, feed_forward};
+use super::ffn::feed_forward;
+use super::lookahead::{Lookahead, Target};
 use super::route::{Route, route};
 use super::scratch::{Scratch, sized};
 
@@ -54,12 +58,6 @@ impl ExpertShape {
     pub fn bytes(&self) -> u64 {
         [self.gate, self.up, self.down].iter().map(PartShape::bytes).sum()
     }
-
-    /// An expert's matrices from the bytes of its slot.
-    fn matrices<'a>(&self, [gate, up, down]: [&'a [u8]; PARTS]) -> LoadedFeedForward<'a> {
-        let (gate, up, down) = (self.gate.with(gate), self.up.with(up), self.down.with(down));
-        FeedForward { gate, up, down, bias: [None; 3] }
-    }
 }
 
 /// Hears which experts each row was sent to (trace recording).
@@ -76,6 +74,10 @@ pub struct MoeLayer<'a> {
     pub weights: &'a Routed,
     /// Where the experts come from.
     pub experts: &'a mut ExpertCache,
+    /// Who predicts later layers.
+    pub lookahead: &'a mut Lookahead,
+    /// The routed layers that come next, nearest first: those worth predicting.
+    pub next: &'a [Target<'a>],
 }
 
 impl MoeLayer<'_> {
@@ -84,27 +86,33 @@ impl MoeLayer<'_> {
     /// # Errors
     /// An expert that could not be read.
     pub fn forward(
-        mut self,
+        self,
         pass: &mut Pass<'_>,
         scratch: &mut Scratch,
         sink: Option<&mut dyn RouteSink>,
     ) -> Result<(), OffloadError> {
         let routes = self.route(pass, scratch);
+        let layer = self.weights.layer;
         if let Some(sink) = sink {
-            sink.routed(self.weights.layer, self.spec.used, &routes);
+            sink.routed(layer, self.spec.used, &routes);
         }
-        let plan = WindowPlan::new(&routes, self.spec.experts);
-        // Never more at once than there are slots; a window that needs more comes in waves.
-        let wave_len = self.experts.residency().slots.max(1);
-        for (index, wave) in plan.experts.chunks(wave_len).enumerate() {
-            self.run_wave(
-                pass,
-                scratch,
-                &Wave { plan: &plan, experts: wave, is_first: index == 0 },
-                &routes,
-            )?;
+        let plan = WindowPlan::new(&routes, (self.spec.experts, self.spec.used));
+        self.lookahead.settle(layer, &plan.experts);
+        let mut lease = self.experts.acquire(layer, &plan.experts, &plan.counts())?;
+        pass.clock.lap(Phase::Router);
+        run_shared(self.weights, pass, scratch);
+        pass.clock.lap(Phase::Dense);
+        if self.lookahead.is_on(pass.rows) {
+            for target in self.next {
+                let likely = self.lookahead.predict(self.spec, target, pass, scratch);
+                lease.prefetch(target.weights.layer, &likely)?;
+            }
+            pass.clock.lap(Phase::Router);
         }
-        self.combine(pass, scratch, &routes);
+        Window { weights: self.weights, plan: &plan }.run(&mut lease, pass, scratch)?;
+        drop(lease);
+        combine(&plan, &routes, self.spec.used, self.weights.router.cols, scratch);
+        pass.clock.lap(Phase::Experts);
         Ok(())
     }
 
@@ -119,77 +127,166 @@ impl MoeLayer<'_> {
         logits.chunks_mut(router.rows).for_each(|row| route(self.spec, row, bias, &mut routes));
         routes
     }
+}
 
-    /// Fetches and computes one wave. While the first wave's misses are read, the shared expert runs.
-    fn run_wave(
-        &mut self,
-        pass: &mut Pass<'_>,
-        scratch: &mut Scratch,
-        wave: &Wave<'_>,
-        routes: &[Route],
-    ) -> Result<(), OffloadError> {
-        let counts: Vec<u32> = wave.experts.iter().map(|e| wave.plan.picks_of(*e).len() as u32).collect();
-        let mut lease = self.experts.acquire(self.weights.layer, wave.experts, &counts)?;
-        if wave.is_first {
-            run_shared(self.weights, pass, scratch);
-        }
-        while let Some(view) = lease.next()? {
-            let expert = self.weights.shape.matrices(view.parts);
-            run_expert(pass, scratch, expert, wave.plan.picks_of(view.expert), (self.spec.used, routes));
-        }
-        Ok(())
-    }
-
-    /// Adds the weighted outputs in router order, after the shared expert's.
-    fn combine(&self, pass: &Pass<'_>, scratch: &mut Scratch, routes: &[Route]) {
-        let width = self.weights.router.cols;
-        let partial = &scratch.partial[..routes.len() * width];
-        let branch = &mut scratch.branch[..pass.rows * width];
-        for (row, out) in branch.chunks_mut(width).enumerate() {
-            for pick in row * self.spec.used..(row + 1) * self.spec.used {
-                add_scaled(&partial[pick * width..(pick + 1) * width], 1.0, out);
-            }
+/// Adds the weighted outputs in router order to what `scratch.branch` holds (the shared expert's).
+fn combine(plan: &WindowPlan, routes: &[Route], used: usize, width: usize, scratch: &mut Scratch) {
+    let routed = &scratch.routed[..routes.len() * width];
+    let rows = scratch.branch[..routes.len() / used * width].chunks_mut(width);
+    for (row, out) in rows.enumerate() {
+        for pick in row * used..(row + 1) * used {
+            let place = plan.place[pick] as usize;
+            add_scaled(&routed[place * width..(place + 1) * width], routes[pick].weight, out);
         }
     }
 }
 
-/// Which picks (row * used + rank) go to which expert.
+/// Which picks (row * used + rank) go to which expert. Picks are placed expert after expert: hidden
+/// values and outputs of one expert lie together.
 struct WindowPlan {
     /// Distinct experts, ascending.
     experts: Vec<u32>,
-    /// Picks grouped by expert, ascending within each.
-    picks: Vec<u32>,
-    /// By expert id: where its picks start in `picks`; one more entry than experts.
+    /// By place: the row of the pick there.
+    rows: Vec<u32>,
+    /// By pick: its place.
+    place: Vec<u32>,
+    /// By expert id: where its places start; one more entry than experts.
     starts: Vec<u32>,
 }
 
 impl WindowPlan {
-    fn new(routes: &[Route], experts: usize) -> WindowPlan {
+    fn new(routes: &[Route], (experts, used): (usize, usize)) -> WindowPlan {
         let mut starts = vec![0u32; experts + 1];
         routes.iter().for_each(|route| starts[route.expert as usize + 1] += 1);
         (0..experts).for_each(|e| starts[e + 1] += starts[e]);
         let mut fill = starts.clone();
-        let mut picks = vec![0u32; routes.len()];
+        let (mut rows, mut place) = (vec![0u32; routes.len()], vec![0u32; routes.len()]);
         for (pick, route) in routes.iter().enumerate() {
             let at = &mut fill[route.expert as usize];
-            picks[*at as usize] = pick as u32;
+            rows[*at as usize] = (pick / used) as u32;
+            place[pick] = *at;
             *at += 1;
         }
         let distinct = (0..experts as u32).filter(|e| starts[*e as usize] < starts[*e as usize + 1]);
-        WindowPlan { experts: distinct.collect(), picks, starts }
+        WindowPlan { experts: distinct.collect(), rows, place, starts }
     }
 
-    fn picks_of(&self, expert: u32) -> &[u32] {
+    /// Places of an expert's picks.
+    fn places(&self, expert: u32) -> std::ops::Range<usize> {
         let expert = expert as usize;
-        &self.picks[self.starts[expert] as usize..self.starts[expert + 1] as usize]
+        self.starts[expert] as usize..self.starts[expert + 1] as usize
+    }
+
+    /// Rows that chose each of `experts`.
+    fn counts(&self) -> Vec<u32> {
+        self.experts.iter().map(|expert| self.places(*expert).len() as u32).collect()
     }
 }
 
-/// Experts that are fetched together.
-struct Wave<'a> {
+/// The experts of one window at work.
+struct Window<'a> {
+    weights: &'a Routed,
     plan: &'a WindowPlan,
-    experts: &'a [u32],
-    is_first: bool,
+}
+
+impl Window<'_> {
+    /// Computes every expert as its pieces arrive: outputs go to `scratch.routed` by place.
+    fn run(
+        &self,
+        lease: &mut Lease<'_>,
+        pass: &mut Pass<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<(), OffloadError> {
+        let shape = &self.weights.shape;
+        let Scratch { normed, hidden, routed, .. } = scratch;
+        let x = Input::new(&normed[..pass.rows * shape.gate.cols], shape.gate.cols);
+        let hidden = sized(hidden, self.plan.rows.len() * shape.gate.rows);
+        let routed = sized(routed, self.plan.rows.len() * shape.down.rows);
+        while !lease.is_done() {
+            let [inner, down] = arrived(lease)?;
+            pass.clock.lap(Phase::Stall);
+            self.gate_up(&inner, lease, pass, (&x, hidden));
+            self.down(&down, lease, pass, (hidden, routed));
+            down.iter().for_each(|expert| lease.release(*expert));
+            pass.clock.lap(Phase::Experts);
+        }
+        Ok(())
+    }
+
+    /// `experts` ascend, so that each takes its part off the front of what is left of `hidden`.
+    fn gate_up(
+        &self,
+        experts: &[u32],
+        lease: &Lease<'_>,
+        pass: &mut Pass<'_>,
+        (x, hidden): (&Input<'_>, &mut [f32]),
+    ) {
+        let shape = &self.weights.shape;
+        let mut hidden = Cut { left: hidden, each: shape.gate.rows, at: 0 };
+        let mut work = Vec::with_capacity(experts.len());
+        for &expert in experts {
+            let places = self.plan.places(expert);
+            let [gate, up] = lease.inner(expert).expect("invariant: it was announced and is held");
+            work.push(GateUp {
+                gate: shape.gate.with(gate),
+                up: shape.up.with(up),
+                hidden: hidden.take(places.clone()),
+                rows: &self.plan.rows[places],
+            });
+        }
+        gate_up_experts(pass.pool, x, &mut work);
+    }
+
+    fn down(
+        &self,
+        experts: &[u32],
+        lease: &Lease<'_>,
+        pass: &mut Pass<'_>,
+        (hidden, routed): (&[f32], &mut [f32]),
+    ) {
+        let shape = &self.weights.shape;
+        let inner = shape.down.cols;
+        let mut routed = Cut { left: routed, each: shape.down.rows, at: 0 };
+        let mut work = Vec::with_capacity(experts.len());
+        for &expert in experts {
+            let places = self.plan.places(expert);
+            let down = lease.down(expert).expect("invariant: it was announced and is held");
+            work.push(Down {
+                down: shape.down.with(down),
+                hidden: &hidden[places.start * inner..places.end * inner],
+                out: routed.take(places),
+            });
+        }
+        down_experts(pass.pool, &mut work);
+    }
+}
+
+/// What can be computed now: experts by gate and up, and by down; ascending. Waits if need be.
+fn arrived(lease: &mut Lease<'_>) -> Result<[Vec<u32>; 2], OffloadError> {
+    let mut experts = [Vec::new(), Vec::new()];
+    for arrival in lease.arrivals(true)? {
+        experts[usize::from(arrival.piece == Piece::Down)].push(arrival.expert);
+    }
+    experts.iter_mut().for_each(|experts| experts.sort_unstable());
+    Ok(experts)
+}
+
+/// A buffer of `each` values a place, handed out range by range from the front.
+struct Cut<'a> {
+    left: &'a mut [f32],
+    each: usize,
+    at: usize,
+}
+
+impl<'a> Cut<'a> {
+    /// The values of `places`, which start no earlier than the last ones ended.
+    fn take(&mut self, places: std::ops::Range<usize>) -> &'a mut [f32] {
+        let (_, rest) = std::mem::take(&mut self.left).split_at_mut((places.start - self.at) * self.each);
+        let (taken, rest) = rest.split_at_mut(places.len() * self.each);
+        self.left = rest;
+        self.at = places.end;
+        taken
+    }
 }
 
 /// The shared expert's output, or zeros, into `scratch.branch`.
@@ -206,44 +303,33 @@ fn run_shared(weights: &Routed, pass: &mut Pass<'_>, scratch: &mut Scratch) {
     }
 }
 
-/// One expert on the rows sent to it; its weighted outputs go to their own places in
-/// `scratch.partial`.
-fn run_expert(
-    pass: &mut Pass<'_>,
-    scratch: &mut Scratch,
-    expert: LoadedFeedForward<'_>,
-    picks: &[u32],
-    (used, routes): (usize, &[Route]),
-) {
-    let width = expert.gate.cols;
-    let gathered = sized(&mut scratch.gathered, picks.len() * width);
-    for (to, pick) in gathered.chunks_mut(width).zip(picks) {
-        let row = *pick as usize / used;
-        to.copy_from_slice(&scratch.normed[row * width..(row + 1) * width]);
-    }
-    let out = sized(&mut scratch.expert_out, picks.len() * width);
-    let buffers = (&mut scratch.gate, &mut scratch.up);
-    feed_forward(pass.pool, expert, &Input::new(gathered, width), buffers, out);
-    let partial = sized(&mut scratch.partial, routes.len() * width);
-    for (from, pick) in out.chunks(width).zip(picks) {
-        let pick = *pick as usize;
-        let to = &mut partial[pick * width..(pick + 1) * width];
-        to.iter_mut().zip(from).for_each(|(to, from)| *to = from * routes[pick].weight);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn every_pick_is_planned_once_under_its_own_expert() {
+    fn every_pick_has_one_place_among_those_of_its_expert() {
         let experts = [3u32, 1, 1, 0, 3, 2, 1, 3];
         let routes: Vec<Route> = experts.iter().map(|e| Route { expert: *e, weight: 1.0 }).collect();
-        let plan = WindowPlan::new(&routes, 5);
+        let plan = WindowPlan::new(&routes, (5, 2));
         assert_eq!(plan.experts, [0, 1, 2, 3]);
-        assert_eq!(plan.picks_of(1), [1, 2, 6]);
-        assert_eq!(plan.picks_of(3), [0, 4, 7]);
-        assert!(plan.picks_of(4).is_empty());
+        assert_eq!(plan.counts(), [1, 3, 1, 3]);
+        assert_eq!(&plan.rows[plan.places(1)], [0, 1, 3]);
+        assert_eq!(&plan.rows[plan.places(3)], [0, 2, 3]);
+        assert!(plan.places(4).is_empty());
+        for (pick, expert) in experts.iter().enumerate() {
+            let place = plan.place[pick] as usize;
+            assert!(plan.places(*expert).contains(&place));
+            assert_eq!(plan.rows[place] as usize, pick / 2);
+        }
+    }
+
+    #[test]
+    fn a_cut_buffer_gives_each_expert_its_own_places() {
+        let mut values: Vec<f32> = (0..12u8).map(f32::from).collect();
+        let mut cut = Cut { left: &mut values, each: 2, at: 0 };
+        assert_eq!(cut.take(1..2), [2.0, 3.0]);
+        assert_eq!(cut.take(2..4), [4.0, 5.0, 6.0, 7.0]);
+        assert_eq!(cut.take(5..6), [10.0, 11.0]);
     }
 }

@@ -6,6 +6,8 @@
 
 use crate::models::{AttentionSpec, ModelSpec};
 
+use super::lookahead;
+
 /// A routed choice and its place in the window's plan, in values of 4 bytes.
 const ROUTE_VALUES: usize = 4;
 
@@ -30,16 +32,18 @@ pub struct Scratch {
     pub heads: Vec<f32>,
     /// Router logits, `[rows, experts]`.
     pub router: Vec<f32>,
-    /// Rows gathered for one expert, `[rows, width]`.
-    pub gathered: Vec<f32>,
+    /// Rows as a later layer's router would see them, `[1 + rows, width]` (look-ahead).
+    pub ahead: Vec<f32>,
+    /// That router's logits, `[rows, experts]`.
+    pub router_ahead: Vec<f32>,
     /// Gate activations, `[rows, inner]`.
     pub gate: Vec<f32>,
     /// Up activations, `[rows, inner]`.
     pub up: Vec<f32>,
-    /// One expert's output, `[rows, width]`.
-    pub expert_out: Vec<f32>,
-    /// Weighted outputs by router order, `[rows, used, width]`.
-    pub partial: Vec<f32>,
+    /// Hidden values of routed experts, expert after expert, `[rows * used, expert inner]`.
+    pub hidden: Vec<f32>,
+    /// Outputs of routed experts in the same order, `[rows * used, width]`.
+    pub routed: Vec<f32>,
 }
 
 /// `buffer` as exactly `len` values; contents are unspecified and must be overwritten.
@@ -63,6 +67,10 @@ pub struct ScratchPlan {
     experts: usize,
     used: usize,
     inner: usize,
+    /// Inner width of a routed expert.
+    expert_inner: usize,
+    /// Rows of the widest pass that is predicted.
+    ahead: usize,
     /// Cosines and sines of a row.
     rope: usize,
     /// Per-thread attention memory, `[context]` scores and per-head rows.
@@ -101,6 +109,8 @@ impl ScratchPlan {
             experts: moe.map_or(0, |m| m.experts),
             used: moe.map_or(0, |m| m.used),
             inner,
+            expert_inner: moe.map_or(0, |m| m.width),
+            ahead: moe.map_or(0, |_| rows.min(lookahead::ROWS_MAX)),
             rope: spec.rope.dim,
             // Two rows a head: the query before and after its projection are alive together.
             attention: threads * (context_len + 2 * rows * per_head),
@@ -109,21 +119,22 @@ impl ScratchPlan {
 
     /// Bytes of every buffer at its fullest, with the quantized copies of the widest activations.
     pub fn bytes(&self) -> u64 {
-        let per_row = 5 * self.width
+        let per_row = 3 * self.width
             + self.q_low
             + self.q
             + self.k
             + self.v
             + self.heads
             + 3 * self.experts
-            + self.used * (self.width + ROUTE_VALUES)
+            + self.used * (self.width + self.expert_inner + ROUTE_VALUES)
             + 2 * self.inner
             + self.rope;
         let widest = self.width.max(self.inner).max(self.heads).max(self.q_low);
         // Quantized activations take at most 1.2 bytes a value (Q8_0 34/32, Q8_K 292/256), in up to
         // two formats at once.
-        let quantized = widest * self.rows * 12 / 5;
-        ((per_row * self.rows + self.attention) * size_of::<f32>() + quantized) as u64
+        let quantized = widest.max(self.used * self.expert_inner) * self.rows * 12 / 5;
+        let ahead = (self.ahead + 1) * self.width + self.ahead * (self.experts + self.used * ROUTE_VALUES);
+        ((per_row * self.rows + ahead + self.attention) * size_of::<f32>() + quantized) as u64
     }
 
     /// Reserves everything now, so that the plan is what is used.
@@ -134,8 +145,6 @@ impl ScratchPlan {
             &mut scratch.residual,
             &mut scratch.normed,
             &mut scratch.branch,
-            &mut scratch.gathered,
-            &mut scratch.expert_out,
         ] {
             sized(buffer, rows * self.width);
         }
@@ -147,7 +156,10 @@ impl ScratchPlan {
         sized(&mut scratch.router, rows * self.experts);
         sized(&mut scratch.gate, rows * self.inner);
         sized(&mut scratch.up, rows * self.inner);
-        sized(&mut scratch.partial, rows * self.used * self.width);
+        sized(&mut scratch.hidden, rows * self.used * self.expert_inner);
+        sized(&mut scratch.routed, rows * self.used * self.width);
+        sized(&mut scratch.ahead, (self.ahead + 1) * self.width);
+        sized(&mut scratch.router_ahead, self.ahead * self.experts);
         scratch
     }
 }

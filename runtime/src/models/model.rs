@@ -8,12 +8,18 @@ use drafthorse_draft::{LanguageModel, LogitRows, ModelError, TokenId};
 use drafthorse_offload::{CacheConfig, CacheStats, ExpertCache, Policy, Reader, Residency};
 use thiserror::Error;
 
+use crate::clock::{Clock, Phase, Spans};
 use crate::kernels::{Input, Pool, add_scaled, matmul, rms_norm};
 use crate::kv::KvCache;
-use crate::layers::{MoeLayer, Pass, Rope, RouteSink, Scratch, ScratchPlan, feed_forward, sized};
+use crate::layers::{
+    Lookahead, MoeLayer, Pass, RANKS_MAX, RankCount, Rope, RouteSink, Scratch, ScratchPlan, Target, feed_forward, sized,
+};
 
 use super::LoadError;
 use super::assemble::{Block, Blueprint, Ffn};
+
+/// Blocks ahead whose routers are asked before their turn.
+const LAYERS_AHEAD: usize = 1;
 
 /// What a pass can fail with.
 #[derive(Debug, Error)]
@@ -58,6 +64,8 @@ pub struct Model {
     kv: KvCache,
     scratch: Scratch,
     sink: Option<Box<dyn RouteSink + Send>>,
+    lookahead: Lookahead,
+    clock: Clock,
 }
 
 impl Model {
@@ -89,6 +97,8 @@ impl Model {
             kv: KvCache::new(blueprint.kv_shape(), blueprint.spec.blocks, options.context_len),
             scratch: options.scratch(&blueprint).allocate(),
             sink: None,
+            lookahead: Lookahead::default(),
+            clock: Clock::new(),
             blueprint,
             options,
         })
@@ -112,6 +122,25 @@ impl Model {
     /// What of the experts is in memory; `None` for a dense model.
     pub fn residency(&self) -> Option<Residency> {
         self.experts.as_ref().map(ExpertCache::residency)
+    }
+
+    /// Seconds by phase of all passes so far.
+    pub fn spans(&self) -> Spans {
+        self.clock.spans()
+    }
+
+    /// Predicts the `ranks` likeliest experts of the layers ahead and reads them while the disk is idle;
+    /// 0 does not.
+    pub fn set_prefetch(&mut self, ranks: usize) {
+        if let Some(experts) = &mut self.experts {
+            experts.set_prefetch(ranks > 0);
+            self.lookahead.set_ranks(ranks);
+        }
+    }
+
+    /// How often predictions came true, by rank.
+    pub fn prediction_counts(&self) -> &[RankCount; RANKS_MAX] {
+        self.lookahead.counts()
     }
 
     /// Forgets every resident expert (cold-cache measurements).
@@ -177,6 +206,7 @@ impl Model {
         logit_rows: std::ops::Range<usize>,
         logits: &mut Vec<f32>,
     ) -> Result<(), PassError> {
+        self.clock.restart();
         self.embed(tokens);
         let table = self.rope.table(self.kv.len(), tokens.len());
         for index in 0..self.blueprint.blocks.len() {
@@ -186,19 +216,33 @@ impl Model {
                 kv: &mut self.kv,
                 rope: &table,
                 rows: tokens.len(),
+                norm_eps: self.blueprint.spec.norm_eps,
+                clock: &mut self.clock,
             };
             let mut step = BlockStep {
                 block: &self.blueprint.blocks[index],
                 width: self.blueprint.spec.width,
-                norm_eps: self.blueprint.spec.norm_eps,
                 scratch: &mut self.scratch,
             };
             step.attend(&mut pass, index);
-            let sink = self.sink.as_deref_mut().map(|sink| sink as &mut dyn RouteSink);
-            step.feed_forward(&mut pass, self.blueprint.spec.moe.as_ref(), (self.experts.as_mut(), sink))?;
+            let Some((spec, experts)) = self.blueprint.spec.moe.as_ref().zip(self.experts.as_mut()) else {
+                step.dense(&mut pass);
+                continue;
+            };
+            experts.poll()?;
+            let next: Vec<Target<'_>> = targets(&self.blueprint.blocks[index + 1..]).collect();
+            let mixture = Mixture {
+                spec,
+                experts,
+                lookahead: &mut self.lookahead,
+                next: &next,
+                sink: self.sink.as_deref_mut().map(|sink| sink as &mut dyn RouteSink),
+            };
+            step.feed_forward(&mut pass, mixture)?;
         }
         self.classify(logit_rows, logits);
         self.kv.commit(tokens.len());
+        self.clock.lap(Phase::Dense);
         Ok(())
     }
 
@@ -230,50 +274,68 @@ impl Model {
     }
 }
 
+/// Routed layers ahead that are predicted: the next [`LAYERS_AHEAD`].
+fn targets(blocks: &[Block]) -> impl Iterator<Item = Target<'_>> {
+    blocks.iter().take(LAYERS_AHEAD).filter_map(|block| match &block.ffn {
+        Ffn::Routed(weights) => Some(Target { norm: &block.ffn_norm, weights }),
+        Ffn::Dense(_) => None,
+    })
+}
+
 /// One block in one pass.
 struct BlockStep<'a> {
     block: &'a Block,
     width: usize,
-    norm_eps: f32,
     scratch: &'a mut Scratch,
+}
+
+/// What a routed block needs beside its own weights.
+struct Mixture<'a> {
+    spec: &'a super::MoeSpec,
+    experts: &'a mut ExpertCache,
+    lookahead: &'a mut Lookahead,
+    next: &'a [Target<'a>],
+    sink: Option<&'a mut dyn RouteSink>,
 }
 
 impl BlockStep<'_> {
     fn attend(&mut self, pass: &mut Pass<'_>, index: usize) {
-        self.norm(pass.dense.vector(&self.block.attention_norm), pass.rows);
+        self.norm(pass.dense.vector(&self.block.attention_norm), pass);
         self.block.attention.forward(pass, index, self.scratch);
         self.add_branch(pass.rows);
+        self.norm(pass.dense.vector(&self.block.ffn_norm), pass);
+        pass.clock.lap(Phase::Dense);
     }
 
-    fn feed_forward(
-        &mut self,
-        pass: &mut Pass<'_>,
-        moe: Option<&super::MoeSpec>,
-        (experts, sink): (Option<&mut ExpertCache>, Option<&mut dyn RouteSink>),
-    ) -> Result<(), PassError> {
-        self.norm(pass.dense.vector(&self.block.ffn_norm), pass.rows);
-        match (&self.block.ffn, moe, experts) {
-            (Ffn::Routed(weights), Some(spec), Some(experts)) => {
-                MoeLayer { spec, weights, experts }.forward(pass, self.scratch, sink)?;
-            }
-            (Ffn::Dense(expert), ..) => {
-                let expert = expert.resolve(pass.dense);
-                let x = Input::new(&self.scratch.normed[..pass.rows * expert.gate.cols], expert.gate.cols);
-                let out = sized(&mut self.scratch.branch, pass.rows * expert.down.rows);
-                feed_forward(pass.pool, expert, &x, (&mut self.scratch.gate, &mut self.scratch.up), out);
-            }
-            _ => unreachable!("invariant: a model with routed blocks is loaded with an expert cache"),
-        }
+    fn feed_forward(&mut self, pass: &mut Pass<'_>, mixture: Mixture<'_>) -> Result<(), PassError> {
+        let Ffn::Routed(weights) = &self.block.ffn else {
+            self.dense(pass);
+            return Ok(());
+        };
+        let Mixture { spec, experts, lookahead, next, sink } = mixture;
+        MoeLayer { spec, weights, experts, lookahead, next }.forward(pass, self.scratch, sink)?;
         self.add_branch(pass.rows);
         Ok(())
     }
 
+    fn dense(&mut self, pass: &mut Pass<'_>) {
+        let Ffn::Dense(expert) = &self.block.ffn else {
+            unreachable!("invariant: a model with routed blocks is loaded with an expert cache")
+        };
+        let expert = expert.resolve(pass.dense);
+        let x = Input::new(&self.scratch.normed[..pass.rows * expert.gate.cols], expert.gate.cols);
+        let out = sized(&mut self.scratch.branch, pass.rows * expert.down.rows);
+        feed_forward(pass.pool, expert, &x, (&mut self.scratch.gate, &mut self.scratch.up), out);
+        self.add_branch(pass.rows);
+        pass.clock.lap(Phase::Dense);
+    }
+
     /// `normed = norm(residual)`.
-    fn norm(&mut self, weight: &[f32], rows: usize) {
+    fn norm(&mut self, weight: &[f32], pass: &Pass<'_>) {
         let width = weight.len();
-        let normed = sized(&mut self.scratch.normed, rows * width);
+        let normed = sized(&mut self.scratch.normed, pass.rows * width);
         for (out, row) in normed.chunks_mut(width).zip(self.scratch.residual.chunks(width)) {
-            rms_norm(row, weight, self.norm_eps, out);
+            rms_norm(row, weight, pass.norm_eps, out);
         }
     }
 

@@ -1,0 +1,154 @@
+//! Router look-ahead: which experts later layers are likely to want, from this layer's state.
+//!
+//! Owns the predictions of a pass and the count of how often they came true, by rank. The router of a
+//! later layer is asked with the present residual stream (ALGORITHMS.md B and H.3 point 2; Eliseev and
+//! Mazur, arXiv 2312.17238, section 3.2): the stream changes little from layer to layer. Predictions
+//! only tell the cache what to read while nobody waits; the real router decides what is computed. It
+//! must not know residency or files.
+
+use crate::kernels::{Input, add_scaled, matmul, rms_norm};
+use crate::models::{MoeSpec, Routed};
+use crate::weights::Vector;
+
+use super::Pass;
+use super::route::{Route, route};
+use super::scratch::{Scratch, sized};
+
+/// Ranks that are counted one by one; later ones are never asked for.
+pub const RANKS_MAX: usize = 16;
+/// Passes of more rows are prefill: its windows want most experts anyway.
+pub const ROWS_MAX: usize = 16;
+
+/// Predictions of one rank (0 is the likeliest expert of a layer) and how many came true.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RankCount {
+    /// Experts predicted at this rank.
+    pub predicted: u64,
+    /// Of those, the ones the router then chose.
+    pub right: u64,
+}
+
+/// A later layer to be predicted.
+pub struct Target<'a> {
+    /// Norm before its router, `[width]`.
+    pub norm: &'a Vector,
+    /// Its router.
+    pub weights: &'a Routed,
+}
+
+/// The predictor's state over one pass, and its counts over all.
+#[derive(Default)]
+pub struct Lookahead {
+    /// Predicted experts a layer that are worth asking for; 0 is off.
+    ranks: usize,
+    /// By layer: what was predicted for its next visit.
+    pending: Vec<Vec<u32>>,
+    counts: [RankCount; RANKS_MAX],
+}
+
+impl Lookahead {
+    /// Asks for the `ranks` likeliest experts of each layer from now on; 0 switches predictions off.
+    pub fn set_ranks(&mut self, ranks: usize) {
+        self.ranks = ranks.min(RANKS_MAX);
+        if ranks == 0 {
+            self.pending.clear();
+        }
+    }
+
+    /// Counts by rank since the start.
+    pub fn counts(&self) -> &[RankCount; RANKS_MAX] {
+        &self.counts
+    }
+
+    /// Whether a pass of `rows` rows is to be predicted.
+    pub fn is_on(&self, rows: usize) -> bool {
+        self.ranks > 0 && rows <= ROWS_MAX
+    }
+
+    /// Compares what was predicted for a layer with what its router chose.
+    pub fn settle(&mut self, layer: u32, chosen: &[u32]) {
+        let Some(predicted) = self.pending.get_mut(layer as usize) else { return };
+        for (expert, count) in predicted.drain(..).zip(&mut self.counts) {
+            count.predicted += 1;
+            count.right += u64::from(chosen.contains(&expert));
+        }
+    }
+
+    /// The experts `target` is likely to want for the pass's rows, the likeliest first, at most as many
+    /// as were asked for. The state is the residual stream plus `scratch.branch` (the shared expert's
+    /// output, `[rows, width]`).
+    pub fn predict(
+        &mut self,
+        spec: &MoeSpec,
+        target: &Target<'_>,
+        pass: &mut Pass<'_>,
+        scratch: &mut Scratch,
+    ) -> Vec<u32> {
+        let routes = predicted_routes(spec, target, pass, scratch);
+        let mut weight = vec![0f32; spec.experts];
+        routes.iter().for_each(|route| weight[route.expert as usize] += route.weight);
+        let mut likely: Vec<u32> = (0..spec.experts as u32).filter(|e| weight[*e as usize] > 0.0).collect();
+        likely.sort_by(|a, b| weight[*b as usize].total_cmp(&weight[*a as usize]).then(a.cmp(b)));
+        likely.truncate(self.ranks);
+        let layer = target.weights.layer as usize;
+        if self.pending.len() <= layer {
+            self.pending.resize(layer + 1, Vec::new());
+        }
+        self.pending[layer].clone_from(&likely);
+        likely
+    }
+}
+
+/// What `target`'s router would choose for the pass's rows as they are now.
+fn predicted_routes(
+    spec: &MoeSpec,
+    target: &Target<'_>,
+    pass: &mut Pass<'_>,
+    scratch: &mut Scratch,
+) -> Vec<Route> {
+    let router = pass.dense.matrix(&target.weights.router);
+    let norm = pass.dense.vector(target.norm);
+    let width = router.cols;
+    let Scratch { residual, branch, ahead, router_ahead, .. } = scratch;
+    let (state, normed) = sized(ahead, (pass.rows + 1) * width).split_at_mut(width);
+    for (row, out) in normed.chunks_mut(width).enumerate() {
+        let at = row * width..(row + 1) * width;
+        state.copy_from_slice(&residual[at.clone()]);
+        add_scaled(&branch[at], 1.0, state);
+        rms_norm(state, norm, pass.norm_eps, out);
+    }
+    let logits = sized(router_ahead, pass.rows * router.rows);
+    matmul(pass.pool, router, &Input::new(normed, width), logits);
+    let bias = target.weights.bias.as_ref().map(|bias| pass.dense.vector(bias));
+    let mut routes = Vec::with_capacity(pass.rows * spec.used);
+    logits.chunks_mut(router.rows).for_each(|row| route(spec, row, bias, &mut routes));
+    routes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn predictions_are_counted_by_rank_once_their_layer_has_routed() {
+        let mut ahead = Lookahead::default();
+        ahead.set_ranks(3);
+        ahead.pending = vec![Vec::new(), vec![7, 2, 5]];
+        ahead.settle(1, &[5, 7, 0]);
+        ahead.settle(1, &[5, 7, 0]);
+        ahead.settle(9, &[1]);
+        let right: Vec<u64> = ahead.counts()[..4].iter().map(|c| c.right).collect();
+        let predicted: Vec<u64> = ahead.counts()[..4].iter().map(|c| c.predicted).collect();
+        assert_eq!((right, predicted), (vec![1, 0, 1, 0], vec![1, 1, 1, 0]));
+    }
+
+    #[test]
+    fn wide_passes_and_a_rank_of_zero_are_not_predicted() {
+        let mut ahead = Lookahead::default();
+        assert!(!ahead.is_on(1));
+        ahead.set_ranks(2);
+        assert!(ahead.is_on(1) && ahead.is_on(ROWS_MAX) && !ahead.is_on(ROWS_MAX + 1));
+        ahead.set_ranks(0);
+        assert!(!ahead.is_on(1));
+    }
+}
