@@ -20,7 +20,7 @@ pub mod reader;
 mod slots;
 mod trace;
 
-pub use buf::{AlignedBuf, PAGE_BYTES};
+pub use buf::{AlignedBuf, Arena, PAGE_BYTES};
 pub use cache::{CacheConfig, CacheStats, ExpertCache, Lease, Residency};
 pub use error::OffloadError;
 pub use gating::{GatingStats, HalfLife};
