@@ -1,7 +1,8 @@
 //! Page-aligned memory: one mapping made at start, carved into buffers that are owned one by one.
 //!
-//! Owns the crate's only `unsafe`. A buffer is moved to whoever fills or reads it, so a reader
-//! thread (or a kernel ring) can hold one without aliasing. It must not know slots or experts.
+//! Owns the mappings and their cutting: into buffers, and into regions that a kernel can be told of
+//! once and for all. A buffer is moved to whoever fills or reads it, so a reader thread (or a kernel
+//! ring) can hold one without aliasing. It must not know slots or experts.
 
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -18,8 +19,35 @@ pub const PAGE_BYTES: usize = 4096;
 pub struct AlignedBuf {
     start: NonNull<u8>,
     len: usize, // bytes, a multiple of PAGE_BYTES
-    _mapping: Arc<MmapMut>,
+    mapping: Arc<Mapping>,
 }
+
+/// Memory of an arena. After carving it is reached only through buffers.
+pub(crate) struct Mapping {
+    _memory: MmapMut, // unmapped on drop
+    base: NonNull<u8>,
+    bytes: usize,
+    region_bytes: usize, // 0: no regions
+}
+
+// SAFETY: nothing is read or written through `Mapping`; it only says where memory is and frees it.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+/// A run of an arena that holds whole slots: what is registered with a kernel ring in one go.
+#[cfg(target_os = "linux")]
+pub(crate) struct Region<'a> {
+    pub(crate) mapping: &'a Arc<Mapping>,
+    pub(crate) number: usize, // within the mapping
+    pub(crate) start: NonNull<u8>,
+    pub(crate) len: usize,
+}
+
+/// Most regions of an arena: Linux registers at most as many buffers with a ring.
+pub(crate) const REGIONS_MAX: usize = 16384;
+/// Most bytes of a region: Linux registers no larger buffer.
+const REGION_BYTES_MAX: usize = 1 << 30;
 
 // SAFETY: a piece owns its byte range exclusively (see `Arena::take`), has no thread affinity, and
 // keeps the mapping alive through the `Arc`; moving it moves that exclusive right.
@@ -30,8 +58,9 @@ unsafe impl Sync for AlignedBuf {}
 impl AlignedBuf {
     /// A buffer with a mapping of its own, of at least `len` bytes (rounded up to whole pages).
     pub fn new(len: usize) -> Result<AlignedBuf, OffloadError> {
-        let mut arena = Arena::new(1, round_up(len.max(1))?)?;
-        Ok(arena.take(arena.bytes).expect("invariant: the arena was made for exactly this buffer"))
+        let bytes = round_up(len.max(1))?;
+        let mut arena = Arena::map(1, bytes, 0)?;
+        Ok(arena.take(bytes).expect("invariant: the arena was made for exactly this buffer"))
     }
 
     /// Capacity in bytes.
@@ -52,6 +81,26 @@ impl AlignedBuf {
         // SAFETY: as in `as_slice`; the value is borrowed exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
+
+    /// Where the bytes start, for a kernel that writes to them while nobody borrows them.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn start(&mut self) -> NonNull<u8> {
+        self.start
+    }
+
+    /// The region this buffer lies in; `None` for a buffer of its own and one across two regions.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn region(&self) -> Option<Region<'_>> {
+        let Mapping { base, bytes, region_bytes, .. } = *self.mapping;
+        let at = self.start.as_ptr() as usize - base.as_ptr() as usize;
+        let number = at.checked_div(region_bytes)?;
+        let from = number * region_bytes;
+        let len = region_bytes.min(bytes - from);
+        // SAFETY: `from <= at < bytes`, so the pointer stays inside the mapping.
+        let start = unsafe { base.add(from) };
+        let within = at + self.len <= from + len;
+        within.then_some(Region { mapping: &self.mapping, number, start, len })
+    }
 }
 
 impl std::fmt::Debug for AlignedBuf {
@@ -61,34 +110,48 @@ impl std::fmt::Debug for AlignedBuf {
 }
 
 /// One mapping and how much of it has been handed out.
-pub(crate) struct Arena {
-    mapping: Arc<MmapMut>,
-    base: NonNull<u8>,
-    bytes: usize,
+pub struct Arena {
+    mapping: Arc<Mapping>,
     taken: usize,
 }
 
 impl Arena {
     /// Reserves `slots * slot_bytes` bytes. Pages become resident when first written, so the process
-    /// never holds more of the arena than was asked for here.
-    pub(crate) fn new(slots: usize, slot_bytes: usize) -> Result<Arena, OffloadError> {
-        let too_large = OffloadError::ArenaTooLarge { slots, slot_bytes };
-        let bytes = slots.checked_mul(slot_bytes).filter(|b| isize::try_from(*b).is_ok()).ok_or(too_large)?;
-        let mut mapping = MmapMut::map_anon(bytes).map_err(|source| OffloadError::Arena { bytes, source })?;
-        let base = NonNull::new(mapping.as_mut_ptr()).expect("invariant: a mapping is never at null");
-        Ok(Arena { mapping: Arc::new(mapping), base, bytes, taken: 0 })
+    /// never holds more of the arena than was asked for here. Buffers that do not cross from one slot
+    /// into the next never cross a region either.
+    ///
+    /// # Errors
+    /// More than the address space holds or the system gives.
+    pub fn new(slots: usize, slot_bytes: usize) -> Result<Arena, OffloadError> {
+        Arena::map(slots, slot_bytes, region_bytes(slots, slot_bytes))
     }
 
     /// The next `len` bytes (rounded up to whole pages), or `None` when the arena is used up.
-    pub(crate) fn take(&mut self, len: usize) -> Option<AlignedBuf> {
+    pub fn take(&mut self, len: usize) -> Option<AlignedBuf> {
         let len = round_up(len).ok()?;
-        let end = self.taken.checked_add(len).filter(|end| *end <= self.bytes)?;
+        let end = self.taken.checked_add(len).filter(|end| *end <= self.mapping.bytes)?;
         // SAFETY: `taken <= end <= bytes`, so the pointer stays inside the mapping. Ranges are handed
         // out once and never overlap, and nothing else ever reads or writes through the mapping.
-        let start = unsafe { self.base.add(self.taken) };
+        let start = unsafe { self.mapping.base.add(self.taken) };
         self.taken = end;
-        Some(AlignedBuf { start, len, _mapping: Arc::clone(&self.mapping) })
+        Some(AlignedBuf { start, len, mapping: Arc::clone(&self.mapping) })
     }
+
+    fn map(slots: usize, slot_bytes: usize, region_bytes: usize) -> Result<Arena, OffloadError> {
+        let too_large = OffloadError::ArenaTooLarge { slots, slot_bytes };
+        let bytes = slots.checked_mul(slot_bytes).filter(|b| isize::try_from(*b).is_ok()).ok_or(too_large)?;
+        let mut memory = MmapMut::map_anon(bytes).map_err(|source| OffloadError::Arena { bytes, source })?;
+        let base = NonNull::new(memory.as_mut_ptr()).expect("invariant: a mapping is never at null");
+        let mapping = Mapping { _memory: memory, base, bytes, region_bytes };
+        Ok(Arena { mapping: Arc::new(mapping), taken: 0 })
+    }
+}
+
+/// As few whole slots as keep the number of regions within bounds: what is registered is resident, so
+/// small regions keep an arena that is never filled small. 0 where regions would be too large.
+fn region_bytes(slots: usize, slot_bytes: usize) -> usize {
+    let slots_each = slots.div_ceil(REGIONS_MAX);
+    slots_each.checked_mul(slot_bytes).filter(|bytes| *bytes <= REGION_BYTES_MAX).unwrap_or(0)
 }
 
 fn round_up(len: usize) -> Result<usize, OffloadError> {

@@ -123,6 +123,12 @@ pub enum OffloadError {
         /// The name asked for.
         name: String,
     },
+    /// The kernel refuses io_uring, or has stopped serving it.
+    #[error("io_uring: {source}")]
+    Ring {
+        /// The system's answer.
+        source: std::io::Error,
+    },
     /// A reader thread could not be started.
     #[error("cannot start a reader thread: {source}")]
     Thread {

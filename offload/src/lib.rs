@@ -23,7 +23,7 @@ mod slots;
 mod stats;
 mod trace;
 
-pub use buf::{AlignedBuf, PAGE_BYTES};
+pub use buf::{AlignedBuf, Arena, PAGE_BYTES};
 pub use cache::{CacheConfig, ExpertCache};
 pub use error::OffloadError;
 pub use gating::{GatingStats, HalfLife};

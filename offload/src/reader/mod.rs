@@ -3,14 +3,20 @@
 //! A reader takes a batch of reads, each with the buffer to fill, and hands the buffers back one by
 //! one as they complete, in any order. It must not know experts, slots or policies.
 
+mod auto;
 mod memory;
 mod pread;
+mod source;
+#[cfg(target_os = "linux")]
+mod uring;
 
 use std::ops::Range;
 use std::path::PathBuf;
 
 pub use memory::{Fault, FaultKind, Faults, MemoryReader};
 pub use pread::{PREAD_THREADS, PreadReader};
+#[cfg(target_os = "linux")]
+pub use uring::UringReader;
 
 use crate::buf::AlignedBuf;
 use crate::error::OffloadError;
@@ -154,6 +160,9 @@ pub struct ReaderKind {
 
 /// Every reader, the default first. A new one is a file here and a line there.
 pub const READERS: &[ReaderKind] = &[
+    ReaderKind { name: "auto", summary: "io_uring where the system has it, else pread", open: auto::open },
+    #[cfg(target_os = "linux")]
+    ReaderKind { name: "io_uring", summary: "unbuffered reads through a kernel ring", open: uring::open },
     ReaderKind { name: "pread", summary: "unbuffered reads on a pool of threads", open: pread::open },
     ReaderKind { name: "memory", summary: "whole files held in memory: for tests", open: memory::open },
 ];

@@ -1,24 +1,18 @@
 //! `pread`: positioned reads on a pool of threads, past the page cache where the file system allows.
 //!
-//! Owns the open files, the threads and the fallback: where `O_DIRECT` is refused, reads go through
-//! the page cache, which is told to forget them, and [`Reader::notice`] says so. Requests of several
-//! experts in flight are what fills an NVMe queue (ALGORITHMS.md C), so reads are not split.
+//! Owns the threads and their queue. Requests of several experts in flight are what fills an NVMe
+//! queue (ALGORITHMS.md C), so reads are not split. It must not know how files are opened.
 
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
-use rustix::fs::{Advice, OFlags, fadvise};
 
+use super::source::{Source, notice};
 use super::{Completion, Read, ReadError, Reader, ReaderOptions};
-use crate::buf::{AlignedBuf, PAGE_BYTES};
 use crate::error::OffloadError;
-use crate::index::Widened;
 
 /// Threads a pool has unless told otherwise.
 pub const PREAD_THREADS: usize = 4;
@@ -39,8 +33,13 @@ impl PreadReader {
     /// # Errors
     /// A file that cannot be opened, a thread that cannot be started.
     pub fn open(paths: &[PathBuf], threads: usize) -> Result<PreadReader, OffloadError> {
-        let sources = paths.iter().map(|path| Source::open(path)).collect::<Result<Vec<_>, _>>()?;
-        PreadReader::start(sources, threads)
+        PreadReader::start(Source::open_all(paths)?, threads)
+    }
+
+    /// Adds a line to what the user is told.
+    pub(super) fn tell(&mut self, line: String) {
+        self.notice =
+            Some(self.notice.take().map_or_else(|| line.clone(), |first| format!("{line}; {first}")));
     }
 
     fn start(sources: Vec<Source>, threads: usize) -> Result<PreadReader, OffloadError> {
@@ -140,125 +139,17 @@ fn serve(sources: &[Source], queue: &Receiver<Read>, finished: &Sender<Completio
     }
 }
 
-/// One open file.
-struct Source {
-    file: File,
-    path: PathBuf,
-    direct: bool,
-}
-
-impl Source {
-    fn open(path: &Path) -> Result<Source, OffloadError> {
-        let failed = |source| OffloadError::Open { path: path.to_path_buf(), source };
-        match open_direct(path) {
-            Ok(file) => Ok(Source { file, path: path.to_path_buf(), direct: true }),
-            Err(refusal) if is_refusal(&refusal) => Source::buffered(path).map_err(failed),
-            Err(source) => Err(failed(source)),
-        }
-    }
-
-    fn buffered(path: &Path) -> io::Result<Source> {
-        let file = File::open(path)?;
-        // Read-ahead would fill the page cache with experts nobody asked for; a refusal is harmless.
-        let _ = fadvise(&file, 0, None, Advice::Random);
-        Ok(Source { file, path: path.to_path_buf(), direct: false })
-    }
-
-    /// Fills `buf` with the widened range, as far as the file goes; an error unless all of
-    /// `widened.data` is there.
-    fn read(&self, widened: &Widened, buf: &mut AlignedBuf) -> Result<(), ReadError> {
-        let buf = &mut buf.as_mut_slice()[..widened.len];
-        let mut got = 0; // bytes of `buf` filled
-        while got < widened.data.end {
-            // A read must start on a page, also one that goes on after a partial one.
-            let start = got - got % PAGE_BYTES;
-            match self.file.read_at(&mut buf[start..], widened.offset + start as u64) {
-                Ok(n) if start + n > got => got = start + n,
-                Ok(_) => return Err(self.short(widened, got)),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => return Err(self.failed(widened, source)),
-            }
-        }
-        if !self.direct {
-            let len = std::num::NonZeroU64::new(widened.len as u64);
-            let _ = fadvise(&self.file, widened.offset, len, Advice::DontNeed); // a hint: cannot fail usefully
-        }
-        Ok(())
-    }
-
-    fn short(&self, widened: &Widened, got: usize) -> ReadError {
-        ReadError::Short {
-            file: self.path.clone(),
-            offset: widened.offset + widened.data.start as u64,
-            wanted: widened.data.len() as u64,
-            got: got.saturating_sub(widened.data.start) as u64,
-        }
-    }
-
-    fn failed(&self, widened: &Widened, source: io::Error) -> ReadError {
-        let offset = widened.offset + widened.data.start as u64;
-        ReadError::Io { file: self.path.clone(), offset, wanted: widened.data.len() as u64, source }
-    }
-}
-
-/// Opens for unbuffered reads and tries one: some file systems refuse only then.
-#[cfg(target_os = "linux")]
-fn open_direct(path: &Path) -> io::Result<File> {
-    let flags = OFlags::DIRECT.bits() as i32;
-    let file = File::options().read(true).custom_flags(flags).open(path)?;
-    let mut page = AlignedBuf::new(PAGE_BYTES).map_err(io::Error::other)?;
-    file.read_at(page.as_mut_slice(), 0)?;
-    Ok(file)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn open_direct(_path: &Path) -> io::Result<File> {
-    Err(io::Error::from_raw_os_error(rustix::io::Errno::INVAL.raw_os_error()))
-}
-
-fn is_refusal(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    [Errno::INVAL, Errno::OPNOTSUPP].iter().any(|e| error.raw_os_error() == Some(e.raw_os_error()))
-}
-
-fn notice(sources: &[Source]) -> Option<String> {
-    let first = sources.iter().find(|source| !source.direct)?;
-    let path = first.path.display();
-    Some(format!("{path}: the file system refuses unbuffered reads; experts are read through the page cache"))
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+    use super::super::source::tests::{check_all, pattern_file, refused};
     use super::*;
-    use crate::index::Extent;
-
-    fn pattern(len: usize) -> Vec<u8> {
-        (0..len).map(|i| (i * 7 + i / 256) as u8).collect()
-    }
-
-    fn check_all(reader: &mut PreadReader, bytes: &[u8]) {
-        let extents = [(0, 1), (4095, 2), (3, 20_000), (bytes.len() as u64 - 5001, 5001)];
-        for (offset, len) in extents {
-            let extent = Extent { file: 0, offset, len };
-            let buf = AlignedBuf::new(extent.widened().unwrap().len).unwrap();
-            reader.submit(vec![Read { tag: 0, extent, buf }]).unwrap();
-            let done = reader.wait().unwrap();
-            let wanted = &bytes[offset as usize..][..len as usize];
-            assert_eq!(&done.buf.as_slice()[done.data.unwrap()], wanted);
-        }
-        let extent = Extent { file: 0, offset: bytes.len() as u64 - 4, len: 5 };
-        let buf = AlignedBuf::new(extent.widened().unwrap().len).unwrap();
-        reader.submit(vec![Read { tag: 0, extent, buf }]).unwrap();
-        assert!(matches!(reader.wait().unwrap().data, Err(ReadError::Short { got: 4, wanted: 5, .. })));
-    }
 
     #[test]
     fn buffered_reads_give_the_same_bytes_and_are_announced() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
-        let bytes = pattern(50_001);
-        io::Write::write_all(&mut file, &bytes).unwrap();
-        let mut reader = PreadReader::start(vec![Source::buffered(file.path()).unwrap()], 2).unwrap();
+        let bytes = pattern_file(file.as_file_mut());
+        let mut reader = PreadReader::start(vec![refused(file.path())], 2).unwrap();
         assert!(reader.notice().unwrap().contains(file.path().to_str().unwrap()));
         check_all(&mut reader, &bytes);
     }
@@ -269,18 +160,10 @@ mod tests {
             eprintln!("skipped: no /dev/shm to write to");
             return;
         };
-        let bytes = pattern(50_001);
-        io::Write::write_all(&mut file, &bytes).unwrap();
+        let bytes = pattern_file(file.as_file_mut());
         let mut reader = PreadReader::open(&[file.path().to_path_buf()], 2).unwrap();
         eprintln!("/dev/shm: {:?}", reader.notice());
         check_all(&mut reader, &bytes);
-    }
-
-    #[test]
-    fn only_a_refusal_of_unbuffered_reads_falls_back() {
-        let code = |errno: rustix::io::Errno| io::Error::from_raw_os_error(errno.raw_os_error());
-        assert!(is_refusal(&code(rustix::io::Errno::INVAL)));
-        assert!(!is_refusal(&code(rustix::io::Errno::NOENT)) && !is_refusal(&code(rustix::io::Errno::IO)));
     }
 
     #[test]

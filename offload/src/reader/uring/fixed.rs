@@ -1,0 +1,64 @@
+//! Slot memory the ring knows of, so that reads into it need not look its pages up each time.
+//!
+//! Owns the table of registered buffers: an entry per region of an arena, made when the region is
+//! first read into, because registering makes its pages resident and locks them. Where the system
+//! refuses (old kernels, RLIMIT_MEMLOCK), reads are plain; nothing else changes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use io_uring::Submitter;
+
+use crate::buf::{AlignedBuf, Mapping, REGIONS_MAX, Region};
+
+/// Registered regions of one ring.
+pub(super) struct FixedBuffers {
+    entries: HashMap<(usize, usize), u16>, // (number in `mappings`, region) -> entry
+    mappings: Vec<Arc<Mapping>>,           // kept alive: an entry must never outlive its memory
+    open: bool,                            // false once the system has refused an entry
+}
+
+/// `struct iovec` of the system.
+#[repr(C)]
+struct IoVec {
+    base: *mut u8,
+    len: usize,
+}
+
+impl FixedBuffers {
+    /// Sets up an empty table.
+    pub(super) fn new(ring: &Submitter<'_>) -> FixedBuffers {
+        let open = ring.register_buffers_sparse(REGIONS_MAX as u32).is_ok();
+        FixedBuffers { entries: HashMap::new(), mappings: Vec::new(), open }
+    }
+
+    /// The entry that covers `buf`, made now if need be; `None` where the read must be a plain one.
+    pub(super) fn entry(&mut self, ring: &Submitter<'_>, buf: &AlignedBuf) -> Option<u16> {
+        let region = buf.region()?;
+        let known = self.mappings.iter().position(|mapping| Arc::ptr_eq(mapping, region.mapping));
+        let mapping = known.unwrap_or(self.mappings.len());
+        let key = (mapping, region.number);
+        if let Some(entry) = self.entries.get(&key) {
+            return Some(*entry);
+        }
+        let entry = u16::try_from(self.entries.len()).ok().filter(|_| self.open)?;
+        self.open = register(ring, entry, &region);
+        if !self.open {
+            return None;
+        }
+        if known.is_none() {
+            self.mappings.push(Arc::clone(region.mapping));
+        }
+        self.entries.insert(key, entry);
+        Some(entry)
+    }
+}
+
+fn register(ring: &Submitter<'_>, entry: u16, region: &Region<'_>) -> bool {
+    let iovec = IoVec { base: region.start.as_ptr(), len: region.len };
+    // SAFETY: `IoVec` has the layout of the system's `iovec`, and one of them lives at `&iovec`.
+    let iovecs = unsafe { std::slice::from_raw_parts((&raw const iovec).cast(), 1) };
+    // SAFETY: the region lies in a mapping that `FixedBuffers` keeps until the ring is gone. The
+    // kernel writes to it only for reads submitted with a buffer that is owned by their job.
+    unsafe { ring.register_buffers_update(u32::from(entry), iovecs, None) }.is_ok()
+}
