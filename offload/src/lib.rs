@@ -12,6 +12,7 @@
 
 mod buf;
 mod cache;
+mod checksum;
 mod error;
 mod gating;
 mod index;
@@ -22,6 +23,7 @@ mod trace;
 
 pub use buf::{AlignedBuf, PAGE_BYTES};
 pub use cache::{CacheConfig, CacheStats, ExpertCache, Lease, Residency};
+pub use checksum::{CHECKSUM_NAME, Checksummer, checksum};
 pub use error::OffloadError;
 pub use gating::{GatingStats, HalfLife};
 pub use index::{ExpertIndex, Extent, PARTS, Widened};
