@@ -42,6 +42,16 @@ pub enum OffloadError {
         /// Bytes of this expert.
         got: u64,
     },
+    /// The table of checksums does not name every expert of the index once.
+    #[error("expert index: {got} checksum entries for {what}, which has {wanted}")]
+    ChecksumTable {
+        /// Which part of the index.
+        what: String,
+        /// Entries it asks for.
+        wanted: usize,
+        /// Entries given.
+        got: usize,
+    },
     /// The cache was asked for without a single slot.
     #[error("the expert cache needs at least one slot")]
     NoSlots,

@@ -1,7 +1,8 @@
 //! Where every expert's bytes lie: `ExpertId` -> three extents (gate, up, down) in the model's files.
 //!
 //! Owns the checks that make later arithmetic safe (nothing empty, nothing past `u64` or `usize`,
-//! equal lengths within a layer) and the size of a slot. It must not know GGUF or who reads.
+//! equal lengths within a layer), the size of a slot and, for packed files, the checksum of every part.
+//! It must not know GGUF or who reads.
 
 use std::ops::Range;
 
@@ -58,6 +59,7 @@ pub struct ExpertIndex {
     part_bytes: [usize; PARTS], // room a slot needs for each part, whole pages
     experts_total: usize,
     bytes_total: u64,
+    checksums: Option<Vec<Vec<[u64; PARTS]>>>, // as `layers`; None where the file states none
 }
 
 impl ExpertIndex {
@@ -75,12 +77,36 @@ impl ExpertIndex {
             part_bytes: [0; PARTS],
             experts_total: 0,
             bytes_total: 0,
+            checksums: None,
         };
         for (layer, experts) in layers.iter().enumerate() {
             index.add_layer(layer, experts)?;
         }
         index.layers = layers;
         Ok(index)
+    }
+
+    /// Adds what [`crate::checksum`] of every part must be: `checksums[layer][expert] = [gate, up, down]`.
+    ///
+    /// # Errors
+    /// [`OffloadError::ChecksumTable`] unless every expert of the index has exactly one entry.
+    pub fn with_checksums(self, checksums: Vec<Vec<[u64; PARTS]>>) -> Result<ExpertIndex, OffloadError> {
+        let fits = |what: String, wanted: usize, got: usize| match wanted == got {
+            true => Ok(()),
+            false => Err(OffloadError::ChecksumTable { what, wanted, got }),
+        };
+        fits("the layers of the model".into(), self.layers.len(), checksums.len())?;
+        for (layer, (experts, sums)) in self.layers.iter().zip(&checksums).enumerate() {
+            fits(format!("MoE layer {layer}"), experts.len(), sums.len())?;
+        }
+        Ok(ExpertIndex { checksums: Some(checksums), ..self })
+    }
+
+    /// What [`crate::checksum`] of this part's bytes must be; `None` where the file states none, and for
+    /// an expert or part that does not exist.
+    pub fn checksum(&self, id: ExpertId, part: usize) -> Option<u64> {
+        let layer = self.checksums.as_ref()?.get(id.layer as usize)?;
+        layer.get(id.expert as usize)?.get(part).copied()
     }
 
     /// Number of MoE layers.
@@ -204,6 +230,32 @@ mod tests {
         assert_eq!((index.expert_bytes(0), index.expert_bytes(1), index.expert_bytes(9)), (8292, 13196, 0));
         assert_eq!(index.flat(ExpertId { layer: 1, expert: 0 }), Some(2));
         assert_eq!(index.flat(ExpertId { layer: 1, expert: 1 }), None);
+    }
+
+    #[test]
+    fn every_part_has_the_checksum_it_was_given_or_none() {
+        let part = extent(0, 8);
+        let index = || ExpertIndex::new(vec![vec![[part; 3]; 2], vec![[part; 3]]]).unwrap();
+        let id = |layer, expert| ExpertId { layer, expert };
+        assert_eq!(index().checksum(id(0, 0), 0), None);
+        let summed = index().with_checksums(vec![vec![[1, 2, 3], [4, 5, 6]], vec![[7, 8, 9]]]).unwrap();
+        assert_eq!(summed.checksum(id(0, 1), 2), Some(6));
+        assert_eq!(summed.checksum(id(1, 0), 0), Some(7));
+        for (id, part) in [(id(0, 0), 3), (id(0, 2), 0), (id(1, 1), 0), (id(2, 0), 0)] {
+            assert_eq!(summed.checksum(id, part), None);
+        }
+        assert_eq!((summed.experts_total(), summed.bytes_total()), (3, 72));
+    }
+
+    #[test]
+    fn a_table_of_checksums_of_another_shape_is_refused() {
+        let index = || ExpertIndex::new(vec![vec![[extent(0, 8); 3]; 2]]).unwrap();
+        for (table, message) in [
+            (vec![], "expert index: 0 checksum entries for the layers of the model, which has 1"),
+            (vec![vec![[0; 3]]], "expert index: 1 checksum entries for MoE layer 0, which has 2"),
+        ] {
+            assert_eq!(index().with_checksums(table).unwrap_err().to_string(), message);
+        }
     }
 
     #[test]

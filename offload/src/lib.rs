@@ -12,6 +12,7 @@
 
 mod buf;
 mod cache;
+mod checksum;
 mod error;
 mod gating;
 mod index;
@@ -25,6 +26,7 @@ mod trace;
 
 pub use buf::{AlignedBuf, Arena, PAGE_BYTES};
 pub use cache::{CacheConfig, ExpertCache};
+pub use checksum::checksum;
 pub use error::OffloadError;
 pub use gating::{GatingStats, HalfLife};
 pub use index::{ExpertIndex, Extent, PARTS, Widened};

@@ -74,6 +74,22 @@ pub enum ReadError {
         /// The system's answer.
         source: std::io::Error,
     },
+    /// The bytes are not those that were packed: the disk or a copy damaged them.
+    #[error(
+        "{}: the bytes at offset {offset} have checksum {got:016x}, the file's index says {wanted:016x}: \
+         the file is damaged",
+        file.display()
+    )]
+    Checksum {
+        /// The file.
+        file: PathBuf,
+        /// First byte of the part.
+        offset: u64,
+        /// The index's checksum ([`crate::checksum`]).
+        wanted: u64,
+        /// The checksum of what was read.
+        got: u64,
+    },
     /// The extent names a file the reader was not given.
     #[error("file {file} is not among the {files} files of the model")]
     NoSuchFile {
