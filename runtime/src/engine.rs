@@ -4,6 +4,8 @@
 //! tensors, files or backends: the target is a [`Model`], the drafter a trait, the decisions the
 //! scheduler's. Plain decoding is the same loop with an empty draft (DESIGN I7).
 
+mod forced;
+
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -22,6 +24,8 @@ use crate::recorder::Recording;
 use crate::sequence::Sequence;
 use crate::tokenizer::{AddSpecial, Tokenizer};
 use crate::{Error, host};
+
+pub use forced::{Replay, ids_hash, parse_ids};
 
 /// A loaded model pair, ready to generate.
 pub struct Engine {

@@ -166,6 +166,12 @@ pub struct BenchArgs {
     /// Measurements of each kind
     #[arg(long, value_name = "R")]
     pub repeat: Option<i64>,
+    /// Decode the token ids of this file instead, one at a time, without sampling or drafting
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt_tokens", "generate_tokens", "repeat", "draft"])]
+    pub ids: Option<PathBuf>,
+    /// Passes over the ids: the first with a cold expert cache, the others warm
+    #[arg(long, value_name = "P", default_value_t = 2, value_parser = passes, requires = "ids")]
+    pub passes: usize,
     /// Print one JSON object on stdout
     #[arg(long)]
     pub json: bool,
@@ -222,6 +228,12 @@ fn auto_or_number(text: &str) -> Result<Value, String> {
         "auto" => Ok(Value::from("auto")),
         _ => text.parse::<i64>().map(Value::from).map_err(|_| "expected auto or a whole number".to_owned()),
     }
+}
+
+/// A number of passes.
+fn passes(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| (1..=1000).contains(number));
+    number.ok_or_else(|| "expected a number from 1 to 1000".to_owned())
 }
 
 /// A switch sets something only when it is given.
@@ -302,6 +314,8 @@ impl BenchArgs {
         layer.flag("-n", ("bench", "generate_tokens"), self.generate_tokens);
         layer.flag("--repeat", ("bench", "repeat"), self.repeat);
         layer.flag("--json", ("run", "json"), given(self.json));
+        // Given ids are decoded as they are: whatever the settings say, there is nothing to draft.
+        layer.flag("--ids", ("draft", "source"), self.ids.as_ref().map(|_| "none"));
         self.draft.add_to(&mut layer);
         self.engine.add_to(&mut layer)?;
         Ok(Config::load(self.engine.config.as_deref(), &layer)?)

@@ -23,6 +23,9 @@ const TEXT: &str = include_str!("bench_text.txt");
 /// The command.
 pub fn run(args: &BenchArgs) -> Result<(), Error> {
     let config = args.config()?;
+    if let Some(file) = &args.ids {
+        return super::bench_ids::run(&config, file, args.passes);
+    }
     let mut session = Session::open(&config)?;
     let setup = Setup {
         prompt_tokens: config.bench.prompt_tokens,

@@ -6,6 +6,7 @@
 
 mod args;
 mod bench;
+mod bench_ids;
 mod bench_report;
 mod chat;
 mod conversation;

@@ -14,13 +14,19 @@ use super::block::BlockType;
 use super::error::GgufError;
 
 /// The types [`quantize`] makes.
-pub const QUANTIZABLE: [BlockType; 7] = [
+pub const QUANTIZABLE: [BlockType; 13] = [
     BlockType::F32,
     BlockType::F16,
     BlockType::BF16,
     BlockType::Q4_0,
+    BlockType::Q4_1,
+    BlockType::Q5_0,
+    BlockType::Q5_1,
     BlockType::Q8_0,
+    BlockType::Q2_K,
+    BlockType::Q3_K,
     BlockType::Q4_K,
+    BlockType::Q5_K,
     BlockType::Q6_K,
 ];
 
@@ -38,7 +44,8 @@ pub fn quantize(block_type: BlockType, values: &[f32]) -> Result<Vec<u8>, GgufEr
     let bytes = bytes_for(block_type, values.len())?;
     let mut out = Vec::with_capacity(bytes);
     if !QUANTIZABLE.contains(&block_type) {
-        return Err(error(block_type, "cannot be written (only F32 F16 BF16 Q4_0 Q8_0 Q4_K Q6_K can)"));
+        let known = QUANTIZABLE.map(BlockType::name).join(" ");
+        return Err(error(block_type, format!("cannot be written (only {known} can)")));
     }
     if !matches!(block_type, BlockType::F32 | BlockType::BF16) {
         check_f16_range(block_type, values)?;
@@ -173,8 +180,14 @@ mod tests {
             (BlockType::BF16, 4e-3),
             (BlockType::Q8_0, 4e-3),
             (BlockType::Q6_K, 3e-2),
+            (BlockType::Q5_K, 5e-2),
+            (BlockType::Q5_1, 3e-2),
+            (BlockType::Q5_0, 5e-2),
             (BlockType::Q4_K, 8e-2),
+            (BlockType::Q4_1, 6e-2),
             (BlockType::Q4_0, 8e-2),
+            (BlockType::Q3_K, 0.2),
+            (BlockType::Q2_K, 0.3),
         ];
         for (block_type, error_max) in cases {
             let bytes = quantize(block_type, &values).unwrap();

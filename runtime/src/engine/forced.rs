@@ -1,0 +1,135 @@
+//! Decoding of given tokens: what a comparison with another engine measures.
+//!
+//! Nothing is sampled or drafted, so two engines do exactly the same work whatever their logits' last
+//! bits are. Every id is one pass of one row, as in plain decoding. Owns the text form of an id list
+//! and its fingerprint, which both sides of a comparison print.
+
+use std::time::Instant;
+
+use drafthorse_draft::{LogitRows, TokenId};
+
+use super::{Engine, offload_report};
+use crate::api::{Memory, Offload, Progress};
+use crate::{Error, host};
+
+/// What [`Engine::replay_ids`] did and what it cost.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Replay {
+    /// Ids decoded.
+    pub tokens: usize,
+    /// From the first pass to the last, in seconds.
+    pub seconds: f64,
+    /// The likeliest token after the last id; the lowest of equals.
+    pub next: TokenId,
+    /// What the expert cache did.
+    pub offload: Offload,
+    /// What was planned, and what was used.
+    pub memory: Memory,
+}
+
+impl Engine {
+    /// Seconds that [`Engine::open`] took.
+    pub fn load_s(&self) -> f64 {
+        self.load_s
+    }
+
+    /// Decodes `ids` from an empty sequence, one pass of one row each, with the logits of every row.
+    /// Resident experts stay as they are before and after; the sequence is forgotten.
+    ///
+    /// # Errors
+    /// As [`Engine::generate`]: no ids, too many, ids outside the vocabulary, experts that cannot be
+    /// read. The engine stays usable.
+    pub fn replay_ids(&mut self, ids: &[TokenId], progress: &mut dyn Progress) -> Result<Replay, Error> {
+        self.check_prompt(ids)?;
+        self.reset();
+        let before = self.cache_stats();
+        progress.begin("decode", ids.len() as u64);
+        let started = Instant::now();
+        let outcome = ids.iter().try_for_each(|&id| {
+            self.target.pass(&[id], LogitRows::Last, &mut self.logits)?;
+            progress.advance(1);
+            self.record_routes(1)
+        });
+        let seconds = started.elapsed().as_secs_f64();
+        progress.end();
+        self.reset();
+        self.end_recording(outcome)?;
+        Ok(Replay {
+            tokens: ids.len(),
+            seconds,
+            next: likeliest(&self.logits),
+            offload: offload_report(before, self.cache_stats()),
+            memory: Memory {
+                budget_bytes: self.plan.budget_bytes,
+                planned_bytes: self.plan.planned_bytes,
+                peak_rss_bytes: host::peak_rss_bytes(),
+            },
+        })
+    }
+}
+
+/// Index of the greatest value, the lowest of equals; NaN is never it.
+fn likeliest(logits: &[f32]) -> TokenId {
+    let mut best = 0;
+    for (index, value) in logits.iter().enumerate() {
+        if *value > logits[best] || logits[best].is_nan() {
+            best = index;
+        }
+    }
+    best as TokenId
+}
+
+/// Token ids in a text, separated by white space or commas. What is wrong is said with its place.
+///
+/// # Errors
+/// A word that is no id; no ids at all.
+pub fn parse_ids(text: &str) -> Result<Vec<TokenId>, String> {
+    let words = text.split(|c: char| c.is_whitespace() || c == ',').filter(|word| !word.is_empty());
+    let ids = words.enumerate().map(|(index, word)| {
+        let shown: String = word.chars().take(40).collect();
+        word.parse::<TokenId>().map_err(|_| format!("word {}: {shown:?} is not a token id", index + 1))
+    });
+    let ids = ids.collect::<Result<Vec<_>, _>>()?;
+    if ids.is_empty() { Err("no token ids".to_owned()) } else { Ok(ids) }
+}
+
+/// Fingerprint of an id list: FNV-1a, 64 bits, over the ids' little-endian bytes, in hex.
+pub fn ids_hash(ids: &[TokenId]) -> String {
+    let bytes = ids.iter().flat_map(|id| id.to_le_bytes());
+    let hash = bytes.fold(0xCBF2_9CE4_8422_2325u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
+    });
+    format!("{hash:016x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_words_between_spaces_lines_and_commas() {
+        assert_eq!(parse_ids("1 2,3\n4,\n"), Ok(vec![1, 2, 3, 4]));
+        assert_eq!(parse_ids("1 -2"), Err("word 2: \"-2\" is not a token id".to_owned()));
+        assert_eq!(parse_ids("4294967296"), Err("word 1: \"4294967296\" is not a token id".to_owned()));
+        assert_eq!(parse_ids(" ,\n"), Err("no token ids".to_owned()));
+    }
+
+    #[test]
+    fn the_fingerprint_tells_order_and_length() {
+        assert_eq!(ids_hash(&[]), "cbf29ce484222325");
+        // FNV-1a of the bytes "a\0\0\0", computed by hand with its definition.
+        let by_hand = b"a\0\0\0".iter().fold(0xCBF2_9CE4_8422_2325u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01B3)
+        });
+        assert_eq!(ids_hash(&[97]), format!("{by_hand:016x}"));
+        assert_ne!(ids_hash(&[1, 2]), ids_hash(&[2, 1]));
+        assert_ne!(ids_hash(&[1, 0]), ids_hash(&[1]));
+    }
+
+    #[test]
+    fn the_likeliest_is_the_lowest_of_equals_and_never_nan() {
+        assert_eq!(likeliest(&[1.0, 3.0, 3.0]), 1);
+        assert_eq!(likeliest(&[f32::NAN, -5.0, f32::NAN]), 1);
+        assert_eq!(likeliest(&[]), 0);
+    }
+}
