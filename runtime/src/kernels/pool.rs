@@ -2,7 +2,8 @@
 //!
 //! Owns its worker threads (joined on drop) and the hand-over of borrowed closures to them. Each
 //! model has its own pool, so draft and target never wait for one another and nothing is global.
-//! Results must not depend on which thread runs a chunk; the pool gives no order.
+//! Results must not depend on which thread runs a chunk; the pool gives no order. A worker that is
+//! late (asleep, or off its core) is not waited for: who comes after the last chunk finds no job.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -12,7 +13,7 @@ use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex};
 
-/// Polls of the job counter before a worker goes to sleep: about 20 us, less than a wake-up costs
+/// Polls before a thread that waits for others goes to sleep: about 20 us, less than a wake-up costs
 /// and far less than anybody notices on an idle machine.
 const SPINS_BEFORE_SLEEP: u32 = 2_000;
 
@@ -23,13 +24,13 @@ struct Job {
     chunks: usize,
 }
 
-// SAFETY: the pointee is `Sync`, and `Pool::run` keeps it alive until every worker has left the job.
+// SAFETY: the pointee is `Sync`, and `Pool::run` keeps it alive until every worker that took the job has
+// left it, and lets nobody take it later.
 unsafe impl Send for Job {}
 
 struct State {
+    /// What workers may still join.
     job: Option<Job>,
-    /// Workers still inside the present job.
-    busy: usize,
     panic: Option<Box<dyn Any + Send>>,
     shutdown: bool,
 }
@@ -38,6 +39,8 @@ struct Shared {
     state: Mutex<State>,
     /// Counts published jobs; workers compare it with the last one they served.
     generation: AtomicU64,
+    /// Workers inside the present job; changed under the lock only, so that nobody is missed.
+    busy: AtomicUsize,
     next_chunk: AtomicUsize,
     start: Condvar,
     done: Condvar,
@@ -55,10 +58,11 @@ impl Pool {
     /// # Errors
     /// The operating system's error when a thread cannot be started.
     pub fn new(threads: usize, name: &str) -> std::io::Result<Pool> {
-        let state = State { job: None, busy: 0, panic: None, shutdown: false };
+        let state = State { job: None, panic: None, shutdown: false };
         let shared = Arc::new(Shared {
             state: Mutex::new(state),
             generation: AtomicU64::new(0),
+            busy: AtomicUsize::new(0),
             next_chunk: AtomicUsize::new(0),
             start: Condvar::new(),
             done: Condvar::new(),
@@ -94,7 +98,7 @@ impl Pool {
 
     fn publish(&self, chunks: usize, chunk: &(dyn Fn(usize) + Sync)) {
         // SAFETY: only the lifetime is erased. `run` (which takes `&mut self`, so one job at a time)
-        // does not return before `finish` has seen every worker leave the job.
+        // does not return before `finish` has closed the job and seen every worker leave it.
         let call = unsafe {
             std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), *const (dyn Fn(usize) + Sync + 'static)>(
                 chunk,
@@ -102,7 +106,6 @@ impl Pool {
         };
         let mut state = self.shared.state.lock();
         state.job = Some(Job { call, chunks });
-        state.busy = self.workers.len();
         self.shared.next_chunk.store(0, Ordering::Relaxed);
         self.shared.generation.fetch_add(1, Ordering::Release);
         drop(state);
@@ -133,30 +136,44 @@ impl Shared {
         }
     }
 
-    /// Waits until every worker left the job, then forgets the closure.
+    /// Closes the job and waits until every worker that took it has left, so the closure may go.
     fn finish(&self) -> Option<Box<dyn Any + Send>> {
+        self.state.lock().job = None;
+        spin_until(|| self.busy.load(Ordering::Acquire) == 0);
         let mut state = self.state.lock();
-        while state.busy > 0 {
+        while self.busy.load(Ordering::Acquire) > 0 {
             self.done.wait(&mut state);
         }
-        state.job = None;
         state.panic.take()
     }
 
-    /// Sleeps until a job newer than `served` is published; `None` means shut down.
+    /// Sleeps until there is a job newer than `served`, and takes it; `None` means shut down.
     fn next_job(&self, served: &mut u64) -> Option<Job> {
-        for _ in 0..SPINS_BEFORE_SLEEP {
-            if self.generation.load(Ordering::Acquire) != *served {
-                break;
+        loop {
+            spin_until(|| self.generation.load(Ordering::Acquire) != *served);
+            let mut state = self.state.lock();
+            while self.generation.load(Ordering::Acquire) == *served && !state.shutdown {
+                self.start.wait(&mut state);
             }
-            std::hint::spin_loop();
+            *served = self.generation.load(Ordering::Acquire);
+            if state.shutdown {
+                return None;
+            }
+            if state.job.is_some() {
+                self.busy.fetch_add(1, Ordering::AcqRel);
+                return state.job;
+            }
         }
-        let mut state = self.state.lock();
-        while self.generation.load(Ordering::Acquire) == *served && !state.shutdown {
-            self.start.wait(&mut state);
+    }
+}
+
+/// Polls `done` for as long as that is cheaper than sleeping.
+fn spin_until(done: impl Fn() -> bool) {
+    for _ in 0..SPINS_BEFORE_SLEEP {
+        if done() {
+            return;
         }
-        *served = self.generation.load(Ordering::Acquire);
-        if state.shutdown { None } else { state.job }
+        std::hint::spin_loop();
     }
 }
 
@@ -170,8 +187,7 @@ fn work(shared: &Shared) {
         if let Err(payload) = outcome {
             state.panic.get_or_insert(payload);
         }
-        state.busy -= 1;
-        if state.busy == 0 {
+        if shared.busy.fetch_sub(1, Ordering::AcqRel) == 1 {
             shared.done.notify_one();
         }
     }
@@ -244,6 +260,19 @@ mod tests {
                 });
                 assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1), "{threads} {chunks}");
             }
+        }
+    }
+
+    #[test]
+    fn short_jobs_in_quick_succession_are_complete_when_run_returns() {
+        let mut pool = Pool::new(4, "test").expect("threads start");
+        for job in 0..20_000usize {
+            // Each on its own stack value: a worker that came late would write to a dead one.
+            let sum = AtomicUsize::new(0);
+            pool.run(3, &|i| {
+                sum.fetch_add(job + i, Ordering::Relaxed);
+            });
+            assert_eq!(sum.load(Ordering::Relaxed), 3 * job + 3);
         }
     }
 
