@@ -12,7 +12,7 @@ use crate::index::{ExpertIndex, PARTS};
 use crate::lease::{Arrival, Lease, Piece, Wanted};
 use crate::policy::Policy;
 use crate::queue::{Idle, IoQueue, split_tag, tag};
-use crate::reader::{Completion, Read, Reader};
+use crate::reader::{Completion, Read, ReadError, Reader};
 use crate::slots::{Outcome, SlotTable};
 use crate::stats::{CacheStats, Meters, Recent, Residency};
 
@@ -43,7 +43,8 @@ pub struct ExpertCache {
     policy: Box<dyn Policy>,
     io: IoQueue,
     wanted: Wanted,
-    ring: usize,        // slots kept for predictions; 0 while nobody predicts
+    verified: Vec<u8>, // by flat expert: a bit for each part whose checksum has been compared
+    ring: usize, // slots kept for predictions; 0 while nobody predicts
     stats: CacheStats,
     recent: Recent,
     meters: Meters,
@@ -69,6 +70,7 @@ impl ExpertCache {
         };
         Ok(ExpertCache {
             recent: Recent::new(index.layers()),
+            verified: vec![0; index.experts_total()],
             io: IoQueue::new(reader),
             wanted: Wanted::default(),
             ring: 0,
@@ -414,7 +416,7 @@ impl ExpertCache {
             Ok(data) => {
                 self.stats.bytes_read += data.len() as u64;
                 self.meters.read_bytes.increment(data.len() as u64);
-                Ok(data)
+                self.verify(slot, part, &done.buf.as_slice()[data.clone()]).map(|()| data)
             }
             Err(error) => Err(error),
         };
@@ -441,6 +443,17 @@ impl ExpertCache {
                 }
             }
         }
+    }
+
+    /// Compares a part with its checksum, where the file has one, at its first load.
+    fn verify(&mut self, slot: usize, part: usize, bytes: &[u8]) -> Result<(), ReadError> {
+        let Some(id) = self.slots.expert(slot) else { return Ok(()) };
+        let Some(flat) = self.index.flat(id).filter(|flat| self.verified[*flat] & 1 << part == 0) else {
+            return Ok(());
+        };
+        self.index.verify(id, part, bytes)?;
+        self.verified[flat] |= 1 << part;
+        Ok(())
     }
 
     /// Tells the lease what of a pinned slot is new.

@@ -5,10 +5,13 @@
 //! It must not know GGUF or who reads.
 
 use std::ops::Range;
+use std::path::PathBuf;
 
 use crate::ExpertId;
 use crate::buf::PAGE_BYTES;
+use crate::checksum::checksum;
 use crate::error::OffloadError;
+use crate::reader::ReadError;
 
 /// Parts of an expert, in this order: gate, up, down.
 pub const PARTS: usize = 3;
@@ -60,10 +63,12 @@ pub struct ExpertIndex {
     experts_total: usize,
     bytes_total: u64,
     checksums: Option<Vec<Vec<[u64; PARTS]>>>, // as `layers`; None where the file states none
+    files: Vec<PathBuf>, // to name in a mismatch; empty without checksums
 }
 
 impl ExpertIndex {
     /// Checks and stores `layers[layer][expert] = [gate, up, down]`.
+    /// `files` are named when a part does not have its own.
     ///
     /// # Errors
     /// No layer or an empty layer, an empty or overflowing extent, parts of unequal length in a layer.
@@ -78,6 +83,7 @@ impl ExpertIndex {
             experts_total: 0,
             bytes_total: 0,
             checksums: None,
+            files: Vec::new(),
         };
         for (layer, experts) in layers.iter().enumerate() {
             index.add_layer(layer, experts)?;
@@ -90,7 +96,11 @@ impl ExpertIndex {
     ///
     /// # Errors
     /// [`OffloadError::ChecksumTable`] unless every expert of the index has exactly one entry.
-    pub fn with_checksums(self, checksums: Vec<Vec<[u64; PARTS]>>) -> Result<ExpertIndex, OffloadError> {
+    pub fn with_checksums(
+        self,
+        files: Vec<PathBuf>,
+        checksums: Vec<Vec<[u64; PARTS]>>,
+    ) -> Result<ExpertIndex, OffloadError> {
         let fits = |what: String, wanted: usize, got: usize| match wanted == got {
             true => Ok(()),
             false => Err(OffloadError::ChecksumTable { what, wanted, got }),
@@ -99,7 +109,7 @@ impl ExpertIndex {
         for (layer, (experts, sums)) in self.layers.iter().zip(&checksums).enumerate() {
             fits(format!("MoE layer {layer}"), experts.len(), sums.len())?;
         }
-        Ok(ExpertIndex { checksums: Some(checksums), ..self })
+        Ok(ExpertIndex { checksums: Some(checksums), files, ..self })
     }
 
     /// What [`crate::checksum`] of this part's bytes must be; `None` where the file states none, and for
@@ -154,6 +164,21 @@ impl ExpertIndex {
     pub(crate) fn flat(&self, id: ExpertId) -> Option<usize> {
         self.extents(id)?;
         Some(self.first.get(id.layer as usize)? + id.expert as usize)
+    }
+
+    /// Compares the bytes of one part with its checksum, if there is one.
+    ///
+    /// # Errors
+    /// [`ReadError::Checksum`].
+    pub fn verify(&self, id: ExpertId, part: usize, bytes: &[u8]) -> Result<(), ReadError> {
+        let Some(wanted) = self.checksum(id, part) else { return Ok(()) };
+        let got = checksum(bytes);
+        if got == wanted {
+            return Ok(());
+        }
+        let Extent { file, offset, .. } = self.extents(id).expect("invariant: it has a checksum")[part];
+        let file = self.files.get(usize::from(file)).cloned().unwrap_or_default();
+        Err(ReadError::Checksum { file, offset, wanted, got })
     }
 
     fn add_layer(&mut self, layer: usize, experts: &[[Extent; PARTS]]) -> Result<(), OffloadError> {
@@ -238,7 +263,7 @@ mod tests {
         let index = || ExpertIndex::new(vec![vec![[part; 3]; 2], vec![[part; 3]]]).unwrap();
         let id = |layer, expert| ExpertId { layer, expert };
         assert_eq!(index().checksum(id(0, 0), 0), None);
-        let summed = index().with_checksums(vec![vec![[1, 2, 3], [4, 5, 6]], vec![[7, 8, 9]]]).unwrap();
+        let summed = index().with_checksums(Vec::new(), vec![vec![[1, 2, 3], [4, 5, 6]], vec![[7, 8, 9]]]).unwrap();
         assert_eq!(summed.checksum(id(0, 1), 2), Some(6));
         assert_eq!(summed.checksum(id(1, 0), 0), Some(7));
         for (id, part) in [(id(0, 0), 3), (id(0, 2), 0), (id(1, 1), 0), (id(2, 0), 0)] {
@@ -254,7 +279,7 @@ mod tests {
             (vec![], "expert index: 0 checksum entries for the layers of the model, which has 1"),
             (vec![vec![[0; 3]]], "expert index: 1 checksum entries for MoE layer 0, which has 2"),
         ] {
-            assert_eq!(index().with_checksums(table).unwrap_err().to_string(), message);
+            assert_eq!(index().with_checksums(Vec::new(), table).unwrap_err().to_string(), message);
         }
     }
 

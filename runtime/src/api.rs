@@ -7,8 +7,8 @@
 use std::path::PathBuf;
 
 use drafthorse_draft::{NgramConfig, SamplerConfig, TokenId};
-use drafthorse_offload::PolicyKind;
-use drafthorse_scheduler::DraftLen;
+use drafthorse_offload::{PolicyKind, ReaderOptions};
+use drafthorse_scheduler::{DraftLen, PrefetchMode};
 use serde::Serialize;
 
 /// Who guesses the next tokens.
@@ -45,8 +45,8 @@ pub struct EngineOptions {
     pub memory_share: f64,
     /// Positions the KV cache holds; 0: the smaller of 4096 and what the target was trained for.
     pub context_len: usize,
-    /// Rows of one prefill pass.
-    pub prefill_chunk: usize,
+    /// Rows of one prefill pass; None: chosen by the budget.
+    pub prefill_chunk: Option<usize>,
     /// Compute threads of the target; 0: one per CPU the process may use.
     pub threads: usize,
     /// Compute threads of the draft model; 0: the engine's choice.
@@ -63,8 +63,14 @@ pub struct EngineOptions {
     pub policy_half_life_rows: f64,
     /// Expert slots; None: as many as the budget holds. More than it holds is a budget error.
     pub slots: Option<usize>,
-    /// Reads in flight to the disk, one thread each.
-    pub io_threads: usize,
+    /// Registry name of the reader.
+    pub reader: &'static str,
+    /// What readers are told.
+    pub io: ReaderOptions,
+    /// Whether experts are read ahead of need.
+    pub prefetch: PrefetchMode,
+    /// Where the experts' counts are kept between runs.
+    pub stats_file: Option<PathBuf>,
     /// Overrides the file's expert groups; an error for a model without routed experts.
     pub expert_groups: Option<ExpertGroups>,
     /// Where to write the routing trace (`.moetrace`); an error for a model without routed experts.

@@ -77,7 +77,9 @@ impl Engine {
         let config = ControllerConfig { mode: options.draft_len, draft_len_max: options.draft_len_max };
         config.validate()?;
         let policy = (options.policy, options.policy_half_life_rows);
-        let mut target = prepared.target.load(prepared.plan.slots, policy, options.io_threads, progress)?;
+        let reader = (options.reader, &options.io);
+        let mut target = prepared.target.load(prepared.plan.slots, policy, reader, progress)?;
+        if options.prefetch == drafthorse_scheduler::PrefetchMode::On { target.set_prefetch(4); }
         target.set_route_sink(recording.as_ref().map(Recording::sink));
         let drafter = drafter(options, prepared.draft, progress)?;
         Ok(Engine {
@@ -89,7 +91,7 @@ impl Engine {
             plan: prepared.plan,
             recording,
             cached: Vec::new(),
-            prefill_chunk: options.prefill_chunk,
+            prefill_chunk: prepared.prefill_chunk,
             logit_rows: logit_rows(options),
             load_s: started.elapsed().as_secs_f64(),
             logits: Vec::new(),

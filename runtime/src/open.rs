@@ -5,8 +5,7 @@
 //! holds.
 
 use drafthorse_draft::{Drafter, DrafterKind, DrafterParts};
-use drafthorse_offload::reader::PreadReader;
-use drafthorse_offload::{PolicyConfig, PolicyKind, Reader};
+use drafthorse_offload::{PolicyConfig, PolicyKind, ReaderOptions, open_reader};
 use drafthorse_scheduler::{DraftLen, MemoryPlan, Needs};
 
 use crate::api::{DraftSource, EngineOptions, Progress};
@@ -26,6 +25,12 @@ const SAMPLER_BYTES_PER_TOKEN: u64 = 32;
 const EXPERT_BYTES: u64 = 256;
 /// Rows of logits planned at least: `logits --all` works in passes of this many.
 const LOGIT_ROWS_MIN: usize = 8;
+/// Lengths of a prefill pass to choose from, the longest first.
+const PREFILL_CHUNKS: [usize; 5] = [2048, 1024, 512, 256, 128];
+/// Length when the budget allows none of those.
+const PREFILL_CHUNK_MIN: usize = 64;
+/// Scratch of an automatic prefill pass may take the budget divided by this.
+const SCRATCH_SHARE: u64 = 24;
 /// Metadata keys that make up a vocabulary.
 const TOKENS_KEY: &str = "tokenizer.ggml.tokens";
 const TOKENIZER_KEY: &str = "tokenizer.ggml.model";
@@ -47,6 +52,8 @@ pub struct Prepared {
     pub tokenizer: Option<Tokenizer>,
     /// What fits.
     pub plan: MemoryPlan,
+    /// Rows of one prefill pass.
+    pub prefill_chunk: usize,
     /// Lines the user must see.
     pub notices: Vec<String>,
 }
@@ -95,10 +102,10 @@ impl Opened {
         self,
         slots: usize,
         (policy, lfu_half_life_rows): (PolicyKind, f64),
-        io_threads: usize,
+        (reader, io): (&str, &ReaderOptions),
         progress: &mut dyn Progress,
     ) -> Result<Model, Error> {
-        let reader = PreadReader::open(&self.gguf_files, io_threads)?;
+        let reader = open_reader(reader, &self.gguf_files, io)?;
         if let Some(notice) = reader.notice() {
             progress.notice(notice);
         }
@@ -108,7 +115,7 @@ impl Opened {
             (slots, policy.build(&config))
         });
         progress.begin("loading", self.blueprint.dense.bytes());
-        let model = Model::load(self.blueprint, self.options, Box::new(reader), experts, &mut |bytes| {
+        let model = Model::load(self.blueprint, self.options, reader, experts, &mut |bytes| {
             progress.advance(bytes);
         })?;
         progress.end();
@@ -128,7 +135,10 @@ pub fn prepare(options: &EngineOptions) -> Result<Prepared, Error> {
     let context_len = context_len(options, &blueprint);
     notices.extend(context_notice("", context_len, &blueprint));
     let threads = threads_or_default(options.threads);
-    let target = Opened::new(&gguf, blueprint, model_options(options, context_len, threads, "target"));
+    let budget = budget_bytes(options)?;
+    let prefill_chunk = prefill_chunk(options, &blueprint, (context_len, threads, budget));
+    let shape = ModelShape { context_len, prefill_chunk, verify_rows: verify_rows(options) };
+    let target = Opened::new(&gguf, blueprint, shape.options(threads, "target"));
     let draft = match &options.draft {
         DraftSource::Model(path) => {
             let draft_gguf = Gguf::open(path)?;
@@ -137,27 +147,47 @@ pub fn prepare(options: &EngineOptions) -> Result<Prepared, Error> {
             notices.extend(blueprint.spec.notices.iter().map(|line| format!("draft: {line}")));
             notices.extend(context_notice("draft: ", context_len, &blueprint));
             let threads = threads_or_default(options.draft_threads);
-            let model_options = model_options(options, context_len, threads, "draft");
-            Some(Opened::new(&draft_gguf, blueprint, model_options))
+            Some(Opened::new(&draft_gguf, blueprint, shape.options(threads, "draft")))
         }
         DraftSource::None | DraftSource::Ngram => None,
     };
     let tokenizer = tokenizer(&gguf, &target.blueprint)?;
     notices.extend(tokenizer.iter().flat_map(|tokenizer| tokenizer.notices().iter().cloned()));
     drop(gguf);
-    let plan = plan(options, &target, draft.as_ref())?;
+    let plan = plan(options, budget, &target, draft.as_ref())?;
     notices.extend(memory_notice(&plan));
-    Ok(Prepared { target, draft, tokenizer, plan, notices })
+    Ok(Prepared { target, draft, tokenizer, plan, prefill_chunk, notices })
 }
 
-fn model_options(
-    options: &EngineOptions,
+/// What bounds the passes of target and draft alike.
+#[derive(Clone, Copy)]
+struct ModelShape {
     context_len: usize,
-    threads: usize,
-    thread_name: &'static str,
-) -> ModelOptions {
-    let rows_max = options.prefill_chunk.max(verify_rows(options)).min(context_len);
-    ModelOptions { context_len, rows_max, threads, thread_name }
+    prefill_chunk: usize,
+    verify_rows: usize,
+}
+
+impl ModelShape {
+    fn options(self, threads: usize, thread_name: &'static str) -> ModelOptions {
+        let rows_max = self.prefill_chunk.max(self.verify_rows).min(self.context_len);
+        ModelOptions { context_len: self.context_len, rows_max, threads, thread_name }
+    }
+}
+
+/// Rows of one prefill pass: as asked, or the most whose scratch takes no more than a small share of the
+/// budget. Every pass brings each expert in at most once for all its rows, so a longer one reads less.
+fn prefill_chunk(
+    options: &EngineOptions,
+    blueprint: &Blueprint,
+    (context_len, threads, budget): (usize, usize, u64),
+) -> usize {
+    let scratch = |rows: usize| {
+        let shape = ModelShape { context_len, prefill_chunk: rows, verify_rows: 1 };
+        shape.options(threads, "").scratch(blueprint).bytes()
+    };
+    let fits = |rows: &usize| scratch(*rows) <= budget / SCRATCH_SHARE;
+    let chosen = options.prefill_chunk.or_else(|| PREFILL_CHUNKS.into_iter().find(fits));
+    chosen.unwrap_or(PREFILL_CHUNK_MIN)
 }
 
 /// Rows of logits that are ever alive together.
@@ -254,16 +284,24 @@ fn check_vocabulary(target: (&Gguf, &Blueprint), draft: (&Gguf, &Blueprint)) -> 
     }
 }
 
-fn plan(options: &EngineOptions, target: &Opened, draft: Option<&Opened>) -> Result<MemoryPlan, Error> {
-    let budget = match options.memory_bytes {
-        Some(bytes) => bytes,
-        None => host::default_budget_bytes(options.memory_share).ok_or(Error::UnknownMemory)?,
-    };
+fn budget_bytes(options: &EngineOptions) -> Result<u64, Error> {
+    match options.memory_bytes {
+        Some(bytes) => Ok(bytes),
+        None => host::default_budget_bytes(options.memory_share).ok_or(Error::UnknownMemory),
+    }
+}
+
+fn plan(
+    options: &EngineOptions,
+    budget: u64,
+    target: &Opened,
+    draft: Option<&Opened>,
+) -> Result<MemoryPlan, Error> {
     let experts_total = target.experts_total();
     let used = target.blueprint.spec.moe.map_or(0, |moe| moe.used);
     let io_pools = 1 + usize::from(draft.is_some());
     let threads = target.options.threads + draft.map_or(0, |d| d.options.threads + 1);
-    let threads = (threads + io_pools * options.io_threads) as u64;
+    let threads = (threads + io_pools * options.io.threads) as u64;
     let needs = Needs {
         // What the process has needed so far (headers, tokenizer) and what loading needs once.
         process_bytes: host::peak_rss_bytes()
@@ -300,7 +338,8 @@ pub fn drafter(
         Some(opened) => {
             let slots = opened.experts_total();
             let policy = (PolicyKind::Lru, options.policy_half_life_rows);
-            Some(Box::new(opened.load(slots, policy, options.io_threads, progress)?) as Box<_>)
+            let reader = (options.reader, &options.io);
+            Some(Box::new(opened.load(slots, policy, reader, progress)?) as Box<_>)
         }
     };
     Ok(Some(kind.build(DrafterParts { model, ngram: options.ngram })?))

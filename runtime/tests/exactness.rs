@@ -130,7 +130,7 @@ impl Models {
             }),
             policy: case.policy,
             threads: case.threads,
-            prefill_chunk: case.prefill_chunk,
+            prefill_chunk: Some(case.prefill_chunk),
             ..plain_options(&self.target)
         }
     }

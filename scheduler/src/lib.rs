@@ -12,8 +12,10 @@ mod controller;
 mod draft_len;
 mod error;
 mod estimate;
+mod prefetch;
 
 pub use budget::{BudgetError, MemoryPlan, Needs, PlanLine};
 pub use controller::{Controller, ControllerConfig, DRAFT_LEN_LIMIT, Plan, StepOutcome};
 pub use draft_len::DraftLen;
+pub use prefetch::PrefetchMode;
 pub use error::SchedulerError;

@@ -58,9 +58,21 @@ pub struct EngineArgs {
     /// Experts kept in memory, or auto
     #[arg(long, value_name = "N", value_parser = auto_or_number, help_heading = "Engine")]
     pub slots: Option<Value>,
-    /// Reads in flight to the disk
+    /// How experts are read: auto, io_uring or pread
+    #[arg(long, value_name = "NAME", help_heading = "Engine")]
+    pub reader: Option<String>,
+    /// Threads of the pread reader
     #[arg(long, value_name = "N", help_heading = "Engine")]
     pub io_threads: Option<i64>,
+    /// Requests io_uring keeps at the disk at once
+    #[arg(long, value_name = "N", help_heading = "Engine")]
+    pub queue_depth: Option<i64>,
+    /// Read expected experts while the disk is idle: auto, on or off
+    #[arg(long, value_name = "WHEN", help_heading = "Engine")]
+    pub prefetch: Option<String>,
+    /// Remember which experts were wanted, for a warm start; none does not
+    #[arg(long, value_name = "FILE|none", help_heading = "Engine")]
+    pub stats_file: Option<String>,
     /// Write which experts every token chose to this file
     #[arg(long, value_name = "FILE", help_heading = "Engine")]
     pub record_trace: Option<String>,
@@ -251,7 +263,11 @@ impl EngineArgs {
         layer.flag("--threads", ("model", "threads"), self.threads.clone());
         layer.flag("--policy", ("offload", "policy"), self.policy.clone());
         layer.flag("--slots", ("offload", "slots"), self.slots.clone());
+        layer.flag("--reader", ("offload", "reader"), self.reader.clone());
         layer.flag("--io-threads", ("offload", "io_threads"), self.io_threads);
+        layer.flag("--queue-depth", ("offload", "queue_depth"), self.queue_depth);
+        layer.flag("--prefetch", ("offload", "prefetch"), self.prefetch.clone());
+        layer.flag("--stats-file", ("offload", "stats_file"), self.stats_file.clone());
         layer.flag("--record-trace", ("offload", "record_trace"), self.record_trace.clone());
         layer.flag("--verbose", ("run", "verbose"), given(self.verbose));
         Ok(())

@@ -6,6 +6,7 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
+use drafthorse_offload::reader::{DEPTH_MAX, DEPTH_MIN};
 use drafthorse_scheduler::DRAFT_LEN_LIMIT;
 
 use super::{Auto, Config, ConfigError};
@@ -23,7 +24,7 @@ const THREADS_MAX: usize = 1024;
 pub(super) fn check(config: &Config) -> Result<(), String> {
     let Config { model, memory, draft, scheduler, offload, sampling, run, bench } = config;
     auto_within(model.context, 1..=CONTEXT_MAX)?;
-    within(model.prefill_chunk, 1..=8192)?;
+    auto_within(model.prefill_chunk, 1..=8192)?;
     auto_within(model.threads, 1..=THREADS_MAX)?;
     auto_within(model.expert_groups, 1..=1024)?;
     auto_within(model.expert_groups_used, 1..=1024)?;
@@ -36,6 +37,7 @@ pub(super) fn check(config: &Config) -> Result<(), String> {
     auto_within(offload.slots, 1..=10_000_000)?;
     within(offload.half_life_rows, 1.0..=1e6)?;
     within(offload.io_threads, 1..=256)?;
+    within(offload.queue_depth, DEPTH_MIN..=DEPTH_MAX)?;
     within(sampling.temperature, 0.0..=100.0)?;
     within(sampling.top_k, 0..=10_000_000)?;
     within(sampling.min_p, 0.0..=1.0)?;

@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 pub use error::ConfigError;
 pub use layer::{Layer, Settings};
-pub use value::{Auto, DraftChoice, ModelChoice, OptionalPath};
+pub use value::{Auto, DraftChoice, ModelChoice, OptionalPath, PrefetchChoice, ReaderName};
 
 use crate::units::ByteSize;
 
@@ -54,7 +54,7 @@ pub struct Config {
 pub struct ModelSection {
     pub path: ModelChoice,
     pub context: Auto<usize>,
-    pub prefill_chunk: usize,
+    pub prefill_chunk: Auto<usize>,
     pub threads: Auto<usize>,
     pub expert_groups: Auto<usize>,
     pub expert_groups_used: Auto<usize>,
@@ -97,7 +97,11 @@ pub struct OffloadSection {
     pub policy: PolicyKind,
     pub half_life_rows: f64,
     pub slots: Auto<usize>,
+    pub reader: ReaderName,
     pub io_threads: usize,
+    pub queue_depth: usize,
+    pub prefetch: PrefetchChoice,
+    pub stats_file: OptionalPath,
     pub record_trace: OptionalPath,
 }
 

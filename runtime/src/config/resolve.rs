@@ -5,9 +5,10 @@
 use std::path::{Path, PathBuf};
 
 use drafthorse_draft::{NgramConfig, SamplerConfig};
-use drafthorse_scheduler::DraftLen;
+use drafthorse_offload::ReaderOptions;
+use drafthorse_scheduler::{DraftLen, PrefetchMode};
 
-use super::{Auto, Config, ConfigError, DEMO_TOML, DraftChoice, Layer, ModelChoice, Settings};
+use super::{Auto, Config, ConfigError, DEMO_TOML, DraftChoice, Layer, ModelChoice, PrefetchChoice, Settings};
 use crate::api::{DraftSource, EngineOptions, ExpertGroups, GenerateOptions};
 
 /// The demo pair's target.
@@ -47,7 +48,7 @@ impl Config {
             memory_bytes: memory.budget.value().map(|size| size.bytes()),
             memory_share: memory.share,
             context_len: model.context.value().unwrap_or(0),
-            prefill_chunk: model.prefill_chunk,
+            prefill_chunk: model.prefill_chunk.value(),
             threads: model.threads.value().unwrap_or(0),
             draft_threads: draft.threads.value().unwrap_or(0),
             draft_len: scheduler.draft_len.value().map_or(DraftLen::Auto, DraftLen::Fixed),
@@ -56,7 +57,14 @@ impl Config {
             policy: offload.policy,
             policy_half_life_rows: offload.half_life_rows,
             slots: offload.slots.value(),
-            io_threads: offload.io_threads,
+            reader: offload.reader.0,
+            io: ReaderOptions { threads: offload.io_threads, depth: offload.queue_depth },
+            prefetch: match offload.prefetch {
+                PrefetchChoice::Auto => PrefetchMode::Auto,
+                PrefetchChoice::On => PrefetchMode::On,
+                PrefetchChoice::Off => PrefetchMode::Off,
+            },
+            stats_file: offload.stats_file.0.clone(),
             expert_groups: self.expert_groups(),
             record_trace: offload.record_trace.0.clone(),
         })

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use drafthorse_offload::READERS;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error as _};
 
@@ -90,4 +91,31 @@ impl From<String> for OptionalPath {
     fn from(text: String) -> Self {
         OptionalPath((text != "none").then(|| text.into()))
     }
+}
+
+/// How experts are read: a name of the registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReaderName(pub &'static str);
+
+impl<'de> Deserialize<'de> for ReaderName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        // The reader that holds whole files in memory is for tests: it knows no budget.
+        let names: Vec<&'static str> =
+            READERS.iter().map(|kind| kind.name).filter(|name| *name != "memory").collect();
+        let known = names.iter().find(|name| **name == text).map(|name| ReaderName(name));
+        known.ok_or_else(|| D::Error::custom(format!("expected one of {}", names.join(", "))))
+    }
+}
+
+/// When to read ahead of need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PrefetchChoice {
+    /// While it measures as a gain.
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
 }

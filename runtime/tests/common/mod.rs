@@ -10,13 +10,13 @@ use std::path::{Path, PathBuf};
 
 use drafthorse_draft::{NgramConfig, SamplerConfig, TokenId};
 use drafthorse_offload::reader::PreadReader;
-use drafthorse_offload::{PolicyConfig, PolicyKind, Reader};
+use drafthorse_offload::{PolicyConfig, PolicyKind, Reader, ReaderOptions};
 use drafthorse_runtime::Error;
 use drafthorse_runtime::api::{DraftSource, EngineOptions, GenerateOptions, Generation, Silent};
 use drafthorse_runtime::engine::Engine;
 use drafthorse_runtime::gguf::Gguf;
 use drafthorse_runtime::models::{Blueprint, LoadError, Model, ModelOptions, Overrides};
-use drafthorse_scheduler::DraftLen;
+use drafthorse_scheduler::{DraftLen, PrefetchMode};
 
 /// How a test runs a model.
 #[derive(Clone, Copy)]
@@ -72,7 +72,7 @@ pub fn plain_options(model: &Path) -> EngineOptions {
         memory_bytes: Some(4 << 30),
         memory_share: 0.75,
         context_len: 128,
-        prefill_chunk: 64,
+        prefill_chunk: Some(64),
         threads: 1,
         draft_threads: 1,
         draft_len: DraftLen::Fixed(0),
@@ -81,7 +81,10 @@ pub fn plain_options(model: &Path) -> EngineOptions {
         policy: PolicyKind::Lru,
         policy_half_life_rows: 48.0,
         slots: None,
-        io_threads: 2,
+        reader: "auto",
+        io: ReaderOptions { threads: 2, ..ReaderOptions::default() },
+        prefetch: PrefetchMode::Off,
+        stats_file: None,
         expert_groups: None,
         record_trace: None,
     }

@@ -60,7 +60,7 @@ impl Outlook {
             }
             Ok(plan) => {
                 let streams = contents.experts.as_ref().is_some_and(|experts| hit_rate(&plan, experts) < 1.0);
-                let measured = if streams { disk_gb_per_s(gguf, options.io_threads, contents) } else { None };
+                let measured = if streams { disk_gb_per_s(gguf, options.io.threads, contents) } else { None };
                 let has_weights = contents.active_bytes_per_token > 0;
                 let prediction = has_weights.then(|| predict(&plan, contents, measured));
                 Outlook { plan: Some(plan), refusal: None, prediction }
