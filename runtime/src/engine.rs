@@ -475,6 +475,7 @@ impl From<PassError> for Error {
     fn from(error: PassError) -> Error {
         match error {
             PassError::Experts(error) => Error::Offload(error),
+            PassError::Embedding(error) => Error::Load(error),
             PassError::Token { token, vocab } => Error::TokenOutOfVocabulary { token, vocab },
             PassError::Context { rows, len, context_len } => {
                 Error::PromptTooLong { prompt: len + rows, context: context_len }

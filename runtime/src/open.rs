@@ -10,7 +10,7 @@ use drafthorse_scheduler::{DraftLen, MemoryPlan, Needs};
 
 use crate::api::{DraftSource, EngineOptions, Progress};
 use crate::gguf::{Gguf, Strings, quoted};
-use crate::models::{Blueprint, LoadError, Model, ModelOptions, Overrides};
+use crate::models::{Blueprint, LoadError, Model, ModelOptions, Overrides, Readers, StreamedTable};
 use crate::tokenizer::Tokenizer;
 use crate::units::format_bytes;
 use crate::{Error, host};
@@ -86,7 +86,11 @@ impl Opened {
     }
 
     fn scratch_bytes(&self, logit_rows: u64) -> u64 {
-        self.options.scratch(&self.blueprint).bytes() + self.logits_bytes(logit_rows)
+        let streamed = self.blueprint.streamed_embedding.as_ref();
+        let embedding = streamed.map_or(0, |info| {
+            StreamedTable::bytes(info.bytes as usize / self.blueprint.spec.vocab)
+        });
+        self.options.scratch(&self.blueprint).bytes() + self.logits_bytes(logit_rows) + embedding
     }
 
     /// Everything the model needs when all its experts are resident.
@@ -105,7 +109,9 @@ impl Opened {
         (reader, io): (&str, &ReaderOptions),
         progress: &mut dyn Progress,
     ) -> Result<Model, Error> {
-        let reader = open_reader(reader, &self.gguf_files, io)?;
+        let open = |name| open_reader(name, &self.gguf_files, io);
+        let embedding = self.blueprint.streamed_embedding.is_some().then(|| open(reader)).transpose()?;
+        let reader = open(reader)?;
         if let Some(notice) = reader.notice() {
             progress.notice(notice);
         }
@@ -115,7 +121,8 @@ impl Opened {
             (slots, policy.build(&config))
         });
         progress.begin("loading", self.blueprint.dense.bytes());
-        let model = Model::load(self.blueprint, self.options, reader, experts, &mut |bytes| {
+        let readers = Readers { experts: reader, embedding };
+        let model = Model::load(self.blueprint, self.options, readers, experts, &mut |bytes| {
             progress.advance(bytes);
         })?;
         progress.end();
@@ -138,7 +145,7 @@ pub fn prepare(options: &EngineOptions) -> Result<Prepared, Error> {
     let budget = budget_bytes(options)?;
     let prefill_chunk = prefill_chunk(options, &blueprint, (context_len, threads, budget));
     let shape = ModelShape { context_len, prefill_chunk, verify_rows: verify_rows(options) };
-    let target = Opened::new(&gguf, blueprint, shape.options(threads, "target"));
+    let mut target = Opened::new(&gguf, blueprint, shape.options(threads, "target"));
     let draft = match &options.draft {
         DraftSource::Model(path) => {
             let draft_gguf = Gguf::open(path)?;
@@ -154,7 +161,7 @@ pub fn prepare(options: &EngineOptions) -> Result<Prepared, Error> {
     let tokenizer = tokenizer(&gguf, &target.blueprint)?;
     notices.extend(tokenizer.iter().flat_map(|tokenizer| tokenizer.notices().iter().cloned()));
     drop(gguf);
-    let plan = plan(options, budget, &target, draft.as_ref())?;
+    let plan = fit(options, budget, &mut target, draft.as_ref())?;
     notices.extend(memory_notice(&plan));
     Ok(Prepared { target, draft, tokenizer, plan, prefill_chunk, notices })
 }
@@ -289,6 +296,24 @@ fn budget_bytes(options: &EngineOptions) -> Result<u64, Error> {
         Some(bytes) => Ok(bytes),
         None => host::default_budget_bytes(options.memory_share).ok_or(Error::UnknownMemory),
     }
+}
+
+/// The plan with everything dense in memory; where that leaves experts on disk, the token embedding
+/// stays there as well: it is read a row at a time, and its room is worth more to experts.
+fn fit(
+    options: &EngineOptions,
+    budget: u64,
+    target: &mut Opened,
+    draft: Option<&Opened>,
+) -> Result<MemoryPlan, Error> {
+    let roomy = plan(options, budget, target, draft);
+    let total = target.experts_total();
+    let wanted = options.slots.unwrap_or(total).min(total);
+    let is_tight = !matches!(&roomy, Ok(plan) if plan.slots >= wanted);
+    if total > 0 && is_tight && target.blueprint.stream_embedding() {
+        return plan(options, budget, target, draft);
+    }
+    roomy
 }
 
 fn plan(

@@ -34,6 +34,13 @@ pub struct Matrix {
     pub cols: usize,
 }
 
+#[cfg(test)]
+impl Matrix {
+    pub(crate) fn for_tests(format: Format, rows: usize, cols: usize) -> Matrix {
+        Matrix { id: 0, format, rows, cols }
+    }
+}
+
 /// A dense vector of floats, by its place in the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vector {
@@ -52,7 +59,7 @@ enum Source {
 struct StoredMatrix {
     source: Source,
     start: usize,
-    bytes: usize,
+    bytes: usize, // 0 for one that was left out
 }
 
 struct StoredVector {
@@ -158,6 +165,20 @@ impl DenseStore {
         Matrix { id: self.matrices.len() - 1, format, rows, cols }
     }
 
+    /// Leaves a tensor's matrix where it is: it takes no memory and is not loaded. Returns where it lies;
+    /// `None` for a matrix that is not one of the file's.
+    pub fn leave_out(&mut self, matrix: &Matrix) -> Option<TensorInfo> {
+        let Source::Tensor(info) = &self.matrices[matrix.id].source else { return None };
+        let info = info.clone();
+        self.matrices[matrix.id].bytes = 0;
+        self.end = 0;
+        for stored in &mut self.matrices {
+            stored.start = self.end;
+            self.end = (stored.start + stored.bytes).next_multiple_of(ALIGN);
+        }
+        Some(info)
+    }
+
     /// Registers a vector, which is kept as f32 whatever its type in the file.
     pub fn vector_of(&mut self, name: &str, len: usize) -> Result<Vector, LoadError> {
         let info = self.info(name)?.clone();
@@ -237,7 +258,7 @@ impl DenseStore {
                 pieces.push(Piece { target, at: at as usize, extent });
             }
         };
-        for (id, matrix) in self.matrices.iter().enumerate() {
+        for (id, matrix) in self.matrices.iter().enumerate().filter(|(_, matrix)| matrix.bytes > 0) {
             if let Source::Tensor(info) = &matrix.source {
                 cut(Target::Matrix(id), info);
             }

@@ -7,7 +7,7 @@
 
 use std::collections::HashSet;
 
-use crate::gguf::Gguf;
+use crate::gguf::{Gguf, TensorInfo};
 use crate::kv::{KvCache, KvShape};
 use crate::layers::{Attention, DenseFeedForward, ExpertShape, FeedForward, Gqa, Mla, MlaQuery};
 use crate::weights::{DenseStore, Matrix, Vector};
@@ -35,6 +35,8 @@ pub struct Blueprint {
     pub experts: Option<ExpertLayers>,
     /// Token embedding, `[vocab, width]`.
     pub embedding: Matrix,
+    /// Where the embedding lies when it is to stay in the file.
+    pub streamed_embedding: Option<TensorInfo>,
     /// Final norm, `[width]`.
     pub output_norm: Vector,
     /// Classifier, `[vocab, width]`; the embedding where the file ties them.
@@ -99,7 +101,26 @@ impl Blueprint {
             .map(|index| Assembler { spec: &spec, dense: &mut dense, index }.block(experts.as_ref()))
             .collect::<Result<Vec<_>, _>>()?;
         refuse_unused(gguf, &spec, &dense, experts.as_ref())?;
-        Ok(Blueprint { spec, dense, blocks, experts, embedding, output_norm, output, rope_factors })
+        Ok(Blueprint {
+            streamed_embedding: None,
+            spec,
+            dense,
+            blocks,
+            experts,
+            embedding,
+            output_norm,
+            output,
+            rope_factors,
+        })
+    }
+
+    /// Leaves the token embedding in the file: its rows are read as they are wanted. False where it is
+    /// needed whole, as the classifier.
+    pub fn stream_embedding(&mut self) -> bool {
+        if self.output != self.embedding && self.streamed_embedding.is_none() {
+            self.streamed_embedding = self.dense.leave_out(&self.embedding);
+        }
+        self.streamed_embedding.is_some()
     }
 
     /// Shape of a block's cache rows.

@@ -7,6 +7,7 @@
 
 mod assemble;
 mod deepseek2;
+mod embedding;
 mod error;
 mod experts;
 mod llama;
@@ -17,9 +18,10 @@ mod qwen3moe;
 mod spec;
 
 pub use assemble::{Block, Blueprint, Ffn, Overrides, Routed};
+pub use embedding::{Embedding, StreamedTable};
 pub use error::LoadError;
 pub use experts::ExpertLayers;
-pub use model::{Model, ModelOptions, PassError};
+pub use model::{Model, ModelOptions, PassError, Readers};
 pub use spec::{
     AttentionSpec, Gating, GroupScore, GroupSpec, ModelSpec, MoeSpec, RopeLayout, RopeScaling, RopeSpec,
 };

@@ -15,8 +15,8 @@ use crate::layers::{
     Lookahead, MoeLayer, Pass, RANKS_MAX, RankCount, Rope, RouteSink, Scratch, ScratchPlan, Target, feed_forward, sized,
 };
 
-use super::LoadError;
 use super::assemble::{Block, Blueprint, Ffn};
+use super::{Embedding, LoadError, StreamedTable};
 
 /// Blocks ahead whose routers are asked before their turn.
 const LAYERS_AHEAD: usize = 1;
@@ -32,6 +32,8 @@ pub enum PassError {
     Context { rows: usize, len: usize, context_len: usize },
     #[error(transparent)]
     Experts(#[from] drafthorse_offload::OffloadError),
+    #[error(transparent)]
+    Embedding(LoadError),
 }
 
 /// How a model is to be run.
@@ -54,10 +56,19 @@ impl ModelOptions {
     }
 }
 
+/// What a model reads its file with.
+pub struct Readers {
+    /// Dense weights, then experts.
+    pub experts: Box<dyn Reader>,
+    /// Rows of an embedding that stays in the file; needed for one that does.
+    pub embedding: Option<Box<dyn Reader>>,
+}
+
 /// A model and one sequence's cache.
 pub struct Model {
     blueprint: Blueprint,
     options: ModelOptions,
+    embedding: Embedding,
     experts: Option<ExpertCache>,
     rope: Rope,
     pool: Pool,
@@ -69,19 +80,27 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads the dense weights through `reader`, which then serves the experts; `slots` is their
-    /// number in memory and `policy` decides which (both unused by a dense model).
+    /// Loads the dense weights through `readers.experts`, which then serves the experts; `slots` is their
+    /// number in memory and `policy` decides which (both unused by a dense model). `readers.embedding`
+    /// serves an embedding that stays in the file.
     ///
     /// # Errors
     /// [`LoadError`]: a failed or short read, no memory, no thread.
     pub fn load(
         mut blueprint: Blueprint,
         options: ModelOptions,
-        mut reader: Box<dyn Reader>,
+        mut readers: Readers,
         experts: Option<(usize, Box<dyn Policy>)>,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Model, LoadError> {
-        blueprint.dense.load(reader.as_mut(), progress)?;
+        blueprint.dense.load(readers.experts.as_mut(), progress)?;
+        let embedding = match (blueprint.streamed_embedding.take(), readers.embedding) {
+            (Some(info), Some(reader)) => {
+                Embedding::Streamed(StreamedTable::new(reader, info, &blueprint.embedding)?)
+            }
+            _ => Embedding::Resident(blueprint.embedding),
+        };
+        let reader = readers.experts;
         let factors = blueprint.rope_factors.as_ref().map(|factors| blueprint.dense.vector(factors));
         let rope = Rope::new(&blueprint.spec.rope, factors);
         let experts = match (&blueprint.experts, experts) {
@@ -91,6 +110,7 @@ impl Model {
             _ => None,
         };
         Ok(Model {
+            embedding,
             rope,
             experts,
             pool: Pool::new(options.threads, options.thread_name).map_err(LoadError::Thread)?,
@@ -207,7 +227,9 @@ impl Model {
         logits: &mut Vec<f32>,
     ) -> Result<(), PassError> {
         self.clock.restart();
-        self.embed(tokens);
+        let width = self.blueprint.spec.width;
+        let residual = sized(&mut self.scratch.residual, tokens.len() * width);
+        self.embedding.rows(&self.blueprint.dense, tokens, residual).map_err(PassError::Embedding)?;
         let table = self.rope.table(self.kv.len(), tokens.len());
         for index in 0..self.blueprint.blocks.len() {
             let mut pass = Pass {
@@ -244,14 +266,6 @@ impl Model {
         self.kv.commit(tokens.len());
         self.clock.lap(Phase::Dense);
         Ok(())
-    }
-
-    fn embed(&mut self, tokens: &[TokenId]) {
-        let table = self.blueprint.dense.matrix(&self.blueprint.embedding);
-        let residual = sized(&mut self.scratch.residual, tokens.len() * table.cols);
-        for (row, token) in residual.chunks_mut(table.cols).zip(tokens) {
-            table.format.dequantize(table.row(*token as usize), row);
-        }
     }
 
     /// Final norm and classifier of the given rows.

@@ -15,7 +15,7 @@ use drafthorse_runtime::Error;
 use drafthorse_runtime::api::{DraftSource, EngineOptions, GenerateOptions, Generation, Silent};
 use drafthorse_runtime::engine::Engine;
 use drafthorse_runtime::gguf::Gguf;
-use drafthorse_runtime::models::{Blueprint, LoadError, Model, ModelOptions, Overrides};
+use drafthorse_runtime::models::{Blueprint, LoadError, Model, ModelOptions, Overrides, Readers};
 use drafthorse_scheduler::{DraftLen, PrefetchMode};
 
 /// How a test runs a model.
@@ -55,7 +55,8 @@ pub fn try_load_with(gguf: &Gguf, setup: Setup, reader: Box<dyn Reader>) -> Resu
         let used = blueprint.spec.moe.unwrap().used as u32;
         (slots, setup.policy.build(&PolicyConfig::new(&layers.index, slots, used)))
     });
-    Model::load(blueprint, options, reader, experts, &mut |_| {})
+    let readers = Readers { experts: reader, embedding: None };
+    Model::load(blueprint, options, readers, experts, &mut |_| {})
 }
 
 /// The golden model of that name.
