@@ -15,6 +15,7 @@ use candle_core::quantized::k_quants::{
 use super::float::{dot_bf16_bytes, dot_f16_bytes, dot_f32_bytes};
 use super::format::{Format, Side, blocks};
 use super::pool::{Pool, SharedOut};
+use super::quantize::quantize;
 
 /// Multiply-adds below which waking other threads costs more than it saves.
 pub(super) const PARALLEL_MIN_MACS: usize = 128 * 1024;
@@ -93,12 +94,6 @@ impl<'a> Input<'a> {
             }
         }
     }
-}
-
-fn quantize<T: GgmlType>(values: &[f32]) -> Vec<T> {
-    let mut out = vec![T::zeros(); values.len() / T::BLCK_SIZE];
-    T::from_float(values, &mut out);
-    out
 }
 
 /// One matrix of a [`matmul_group`] and where its product goes (`[x.rows(), w.rows]`).

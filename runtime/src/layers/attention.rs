@@ -159,7 +159,7 @@ impl Mla {
     fn forward(&self, pass: &mut Pass<'_>, block: usize, scratch: &mut Scratch) {
         let AttentionSpec::Mla { heads, kv_lora, nope, value_dim, .. } = self.spec else { return };
         let (rows, start) = (pass.rows, pass.kv.len());
-        self.project_query(pass, scratch);
+        self.project(pass, scratch);
         self.cache_latent(pass, block, scratch);
         let key_dim = nope + self.rope_dim;
         let q = sized(&mut scratch.q, rows * heads * key_dim);
@@ -181,21 +181,20 @@ impl Mla {
         project_out(pass, &self.output, &scratch.heads[..rows * heads * value_dim], &mut scratch.branch);
     }
 
-    fn project_query(&self, pass: &mut Pass<'_>, scratch: &mut Scratch) {
+    /// Queries into `scratch.q` and latent rows into `scratch.k`; both read the normed rows in one job.
+    fn project(&self, pass: &mut Pass<'_>, scratch: &mut Scratch) {
         let AttentionSpec::Mla { heads, nope, .. } = self.spec else { return };
-        let rows = pass.rows;
+        let (rows, dense) = (pass.rows, pass.dense);
+        let x = Input::new(&scratch.normed[..rows * self.kv_a.cols], self.kv_a.cols);
         let q = sized(&mut scratch.q, rows * heads * (nope + self.rope_dim));
+        let latent = (dense.matrix(&self.kv_a), sized(&mut scratch.k, rows * self.kv_a.rows));
         match &self.query {
-            MlaQuery::Direct(matrix) => {
-                let x = Input::new(&scratch.normed[..rows * matrix.cols], matrix.cols);
-                matmul(pass.pool, pass.dense.matrix(matrix), &x, q);
-            }
+            MlaQuery::Direct(matrix) => matmul_group(pass.pool, &x, &mut [(dense.matrix(matrix), q), latent]),
             MlaQuery::LowRank { a, norm, b } => {
                 let low = sized(&mut scratch.q_low, rows * a.rows);
-                let x = Input::new(&scratch.normed[..rows * a.cols], a.cols);
-                matmul(pass.pool, pass.dense.matrix(a), &x, low);
-                norm_rows(low, pass.dense.vector(norm), self.norm_eps);
-                matmul(pass.pool, pass.dense.matrix(b), &Input::new(low, a.rows), q);
+                matmul_group(pass.pool, &x, &mut [(dense.matrix(a), &mut *low), latent]);
+                norm_rows(low, dense.vector(norm), self.norm_eps);
+                matmul(pass.pool, dense.matrix(b), &Input::new(low, a.rows), q);
             }
         }
     }
@@ -204,8 +203,6 @@ impl Mla {
     fn cache_latent(&self, pass: &mut Pass<'_>, block: usize, scratch: &mut Scratch) {
         let kv_lora = self.kv_a.rows - self.rope_dim;
         let rows = sized(&mut scratch.k, pass.rows * self.kv_a.rows);
-        let x = Input::new(&scratch.normed[..pass.rows * self.kv_a.cols], self.kv_a.cols);
-        matmul(pass.pool, pass.dense.matrix(&self.kv_a), &x, rows);
         let start = pass.kv.len();
         for (index, row) in rows.chunks_mut(self.kv_a.rows).enumerate() {
             norm_rows(&mut row[..kv_lora], pass.dense.vector(&self.kv_a_norm), self.norm_eps);
