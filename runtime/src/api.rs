@@ -11,6 +11,8 @@ use drafthorse_offload::{PolicyKind, ReaderOptions};
 use drafthorse_scheduler::{DraftLen, PrefetchMode};
 use serde::Serialize;
 
+pub use crate::clock::Spans;
+
 /// Who guesses the next tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DraftSource {
@@ -128,6 +130,17 @@ pub enum FinishReason {
     Interrupted,
 }
 
+/// Where the decoding time went, in seconds; what is left of [`Timings::decode_s`] is the caller's
+/// (printing) and the loop's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Attribution {
+    /// Seconds by phase.
+    #[serde(flatten)]
+    pub spans: Spans,
+    /// Wall time of the same stretch.
+    pub wall_s: f64,
+}
+
 /// What one call generated and what it cost. All counters cover this call alone.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generation {
@@ -139,6 +152,8 @@ pub struct Generation {
     pub finish_reason: FinishReason,
     /// Where the time went.
     pub timings: Timings,
+    /// Where the decoding time went.
+    pub attribution: Attribution,
     /// What was guessed, and how well.
     pub speculation: Speculation,
     /// What the expert cache did.
@@ -190,7 +205,7 @@ pub struct Offload {
     pub slot_bytes: u64,
     /// Expert uses found in a slot.
     pub hits: u64,
-    /// Expert uses that went to the disk.
+    /// Expert uses that had to wait for the disk.
     pub misses: u64,
     /// `hits / (hits + misses)`; 0 when nothing was used.
     pub hit_rate: f64,
@@ -204,6 +219,10 @@ pub struct Offload {
     pub prefetch_issued: u64,
     /// Experts read ahead that were then used.
     pub prefetch_used: u64,
+    /// Bytes read ahead, used or not.
+    pub prefetch_bytes: u64,
+    /// One line on why reading ahead is off; None while it is on, or where there is nothing to read.
+    pub prefetch_off_reason: Option<String>,
 }
 
 /// Memory of the whole process.

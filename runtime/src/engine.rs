@@ -16,8 +16,9 @@ use drafthorse_offload::{CacheStats, Residency};
 use drafthorse_scheduler::{Controller, ControllerConfig, MemoryPlan, StepOutcome};
 
 use crate::api::{
-    EngineOptions, FinishReason, GenerateOptions, Generation, Memory, Offload, Progress, Speculation, Timings,
+    Attribution, EngineOptions, FinishReason, GenerateOptions, Generation, Memory, Offload, Progress, Speculation, Timings,
 };
+use crate::clock::{Phase, Spans};
 use crate::models::{Model, PassError};
 use crate::open::{drafter, logit_rows, prepare};
 use crate::recorder::Recording;
@@ -59,6 +60,7 @@ struct Tally {
     prefilled: usize,
     prefill_s: f64,
     decode_s: f64,
+    decode: Spans,
 }
 
 impl Engine {
@@ -119,9 +121,11 @@ impl Engine {
             None => 0,
         };
         let started = Instant::now();
+        self.target.clock().restart();
         let mut draft = self.propose(sequence, wanted.min(room - 1), progress);
         draft.truncate(self.controller.keep(&draft));
         let drafted = Instant::now();
+        self.target.clock().lap(Phase::Draft);
         let before = self.cache_stats();
 
         let rows = sequence.pending(&draft);
@@ -146,6 +150,7 @@ impl Engine {
                 misses: after.misses - before.misses,
             });
         }
+        self.target.clock().lap(Phase::Sampling);
         Ok(committed)
     }
 
@@ -212,6 +217,7 @@ impl Engine {
         }
         tally.prefill_s = started.elapsed().as_secs_f64();
         let decoding = Instant::now();
+        let before = self.target.spans();
         let finish_reason = loop {
             let is_ended = options.stop_at_end && self.cut_at_end(sequence, &mut fresh);
             if fresh > 0 && on_tokens(&sequence.tokens()[sequence.len() - fresh..]).is_break() {
@@ -232,6 +238,7 @@ impl Engine {
             fresh = self.step(sequence, left.min(context_left), (&mut tally.acceptance, progress))?;
         };
         tally.decode_s = decoding.elapsed().as_secs_f64();
+        tally.decode = self.target.spans() - before;
         Ok(finish_reason)
     }
 
@@ -433,6 +440,7 @@ impl Engine {
                 prefill_tps: per_second(tally.prefilled, tally.prefill_s),
                 decode_tps: per_second(tokens.len().saturating_sub(1), tally.decode_s),
             },
+            attribution: Attribution { spans: tally.decode, wall_s: tally.decode_s },
             speculation: Speculation {
                 draft_len_mean: tally.acceptance.draft_len_mean(),
                 proposed: tally.acceptance.proposed,
@@ -468,6 +476,8 @@ fn offload_report(before: CacheStats, after: CacheStats) -> Offload {
         stall_s: after.stall_s - before.stall_s,
         prefetch_issued: after.prefetch_issued - before.prefetch_issued,
         prefetch_used: after.prefetch_used - before.prefetch_used,
+        prefetch_bytes: after.prefetch_bytes - before.prefetch_bytes,
+        prefetch_off_reason: None,
     }
 }
 

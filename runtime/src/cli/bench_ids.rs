@@ -7,6 +7,7 @@ use std::path::Path;
 
 use drafthorse_draft::TokenId;
 use drafthorse_runtime::Error;
+use drafthorse_runtime::api::Attribution;
 use drafthorse_runtime::config::Config;
 use drafthorse_runtime::engine::{Replay, ids_hash, parse_ids};
 use drafthorse_runtime::units::format_bytes;
@@ -37,6 +38,10 @@ struct Pass {
     /// Bytes the whole process fetched from the block device meanwhile, as the kernel counts them.
     read_bytes: u64,
     stall_s: f64,
+    prefetch_issued: u64,
+    prefetch_used: u64,
+    prefetch_bytes: u64,
+    attribution: Attribution,
     peak_rss_bytes: u64,
     ids_hash: String,
     /// The likeliest token after the last id.
@@ -71,7 +76,7 @@ fn device_bytes() -> u64 {
 
 impl Pass {
     fn new(pass: usize, replay: Replay, read_bytes: u64, ids_hash: String) -> Pass {
-        let Replay { tokens, seconds, next, offload, memory } = replay;
+        let Replay { tokens, seconds, next, attribution, offload, memory } = replay;
         Pass {
             pass,
             tokens,
@@ -82,6 +87,10 @@ impl Pass {
             bytes_read: offload.bytes_read,
             read_bytes,
             stall_s: offload.stall_s,
+            prefetch_issued: offload.prefetch_issued,
+            prefetch_used: offload.prefetch_used,
+            prefetch_bytes: offload.prefetch_bytes,
+            attribution,
             peak_rss_bytes: memory.peak_rss_bytes,
             ids_hash,
             next,

@@ -1,7 +1,7 @@
 //! What a generation cost: the JSON object of `run --json`, and the block under a text.
 
 use drafthorse_draft::TokenId;
-use drafthorse_runtime::api::{FinishReason, Generation, Memory, Offload, Speculation, Timings};
+use drafthorse_runtime::api::{Attribution, FinishReason, Generation, Memory, Offload, Speculation, Timings};
 use drafthorse_runtime::units::format_bytes;
 use serde::Serialize;
 
@@ -14,6 +14,7 @@ pub struct RunReport<'a> {
     generated: usize,
     finish_reason: FinishReason,
     timings: &'a Timings,
+    attribution: &'a Attribution,
     speculation: &'a Speculation,
     offload: &'a Offload,
     memory: &'a Memory,
@@ -29,6 +30,7 @@ impl<'a> RunReport<'a> {
             generated: generation.tokens.len(),
             finish_reason: generation.finish_reason,
             timings: &generation.timings,
+            attribution: &generation.attribution,
             speculation: &generation.speculation,
             offload: &generation.offload,
             memory: &generation.memory,
@@ -39,7 +41,8 @@ impl<'a> RunReport<'a> {
 /// The statistics as a few lines for people.
 pub fn block(generation: &Generation) -> String {
     let offload = &generation.offload;
-    let mut lines = vec![speed_line(generation), draft_line(&generation.speculation)];
+    let mut lines = vec![speed_line(generation), time_line(&generation.attribution)];
+    lines.push(draft_line(&generation.speculation));
     if offload.experts_total > 0 {
         lines.push(expert_line(offload));
         lines.push(read_line(offload));
@@ -63,6 +66,21 @@ fn speed_line(generation: &Generation) -> String {
         generation.tokens.len(),
         timings.decode_tps,
         timings.load_s,
+    )
+}
+
+/// Shares of the decoding time; nothing where nothing was decoded.
+fn time_line(attribution: &Attribution) -> String {
+    let Attribution { spans, wall_s } = attribution;
+    let share = |seconds: f64| if *wall_s > 0.0 { 100.0 * seconds / wall_s } else { 0.0 };
+    format!(
+        "time      {:.0} % dense and attention, {:.0} % experts, {:.0} % waiting for the disk, {:.0} % router, {:.0} % draft, {:.0} % sampling",
+        share(spans.dense_s),
+        share(spans.experts_s),
+        share(spans.stall_s),
+        share(spans.router_s),
+        share(spans.draft_s),
+        share(spans.sampling_s),
     )
 }
 
@@ -96,7 +114,10 @@ fn expert_line(offload: &Offload) -> String {
         format_bytes(offload.slot_bytes),
     );
     if offload.prefetch_issued > 0 {
-        line.push_str(&format!(", {} of {} prefetched used", offload.prefetch_used, offload.prefetch_issued));
+        line.push_str(&format!(", {} of {} read ahead used", offload.prefetch_used, offload.prefetch_issued));
+    }
+    if let Some(why) = &offload.prefetch_off_reason {
+        line.push_str(&format!("; reading ahead is off: {why}"));
     }
     line
 }
@@ -129,6 +150,7 @@ mod tests {
             prompt_tokens: 3,
             finish_reason: FinishReason::Length,
             timings: Timings::default(),
+            attribution: Attribution::default(),
             speculation: Speculation { proposed: 4, accepted: 1, target_passes: 1, ..Speculation::default() },
             offload: Offload {
                 experts_total: 8,
@@ -149,7 +171,7 @@ mod tests {
         };
         assert_eq!(
             keys(&report),
-            "text tokens prompt_tokens generated finish_reason timings speculation offload memory"
+            "text tokens prompt_tokens generated finish_reason timings attribution speculation offload memory"
         );
         assert_eq!(keys(&report["timings"]), "load_s prefill_s decode_s prefill_tps decode_tps");
         assert_eq!(
@@ -158,7 +180,7 @@ mod tests {
         );
         assert_eq!(
             keys(&report["offload"]),
-            "experts_total slots slot_bytes hits misses hit_rate bytes_read read_s stall_s prefetch_issued prefetch_used"
+            "experts_total slots slot_bytes hits misses hit_rate bytes_read read_s stall_s prefetch_issued prefetch_used prefetch_bytes prefetch_off_reason"
         );
         assert_eq!(keys(&report["memory"]), "budget_bytes planned_bytes peak_rss_bytes");
         assert_eq!(

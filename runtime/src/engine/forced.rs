@@ -9,7 +9,7 @@ use std::time::Instant;
 use drafthorse_draft::{LogitRows, TokenId};
 
 use super::{Engine, offload_report};
-use crate::api::{Memory, Offload, Progress};
+use crate::api::{Attribution, Memory, Offload, Progress};
 use crate::{Error, host};
 
 /// What [`Engine::replay_ids`] did and what it cost.
@@ -21,6 +21,8 @@ pub struct Replay {
     pub seconds: f64,
     /// The likeliest token after the last id; the lowest of equals.
     pub next: TokenId,
+    /// Where the time went.
+    pub attribution: Attribution,
     /// What the expert cache did.
     pub offload: Offload,
     /// What was planned, and what was used.
@@ -42,7 +44,7 @@ impl Engine {
     pub fn replay_ids(&mut self, ids: &[TokenId], progress: &mut dyn Progress) -> Result<Replay, Error> {
         self.check_prompt(ids)?;
         self.reset();
-        let before = self.cache_stats();
+        let (before, spent) = (self.cache_stats(), self.target.spans());
         progress.begin("decode", ids.len() as u64);
         let started = Instant::now();
         let outcome = ids.iter().try_for_each(|&id| {
@@ -58,6 +60,7 @@ impl Engine {
             tokens: ids.len(),
             seconds,
             next: likeliest(&self.logits),
+            attribution: Attribution { spans: self.target.spans() - spent, wall_s: seconds },
             offload: offload_report(before, self.cache_stats()),
             memory: Memory {
                 budget_bytes: self.plan.budget_bytes,

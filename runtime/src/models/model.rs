@@ -144,7 +144,12 @@ impl Model {
         self.experts.as_ref().map(ExpertCache::residency)
     }
 
-    /// Seconds by phase of all passes so far.
+    /// The clock that passes lap, for whoever works between them.
+    pub fn clock(&mut self) -> &mut Clock {
+        &mut self.clock
+    }
+
+    /// Seconds by phase so far.
     pub fn spans(&self) -> Spans {
         self.clock.spans()
     }
