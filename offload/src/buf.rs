@@ -142,6 +142,9 @@ impl Arena {
         let bytes = slots.checked_mul(slot_bytes).filter(|b| isize::try_from(*b).is_ok()).ok_or(too_large)?;
         let mut memory = MmapMut::map_anon(bytes).map_err(|source| OffloadError::Arena { bytes, source })?;
         let base = NonNull::new(memory.as_mut_ptr()).expect("invariant: a mapping is never at null");
+        // Large pages stay within the mapping; a system without them refuses, which changes nothing.
+        #[cfg(target_os = "linux")]
+        let _ = memory.advise(memmap2::Advice::HugePage);
         let mapping = Mapping { _memory: memory, base, bytes, region_bytes };
         Ok(Arena { mapping: Arc::new(mapping), taken: 0 })
     }
@@ -183,6 +186,37 @@ mod tests {
         for (i, piece) in pieces.iter().enumerate() {
             assert!(piece.as_slice().iter().all(|b| *b == i as u8 + 1));
         }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_buffer_within_a_slot_lies_in_the_region_of_that_slot() {
+        let mut arena = Arena::new(3, 3 * PAGE_BYTES).unwrap();
+        let base = arena.mapping.base;
+        for slot in 0..3 {
+            for pages in [1, 2] {
+                let buf = arena.take(pages * PAGE_BYTES).unwrap();
+                let region = buf.region().unwrap();
+                assert_eq!((region.number, region.len), (slot, 3 * PAGE_BYTES));
+                assert_eq!(region.start.as_ptr() as usize, base.as_ptr() as usize + slot * 3 * PAGE_BYTES);
+            }
+        }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_buffer_across_slots_or_of_its_own_has_no_region() {
+        let mut arena = Arena::new(2, PAGE_BYTES).unwrap();
+        assert!(arena.take(2 * PAGE_BYTES).unwrap().region().is_none());
+        assert!(AlignedBuf::new(1).unwrap().region().is_none());
+    }
+
+    #[test]
+    fn regions_are_whole_slots_within_the_bounds_of_the_kernel() {
+        assert_eq!(region_bytes(1000, 8192), 8192);
+        assert_eq!(region_bytes(REGIONS_MAX, 8192), 8192);
+        assert_eq!(region_bytes(REGIONS_MAX + 1, 8192), 2 * 8192);
+        assert_eq!(region_bytes(5, 2 << 30), 0);
     }
 
     #[test]

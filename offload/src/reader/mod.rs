@@ -114,7 +114,7 @@ pub enum ReadError {
 
 /// A source of bytes.
 ///
-/// Contract, tested for every implementation in `tests/conformance.rs`:
+/// Contract, tested for every implementation in `tests/readers.rs`:
 /// - every submitted read MUST come back through `wait` or `poll` exactly once, with its buffer, even
 ///   when it failed; completions MAY come in any order;
 /// - reads SHOULD be begun in the order they were submitted;

@@ -52,6 +52,11 @@ impl FixedBuffers {
         self.entries.insert(key, entry);
         Some(entry)
     }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
 }
 
 fn register(ring: &Submitter<'_>, entry: u16, region: &Region<'_>) -> bool {

@@ -75,7 +75,7 @@ impl Job {
             Ok(got) => self.got(piece, got),
             Err(_) => self.refused(piece, io::Error::from_raw_os_error(result.saturating_neg())),
         };
-        let rest = rest.filter(|_| !self.is_lost());
+        let rest = rest.and_then(|rest| self.unless_lost(rest));
         self.out -= usize::from(rest.is_none());
         rest
     }
@@ -112,6 +112,15 @@ impl Job {
         piece.reached = reached;
         piece.start = reached - reached % PAGE_BYTES;
         Some(piece)
+    }
+
+    /// The rest of a piece, unless there is no use in it: then what it reached is where the read ends.
+    fn unless_lost(&mut self, rest: Piece) -> Option<Piece> {
+        if !self.is_lost() {
+            return Some(rest);
+        }
+        self.end = self.end.min(rest.reached);
+        None
     }
 
     fn refused(&mut self, mut piece: Piece, refusal: io::Error) -> Option<Piece> {
@@ -214,7 +223,7 @@ mod tests {
         assert!(!job.is_over());
         assert_eq!(job.answer(pieces[3], 0), None);
         let Err(ReadError::Short { wanted, got, .. }) = finish(job) else { unreachable!("a short read") };
-        assert_eq!((wanted, got), (16_000, 8192 - 10));
+        assert_eq!((wanted, got), (16_000, 4096 + 1000 - 10));
     }
 
     #[test]

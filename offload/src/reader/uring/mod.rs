@@ -272,3 +272,105 @@ fn set_up(depth: u32) -> io::Result<IoUring> {
         false => Err(Errno::NOSYS.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+    use super::super::source::tests::{check_all, pattern_file, refused};
+    use super::*;
+    use crate::buf::Arena;
+    use crate::index::Extent;
+
+    /// A reader, unless this system has no rings: then the reason is printed.
+    fn start(sources: Vec<Source>) -> Option<UringReader> {
+        match UringReader::start(sources, 16) {
+            Ok(reader) => Some(reader),
+            Err(refusal) => {
+                eprintln!("skipped: no io_uring: {refusal}");
+                None
+            }
+        }
+    }
+
+    #[test]
+    fn buffered_reads_give_the_same_bytes_and_are_announced() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let bytes = pattern_file(file.as_file_mut());
+        let Some(mut reader) = start(vec![refused(file.path())]) else { return };
+        assert!(reader.notice().unwrap().contains(file.path().to_str().unwrap()));
+        check_all(&mut reader, &bytes);
+    }
+
+    /// Reads the pattern file into the two halves of each of six slots, four times over.
+    fn read_into_slots(reader: &mut UringReader, bytes: &[u8]) {
+        let mut arena = Arena::new(6, 16384).unwrap();
+        let mut buffers: Vec<_> = (0..12).map(|_| arena.take(8192).unwrap()).collect();
+        for round in 0..4 {
+            let extent = |tag: u64| Extent { file: 0, offset: tag * 4001 + round, len: 4090 };
+            let read = |(tag, buf)| Read { tag, extent: extent(tag), buf };
+            reader.submit((0..).zip(buffers.drain(..)).map(read).collect()).unwrap();
+            while reader.in_flight() > 0 {
+                let done = reader.wait().unwrap();
+                let Extent { offset, len, .. } = extent(done.tag);
+                let wanted = &bytes[offset as usize..][..len as usize];
+                assert_eq!(&done.buf.as_slice()[done.data.unwrap()], wanted);
+                buffers.push(done.buf);
+            }
+        }
+    }
+
+    #[test]
+    fn a_slot_is_registered_once_when_it_is_first_read_into() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let bytes = pattern_file(file.as_file_mut());
+        let Some(mut reader) = start(Source::open_all(&[file.path().to_path_buf()]).unwrap()) else { return };
+        check_all(&mut reader, &bytes);
+        assert_eq!(reader.buffers.len(), 0, "buffers of their own are not registered");
+        read_into_slots(&mut reader, &bytes);
+        match reader.buffers.len() {
+            0 => eprintln!("skipped: this system registers no memory"),
+            slots => assert_eq!(slots, 6),
+        }
+    }
+
+    #[test]
+    fn where_memory_cannot_be_registered_reads_are_plain() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let bytes = pattern_file(file.as_file_mut());
+        let Some(mut reader) = start(Source::open_all(&[file.path().to_path_buf()]).unwrap()) else { return };
+        // Without a table every registration is refused, as it is without the right to lock memory.
+        let _ = reader.ring.submitter().unregister_buffers();
+        read_into_slots(&mut reader, &bytes);
+        assert_eq!(reader.buffers.len(), 0);
+    }
+
+    #[test]
+    fn an_error_of_the_device_ends_its_read_and_no_other() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let bytes = pattern_file(file.as_file_mut());
+        let folder = tempfile::tempdir().unwrap();
+        // A folder can be opened but not read: EISDIR stands in for EIO.
+        let sources = [file.path(), folder.path()].map(|path| {
+            let opened = std::fs::File::open(path);
+            Source::choose(path, opened).unwrap()
+        });
+        let Some(mut reader) = start(sources.into()) else { return };
+        let extent = Extent { file: 1, offset: 70_000, len: 9 };
+        let buf = crate::buf::AlignedBuf::new(8192).unwrap();
+        reader.submit(vec![Read { tag: 4, extent, buf }]).unwrap();
+        let Err(ReadError::Io { file, offset, wanted, source }) = reader.wait().unwrap().data else {
+            unreachable!("a folder has no bytes")
+        };
+        assert_eq!((file.as_path(), offset, wanted), (folder.path(), 70_000, 9));
+        assert_eq!(Errno::from_io_error(&source), Some(Errno::ISDIR));
+        check_all(&mut reader, &bytes);
+    }
+
+    #[test]
+    fn the_depth_is_clamped() {
+        for (asked, given) in [(0, DEPTH_MIN), (20, 20), (1000, DEPTH_MAX)] {
+            let Ok(reader) = UringReader::start(Vec::new(), asked) else { return };
+            assert_eq!(reader.depth, given);
+        }
+    }
+}
