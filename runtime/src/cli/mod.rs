@@ -13,6 +13,7 @@ mod inspect;
 mod interrupt;
 mod logits;
 mod output;
+mod pack;
 mod progress;
 mod prompt;
 mod run;
@@ -36,6 +37,7 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::run(args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Pack(args) => pack::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
