@@ -51,7 +51,8 @@ fn checked_page(checked: &Checked) -> String {
     let lines: String = mismatches.iter().map(|mismatch| format!("{mismatch}\n")).collect();
     let (size, rate) = (format_bytes(*bytes), rate(*bytes, *check_s));
     let file = checked.file.display();
-    let found = if mismatches.is_empty() { "all as packed".into() } else { format!("{} damaged", mismatches.len()) };
+    let found =
+        if mismatches.is_empty() { "all as packed".into() } else { format!("{} damaged", mismatches.len()) };
     format!("{lines}{file}: {pieces} parts, {size} in {check_s:.1} s at {rate}: {found}\n")
 }
 

@@ -7,6 +7,8 @@
 //! it. The keys carry what tensor entries said before: block types and lengths by part, and a checksum
 //! of every part. Must not know how files are written, or what an architecture computes.
 
+use std::collections::HashSet;
+
 use drafthorse_offload::{CHECKSUM_NAME, Extent, PAGE_BYTES, PARTS};
 
 use crate::gguf::{BlockType, Gguf, TensorInfo, Value, quoted};
@@ -109,6 +111,11 @@ impl PackedExperts {
     /// Whether the file says that it is packed.
     pub fn are_in(gguf: &Gguf) -> bool {
         gguf.metadata.get(VERSION_KEY).is_some()
+    }
+
+    /// Names of the tensors that hold records.
+    pub fn tensor_names(&self) -> HashSet<String> {
+        self.blocks.iter().map(|block| tensor_name(block.parts.block)).collect()
     }
 
     /// Reads the table; `None` for a file that is not packed.

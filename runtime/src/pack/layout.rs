@@ -113,8 +113,10 @@ impl Source {
         let dense: Vec<&TensorInfo> = self.dense().collect();
         let zeros = vec![0; dense.len() + self.experts.index.experts_total() * PARTS];
         let plan = self.plan(out, alignment, &zeros)?;
-        let mut pieces: Vec<Extent> =
-            dense.iter().map(|info| Extent { file: info.file, offset: info.offset, len: info.bytes }).collect();
+        let mut pieces: Vec<Extent> = dense
+            .iter()
+            .map(|info| Extent { file: info.file, offset: info.offset, len: info.bytes })
+            .collect();
         let mut starts = plan.offsets[..dense.len()].to_vec();
         for (layer, parts) in self.blocks.iter().enumerate() {
             let (in_record, record_bytes) = self.record(parts, alignment)?;

@@ -231,15 +231,19 @@ pub fn check(path: &Path, progress: &mut dyn Progress) -> Result<Checked, PackEr
     let bytes = extents.iter().map(|extent| extent.len).sum();
     let mut mismatches = Vec::new();
     progress.begin("checking", bytes);
-    let read =
-        checksums_in_order(&gguf.files, &extents, &mut |bytes| progress.advance(bytes), &mut |number, got| {
+    let read = checksums_in_order(
+        &gguf.files,
+        &extents,
+        &mut |bytes| progress.advance(bytes),
+        &mut |number, got| {
             let Sealed { tensor, expert, extent, wanted } = &sealed[number];
             if got != *wanted {
                 let (tensor, offset) = (tensor.clone(), extent.offset);
                 mismatches.push(Mismatch { tensor, expert: *expert, offset, wanted: *wanted, got });
             }
             true
-        });
+        },
+    );
     progress.end();
     read?;
     let check_s = began.elapsed().as_secs_f64();
@@ -249,9 +253,9 @@ pub fn check(path: &Path, progress: &mut dyn Progress) -> Result<Checked, PackEr
 /// Everything that has a checksum, in the order of the file.
 fn sealed(gguf: &Gguf, table: &PackedExperts) -> Vec<Sealed> {
     const NAMES: [&str; PARTS] = ["gate", "up", "down"];
-    let names: Vec<String> =
-        table.blocks.iter().map(|block| packed::tensor_name(block.parts.block)).collect();
-    let dense = gguf.tensors.iter().filter(|info| !names.contains(&info.name)).zip(&table.dense_checksums);
+    let records = table.tensor_names();
+    let dense = gguf.tensors.iter().filter(|info| !records.contains(&info.name));
+    let dense = dense.zip(&table.dense_checksums);
     let mut sealed: Vec<Sealed> = dense
         .map(|(info, wanted)| Sealed {
             tensor: info.name.clone(),
@@ -260,7 +264,8 @@ fn sealed(gguf: &Gguf, table: &PackedExperts) -> Vec<Sealed> {
             wanted: *wanted,
         })
         .collect();
-    for (layer, (block, name)) in table.blocks.iter().zip(&names).enumerate() {
+    for (layer, block) in table.blocks.iter().enumerate() {
+        let name = packed::tensor_name(block.parts.block);
         for (expert, checksums) in block.checksums.iter().enumerate() {
             let parts = block.extents(expert).into_iter().zip(checksums).zip(NAMES);
             sealed.extend(parts.map(|((extent, wanted), part)| Sealed {

@@ -176,6 +176,9 @@ mod tests {
 
     #[test]
     fn a_partial_write_goes_on_from_a_whole_page() {
-        assert_eq!((whole_pages(5000, 8192), whole_pages(8192, 8192), whole_pages(100, 8192)), (4096, 8192, 0));
+        assert_eq!(
+            (whole_pages(5000, 8192), whole_pages(8192, 8192), whole_pages(100, 8192)),
+            (4096, 8192, 0)
+        );
     }
 }

@@ -12,7 +12,7 @@ use drafthorse_runtime::Error;
 use drafthorse_runtime::gguf::{BlockType, Gguf, Metadata, TensorInfo, Value};
 use drafthorse_runtime::kernels;
 use drafthorse_runtime::models::ARCHITECTURES;
-use drafthorse_runtime::models::packed::{PackedExperts, tensor_name};
+use drafthorse_runtime::models::packed::PackedExperts;
 use serde::Serialize;
 
 /// What is in a model file.
@@ -94,8 +94,7 @@ impl Contents {
             Some(packed) => {
                 let tensors = plain_tensors(gguf, &packed);
                 let padding_bytes = sum(&gguf.tensors).saturating_sub(sum(&tensors));
-                let packing =
-                    Packing { alignment: packed.alignment, checksum: CHECKSUM_NAME, padding_bytes };
+                let packing = Packing { alignment: packed.alignment, checksum: CHECKSUM_NAME, padding_bytes };
                 (Cow::Owned(tensors), Some(packing))
             }
         };
@@ -118,11 +117,11 @@ impl Contents {
 
 /// The tensors of a packed file with every block's records taken apart into what they were packed from.
 fn plain_tensors(gguf: &Gguf, packed: &PackedExperts) -> Vec<TensorInfo> {
-    let mut tensors = gguf.tensors.clone();
+    let records = packed.tensor_names();
+    let dense = gguf.tensors.iter().filter(|tensor| !records.contains(&tensor.name));
+    let mut tensors: Vec<TensorInfo> = dense.cloned().collect();
     for block in &packed.blocks {
         let number = block.parts.block;
-        let name = tensor_name(number);
-        tensors.retain(|tensor| tensor.name != name);
         let parts = ["gate", "up", "down"].into_iter().zip(block.parts.types).zip(block.parts.bytes);
         let experts = block.experts() as u64;
         tensors.extend(parts.map(|((part, block_type), bytes)| TensorInfo {
