@@ -13,6 +13,7 @@ use drafthorse_scheduler::{BudgetError, SchedulerError};
 use crate::config::ConfigError;
 use crate::gguf::GgufError;
 use crate::models::LoadError;
+use crate::pack::PackError;
 use crate::tokenizer::TokenizerError;
 
 /// Exit code of a failure at run time.
@@ -40,6 +41,9 @@ pub enum Error {
     /// The model file is sound but cannot be run.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// A model cannot be packed, or a packed one is damaged.
+    #[error(transparent)]
+    Pack(#[from] PackError),
     /// The vocabulary is unusable, or a text cannot be expressed in it.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
@@ -138,6 +142,7 @@ impl Error {
             Error::Tokenizer(TokenizerError::ByteWithoutToken { .. }) => EXIT_RUNTIME,
             Error::Tokenizer(_) => EXIT_MODEL,
             Error::Load(error) => load_exit_code(error),
+            Error::Pack(error) => pack_exit_code(error),
             Error::Budget(BudgetError::Slots { .. }) => EXIT_USAGE,
             Error::Budget(_) | Error::Scheduler(SchedulerError::Budget(_)) => EXIT_BUDGET,
             Error::Scheduler(_) | Error::Draft(DraftError::Setting { .. }) => EXIT_USAGE,
@@ -170,6 +175,19 @@ fn load_exit_code(error: &LoadError) -> u8 {
             OffloadError::Arena { .. } | OffloadError::ReaderStopped { .. } | OffloadError::Thread { .. },
         ) => EXIT_RUNTIME,
         _ => EXIT_MODEL,
+    }
+}
+
+fn pack_exit_code(error: &PackError) -> u8 {
+    match error {
+        PackError::Gguf(_) | PackError::Damaged { .. } => EXIT_MODEL,
+        PackError::Load(error) => load_exit_code(error),
+        PackError::NoExperts { .. }
+        | PackError::AlreadyPacked { .. }
+        | PackError::NotPacked { .. }
+        | PackError::SameFile { .. }
+        | PackError::Alignment { .. } => EXIT_USAGE,
+        _ => EXIT_RUNTIME,
     }
 }
 

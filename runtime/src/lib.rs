@@ -12,6 +12,7 @@ pub mod kv;
 pub mod layers;
 pub mod models;
 mod open;
+pub mod pack;
 mod recorder;
 mod sequence;
 pub mod tokenizer;

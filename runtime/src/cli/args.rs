@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use drafthorse_runtime::Error;
 use drafthorse_runtime::config::{Config, Layer};
+use drafthorse_runtime::units::ByteSize;
 use toml::Value;
 
 /// Runs language models larger than memory: a small draft guesses, experts stream from the disk.
@@ -32,6 +33,8 @@ pub enum Command {
     Tokenize(TokenizeArgs),
     /// Show what is in a model file and what fits the memory
     Inspect(InspectArgs),
+    /// Rewrite a model's experts aligned and with checksums, or check a packed file
+    Pack(PackArgs),
 }
 
 /// What every command that opens an engine takes.
@@ -229,6 +232,25 @@ pub struct InspectArgs {
     /// The draft to plan for: a small GGUF, ngram, or none
     #[arg(long, value_name = "D")]
     pub draft: Option<String>,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `pack`
+#[derive(Debug, Args)]
+pub struct PackArgs {
+    /// The GGUF to pack, or with --check the packed one
+    pub model: PathBuf,
+    /// The packed file; an interrupted pack goes on when it is called again
+    #[arg(short, long, value_name = "OUT", required_unless_present = "check")]
+    pub output: Option<PathBuf>,
+    /// Alignment of every part: 4KiB, or 16KiB for Apple's pages
+    #[arg(long, value_name = "SIZE", default_value = "4KiB")]
+    pub align: ByteSize,
+    /// Compare all checksums of a packed file instead; exit code 3 when it is damaged
+    #[arg(long, conflicts_with_all = ["output", "align"])]
+    pub check: bool,
     /// Print one JSON object on stdout
     #[arg(long)]
     pub json: bool,

@@ -14,6 +14,7 @@ mod inspect;
 mod interrupt;
 mod logits;
 mod output;
+mod pack;
 mod progress;
 mod prompt;
 mod run;
@@ -37,6 +38,7 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::run(args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Pack(args) => pack::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -14,8 +14,14 @@ const QUIET: Duration = Duration::from_secs(1);
 /// Shows the work the engine reports.
 pub struct Screen {
     is_terminal: bool,
+    style: &'static str,
     work: Option<Work>,
 }
+
+/// A bar of work in whatever unit.
+const PLAIN: &str = "{msg} [{bar:32}] {percent:>3} % {eta} left";
+/// A bar of work that is counted in bytes.
+const BYTES: &str = "{msg} [{bar:32}] {percent:>3} % {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
 
 struct Work {
     what: String,
@@ -29,7 +35,12 @@ struct Work {
 impl Screen {
     /// Looks once whether stderr is a terminal.
     pub fn new() -> Screen {
-        Screen { is_terminal: std::io::stderr().is_terminal(), work: None }
+        Screen { is_terminal: std::io::stderr().is_terminal(), style: PLAIN, work: None }
+    }
+
+    /// A screen for work that is bytes throughout.
+    pub fn of_bytes() -> Screen {
+        Screen { style: BYTES, ..Screen::new() }
     }
 }
 
@@ -51,7 +62,7 @@ impl Progress for Screen {
             work.announce();
             return;
         }
-        let bar = work.bar.get_or_insert_with(|| bar(&work.what, work.total));
+        let bar = work.bar.get_or_insert_with(|| bar(&work.what, work.total, self.style));
         bar.set_position(work.done);
     }
 
@@ -85,15 +96,14 @@ impl Work {
 }
 
 /// A bar with the time left, or a spinner when the amount of work is unknown.
-fn bar(what: &str, total: u64) -> ProgressBar {
+fn bar(what: &str, total: u64, style: &str) -> ProgressBar {
     let target = ProgressDrawTarget::stderr();
     if total == 0 {
         let bar = ProgressBar::with_draw_target(None, target);
         return bar.with_message(what.to_owned());
     }
     let bar = ProgressBar::with_draw_target(Some(total), target).with_message(what.to_owned());
-    let style = ProgressStyle::with_template("{msg} [{bar:32}] {percent:>3} % {eta} left");
-    match style {
+    match ProgressStyle::with_template(style) {
         Ok(style) => bar.with_style(style.progress_chars("=> ")),
         Err(_) => bar,
     }

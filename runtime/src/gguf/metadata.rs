@@ -140,6 +140,22 @@ impl Metadata {
         })
     }
 
+    /// An array of u32.
+    pub fn u32s(&self, key: &str) -> Result<Option<&[u32]>, GgufError> {
+        self.typed_array(key, "an array of u32", |array| match array {
+            Array::U32(numbers) => Some(numbers.as_slice()),
+            _ => None,
+        })
+    }
+
+    /// An array of u64.
+    pub fn u64s(&self, key: &str) -> Result<Option<&[u64]>, GgufError> {
+        self.typed_array(key, "an array of u64", |array| match array {
+            Array::U64(numbers) => Some(numbers.as_slice()),
+            _ => None,
+        })
+    }
+
     /// The value just looked up, or [`GgufError::MissingKey`]: `m.require(key, m.f32s(key)?)`.
     pub fn require<T>(&self, key: &str, value: Option<T>) -> Result<T, GgufError> {
         value.ok_or_else(|| GgufError::MissingKey { file: self.file.clone(), key: key.to_owned() })

@@ -23,4 +23,4 @@ pub use open::Gguf;
 pub use parse::{Header, TensorInfo, parse};
 pub use quantize::{QUANTIZABLE, dequantize, quantize};
 pub use value::{Array, Strings, Value, ValueType};
-pub use writer::Writer;
+pub use writer::{FilePlan, TensorEntry, Writer};

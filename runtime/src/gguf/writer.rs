@@ -26,14 +26,19 @@ type TensorSource<'a> = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + 'a>;
 #[derive(Default)]
 pub struct Writer<'a> {
     metadata: Vec<(String, Value)>,
-    tensors: Vec<PendingTensor<'a>>,
+    tensors: Vec<TensorEntry>,
+    sources: Vec<TensorSource<'a>>,
 }
 
-struct PendingTensor<'a> {
-    name: String,
-    dims: Vec<u64>, // ne0 first
-    block_type: BlockType,
-    source: TensorSource<'a>,
+/// A tensor as it is announced to [`FilePlan::new`]: everything but its bytes and their place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorEntry {
+    /// Name, unique in the file.
+    pub name: String,
+    /// Sizes, fastest-varying first.
+    pub dims: Vec<u64>,
+    /// How the elements are stored.
+    pub block_type: BlockType,
 }
 
 impl<'a> Writer<'a> {
@@ -57,8 +62,8 @@ impl<'a> Writer<'a> {
         block_type: BlockType,
         source: impl FnOnce(&mut dyn Write) -> io::Result<()> + 'a,
     ) -> &mut Self {
-        let source = Box::new(source);
-        self.tensors.push(PendingTensor { name: name.into(), dims: dims.to_vec(), block_type, source });
+        self.tensors.push(TensorEntry { name: name.into(), dims: dims.to_vec(), block_type });
+        self.sources.push(Box::new(source));
         self
     }
 
@@ -70,20 +75,55 @@ impl<'a> Writer<'a> {
     pub fn write(self, path: &Path) -> Result<u64, GgufError> {
         let metadata = Metadata::from_entries(path, self.metadata)?;
         let layout = Layout::of(&metadata, &self.tensors, path)?;
-        let header = encode_header(&metadata, &self.tensors, &layout)?;
-        let data_start = header.len() as u64;
-        let file_bytes = data_start.saturating_add(layout.data_bytes);
-        parse(&header, file_bytes, path)?;
-
+        let (header, file_bytes) = checked_header(&metadata, &self.tensors, &layout, path)?;
         let mut temp =
             TempFile::create(path).map_err(|source| GgufError::io(path, "create the file", source))?;
         let mut out = BufWriter::new(&mut temp.file);
-        let written = out.write_all(&header).and_then(|()| pour(&mut out, self.tensors, &layout));
+        let tensors = self.tensors.iter().zip(self.sources);
+        let written = out.write_all(&header).and_then(|()| pour(&mut out, tensors, &layout));
         written.and_then(|()| out.flush()).map_err(|source| GgufError::io(path, "write the file", source))?;
         drop(out);
         temp.publish(path).map_err(|source| GgufError::io(path, "finish the file", source))?;
         Ok(file_bytes)
     }
+}
+
+/// A file to be whose data somebody else writes: its header, and where every tensor belongs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FilePlan {
+    /// The first bytes of the file, padded up to the data.
+    pub header: Vec<u8>,
+    /// First byte of each tensor, absolute in the file.
+    pub offsets: Vec<u64>,
+    /// Length of the file, padding behind the last tensor included.
+    pub file_bytes: u64,
+}
+
+impl FilePlan {
+    /// Lays out a file with these tensors in this order. The path is only named in errors.
+    ///
+    /// # Errors
+    /// Whatever the reader would say of this file.
+    pub fn new(path: &Path, metadata: &Metadata, tensors: &[TensorEntry]) -> Result<FilePlan, GgufError> {
+        let layout = Layout::of(metadata, tensors, path)?;
+        let (header, file_bytes) = checked_header(metadata, tensors, &layout, path)?;
+        let data_start = header.len() as u64;
+        let offsets = layout.offsets.iter().map(|offset| data_start + offset).collect();
+        Ok(FilePlan { header, offsets, file_bytes })
+    }
+}
+
+/// The header as the reader accepts it, and the length of the file.
+fn checked_header(
+    metadata: &Metadata,
+    tensors: &[TensorEntry],
+    layout: &Layout,
+    path: &Path,
+) -> Result<(Vec<u8>, u64), GgufError> {
+    let header = encode_header(metadata, tensors, layout)?;
+    let file_bytes = (header.len() as u64).saturating_add(layout.data_bytes);
+    parse(&header, file_bytes, path)?;
+    Ok((header, file_bytes))
 }
 
 /// Where the tensors will lie, relative to the data section.
@@ -95,7 +135,7 @@ struct Layout {
 }
 
 impl Layout {
-    fn of(metadata: &Metadata, tensors: &[PendingTensor<'_>], path: &Path) -> Result<Layout, GgufError> {
+    fn of(metadata: &Metadata, tensors: &[TensorEntry], path: &Path) -> Result<Layout, GgufError> {
         let alignment = alignment(metadata)?;
         let mut layout = Layout { alignment, offsets: Vec::new(), sizes: Vec::new(), data_bytes: 0 };
         for tensor in tensors {
@@ -118,7 +158,7 @@ impl Layout {
 /// The header with the padding behind it.
 fn encode_header(
     metadata: &Metadata,
-    tensors: &[PendingTensor<'_>],
+    tensors: &[TensorEntry],
     layout: &Layout,
 ) -> Result<Vec<u8>, GgufError> {
     let mut header = Vec::new();
@@ -199,10 +239,14 @@ fn put_all<T: Copy, const N: usize>(out: &mut Vec<u8>, values: &[T], encode: imp
 }
 
 /// Writes every tensor and the padding behind it.
-fn pour(out: &mut dyn Write, tensors: Vec<PendingTensor<'_>>, layout: &Layout) -> io::Result<()> {
-    for (tensor, &size) in tensors.into_iter().zip(&layout.sizes) {
+fn pour<'a>(
+    out: &mut dyn Write,
+    tensors: impl Iterator<Item = (&'a TensorEntry, TensorSource<'a>)>,
+    layout: &Layout,
+) -> io::Result<()> {
+    for ((tensor, source), &size) in tensors.zip(&layout.sizes) {
         let mut exact = Exact { out, name: &tensor.name, left: size };
-        (tensor.source)(&mut exact)?;
+        source(&mut exact)?;
         if exact.left > 0 {
             let problem = format!(
                 "tensor {}: its source is {} bytes short of {size}",

@@ -12,6 +12,7 @@ mod error;
 mod experts;
 mod llama;
 mod model;
+pub mod packed;
 mod qwen2;
 mod qwen3;
 mod qwen3moe;

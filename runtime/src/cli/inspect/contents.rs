@@ -3,13 +3,16 @@
 //! Owns the counting of bytes by block type and by expert, from tensor names alone. It must not know
 //! how any architecture computes.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use drafthorse_offload::CHECKSUM_NAME;
 use drafthorse_runtime::Error;
 use drafthorse_runtime::gguf::{BlockType, Gguf, Metadata, TensorInfo, Value};
 use drafthorse_runtime::kernels;
 use drafthorse_runtime::models::ARCHITECTURES;
+use drafthorse_runtime::models::packed::PackedExperts;
 use serde::Serialize;
 
 /// What is in a model file.
@@ -24,6 +27,8 @@ pub struct Contents {
     pub tensors: Tensors,
     /// None for a dense model, and for a file without tensors.
     pub experts: Option<Experts>,
+    /// None unless `drafthorse pack` wrote the file.
+    pub packed: Option<Packing>,
     /// Weight bytes one decoded token multiplies with.
     pub active_bytes_per_token: u64,
     /// Block types of the file that have no kernel in this build.
@@ -46,6 +51,17 @@ pub struct TypeRow {
     pub count: usize,
     pub bytes: u64,
     pub is_supported: bool,
+}
+
+/// How experts are packed. Everything else in the tables is what the plain file's would say.
+#[derive(Debug, Serialize)]
+pub struct Packing {
+    /// Alignment of every part.
+    pub alignment: u64,
+    /// The checksum every part has.
+    pub checksum: &'static str,
+    /// Bytes between parts.
+    pub padding_bytes: u64,
 }
 
 /// The routed experts.
@@ -73,20 +89,51 @@ impl Contents {
     pub fn read(gguf: &Gguf) -> Result<Contents, Error> {
         let metadata = &gguf.metadata;
         let architecture = metadata.require_str("general.architecture")?.to_owned();
-        let experts = experts(gguf, &architecture)?;
-        let by_type = by_type(&gguf.tensors);
+        let (tensors, packed) = match PackedExperts::read(gguf)? {
+            None => (Cow::Borrowed(&gguf.tensors[..]), None),
+            Some(packed) => {
+                let tensors = plain_tensors(gguf, &packed);
+                let padding_bytes = sum(&gguf.tensors).saturating_sub(sum(&tensors));
+                let packing = Packing { alignment: packed.alignment, checksum: CHECKSUM_NAME, padding_bytes };
+                (Cow::Owned(tensors), Some(packing))
+            }
+        };
+        let experts = experts(&tensors, metadata, &architecture)?;
+        let by_type = by_type(&tensors);
         Ok(Contents {
             files: gguf.files.clone(),
             name: metadata.str("general.name")?.map(str::to_owned),
             architecture_is_supported: ARCHITECTURES.iter().any(|(known, _)| *known == architecture),
             hyperparameters: hyperparameters(metadata, &architecture),
-            active_bytes_per_token: active_bytes(&gguf.tensors, experts.as_ref()),
+            active_bytes_per_token: active_bytes(&tensors, experts.as_ref()),
             unsupported_types: by_type.iter().filter(|row| !row.is_supported).map(|row| row.name).collect(),
-            tensors: Tensors { count: gguf.tensors.len(), bytes: sum(&gguf.tensors), by_type },
+            tensors: Tensors { count: tensors.len(), bytes: sum(&tensors[..]), by_type },
             architecture,
             experts,
+            packed,
         })
     }
+}
+
+/// The tensors of a packed file with every block's records taken apart into what they were packed from.
+fn plain_tensors(gguf: &Gguf, packed: &PackedExperts) -> Vec<TensorInfo> {
+    let records = packed.tensor_names();
+    let dense = gguf.tensors.iter().filter(|tensor| !records.contains(&tensor.name));
+    let mut tensors: Vec<TensorInfo> = dense.cloned().collect();
+    for block in &packed.blocks {
+        let number = block.parts.block;
+        let parts = ["gate", "up", "down"].into_iter().zip(block.parts.types).zip(block.parts.bytes);
+        let experts = block.experts() as u64;
+        tensors.extend(parts.map(|((part, block_type), bytes)| TensorInfo {
+            name: format!("blk.{number}.ffn_{part}_exps.weight"),
+            dims: vec![bytes, experts],
+            block_type,
+            file: 0,
+            offset: 0,
+            bytes: bytes.saturating_mul(experts),
+        }));
+    }
+    tensors
 }
 
 fn sum<'a>(tensors: impl IntoIterator<Item = &'a TensorInfo>) -> u64 {
@@ -147,11 +194,15 @@ fn expert_layer(name: &str) -> Option<u64> {
     if is_experts { layer.parse().ok() } else { None }
 }
 
-fn experts(gguf: &Gguf, architecture: &str) -> Result<Option<Experts>, Error> {
-    let count = gguf.metadata.u64(&format!("{architecture}.expert_count"))?.unwrap_or(0);
-    let used = gguf.metadata.u64(&format!("{architecture}.expert_used_count"))?.unwrap_or(0);
+fn experts(
+    tensors: &[TensorInfo],
+    metadata: &Metadata,
+    architecture: &str,
+) -> Result<Option<Experts>, Error> {
+    let count = metadata.u64(&format!("{architecture}.expert_count"))?.unwrap_or(0);
+    let used = metadata.u64(&format!("{architecture}.expert_used_count"))?.unwrap_or(0);
     let mut layer_bytes: BTreeMap<u64, u64> = BTreeMap::new();
-    for tensor in &gguf.tensors {
+    for tensor in tensors {
         if let Some(layer) = expert_layer(&tensor.name) {
             let bytes = layer_bytes.entry(layer).or_default();
             *bytes = bytes.saturating_add(tensor.bytes);

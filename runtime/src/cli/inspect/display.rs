@@ -5,7 +5,7 @@ use std::fmt;
 use drafthorse_runtime::units::format_bytes;
 
 use super::Inspection;
-use super::contents::{Contents, Experts};
+use super::contents::{Contents, Experts, Packing};
 use super::outlook::{Outlook, Prediction};
 
 impl fmt::Display for Inspection {
@@ -18,6 +18,10 @@ impl fmt::Display for Inspection {
         write_tensors(f, contents)?;
         if let Some(experts) = &contents.experts {
             write_experts(f, experts)?;
+        }
+        if let Some(Packing { alignment, checksum, padding_bytes }) = &contents.packed {
+            let [alignment, padding] = [*alignment, *padding_bytes].map(format_bytes);
+            writeln!(f, "packed          parts at {alignment}, {checksum} checksums, {padding} of padding")?;
         }
         writeln!(f, "active weights  {} a token", format_bytes(contents.active_bytes_per_token))?;
         write_outlook(f, &self.outlook)
