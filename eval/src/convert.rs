@@ -180,12 +180,18 @@ fn add_metadata(writer: &mut Writer<'_>, meta: &Meta, options: &ConvertOptions) 
 }
 
 /// llama.cpp's number for "mostly this type" (`llama_ftype`), which tools show.
-fn file_type(quant: BlockType) -> u32 {
+pub(crate) fn file_type(quant: BlockType) -> u32 {
     match quant {
         BlockType::F16 => 1,
         BlockType::Q4_0 => 2,
+        BlockType::Q4_1 => 3,
         BlockType::Q8_0 => 7,
+        BlockType::Q5_0 => 8,
+        BlockType::Q5_1 => 9,
+        BlockType::Q2_K => 10,
+        BlockType::Q3_K => 12,
         BlockType::Q4_K => 15,
+        BlockType::Q5_K => 17,
         BlockType::Q6_K => 18,
         BlockType::BF16 => 32,
         _ => 0,

@@ -4,6 +4,8 @@
 //! 3 invalid model file); the work is in the modules. The only place of this crate that prints.
 
 mod convert;
+mod synth;
+mod synth_command;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -24,6 +26,8 @@ struct Cli {
 enum Command {
     /// Quantize a safetensors checkpoint, whose tensors bear GGUF names, into a GGUF file.
     Gguf(GgufArgs),
+    /// Write a model of a published shape with random weights, for measurements.
+    Synth(synth_command::SynthArgs),
 }
 
 #[derive(Args)]
@@ -58,14 +62,22 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Gguf(args) => gguf(args),
+        Command::Synth(args) => synth_command::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("drafthorse-eval: {error:#}");
-            ExitCode::from(error.downcast_ref::<ConvertError>().map_or(1, ConvertError::exit_code))
+            ExitCode::from(exit_code(&error))
         }
     }
+}
+
+/// What the failed command's own error says, else 1.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    None.or_else(|| error.downcast_ref().map(ConvertError::exit_code))
+        .or_else(|| error.downcast_ref().map(synth::SynthError::exit_code))
+        .unwrap_or(1)
 }
 
 fn gguf(args: GgufArgs) -> anyhow::Result<()> {
