@@ -6,6 +6,7 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use memmap2::MmapMut;
 
@@ -13,6 +14,9 @@ use crate::error::OffloadError;
 
 /// Alignment of buffers, and the unit reads are widened to: it suits every block device's `O_DIRECT`.
 pub const PAGE_BYTES: usize = 4096;
+
+/// What one thread makes resident at a time: whole large pages.
+const POPULATE_BYTES: usize = 16 << 20;
 
 /// An owned, page-aligned, zeroed piece of a mapping. Its length never changes; the mapping goes
 /// back to the system when the last piece is dropped.
@@ -24,7 +28,7 @@ pub struct AlignedBuf {
 
 /// Memory of an arena. After carving it is reached only through buffers.
 pub(crate) struct Mapping {
-    _memory: MmapMut, // unmapped on drop
+    memory: MmapMut, // unmapped on drop
     base: NonNull<u8>,
     bytes: usize,
     region_bytes: usize, // 0: no regions
@@ -137,6 +141,29 @@ impl Arena {
         Some(AlignedBuf { start, len, mapping: Arc::clone(&self.mapping) })
     }
 
+    /// Makes every page of the arena resident, on `threads` threads. What the system cannot give is then
+    /// found out now and not in the middle of a pass, and no read waits for a page to be cleared: on a
+    /// virtual machine whose host takes free pages back that is seconds a GiB.
+    pub(crate) fn populate(&self, threads: usize) {
+        let Mapping { memory, bytes, .. } = &*self.mapping;
+        let next = AtomicUsize::new(0);
+        let work = || {
+            loop {
+                let from = next.fetch_add(POPULATE_BYTES, Ordering::Relaxed);
+                if from >= *bytes || populate(memory, from, POPULATE_BYTES.min(bytes - from)).is_err() {
+                    return; // an old kernel: pages come as they are used
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..threads.min(bytes.div_ceil(POPULATE_BYTES)) {
+                // Without another thread this one does it all.
+                let _ = std::thread::Builder::new().name("arena".into()).spawn_scoped(scope, work);
+            }
+            work();
+        });
+    }
+
     fn map(slots: usize, slot_bytes: usize, region_bytes: usize) -> Result<Arena, OffloadError> {
         let too_large = OffloadError::ArenaTooLarge { slots, slot_bytes };
         let bytes = slots.checked_mul(slot_bytes).filter(|b| isize::try_from(*b).is_ok()).ok_or(too_large)?;
@@ -145,9 +172,19 @@ impl Arena {
         // Large pages stay within the mapping; a system without them refuses, which changes nothing.
         #[cfg(target_os = "linux")]
         let _ = memory.advise(memmap2::Advice::HugePage);
-        let mapping = Mapping { _memory: memory, base, bytes, region_bytes };
+        let mapping = Mapping { memory, base, bytes, region_bytes };
         Ok(Arena { mapping: Arc::new(mapping), taken: 0 })
     }
+}
+
+#[cfg(target_os = "linux")]
+fn populate(memory: &MmapMut, from: usize, len: usize) -> std::io::Result<()> {
+    memory.advise_range(memmap2::Advice::PopulateWrite, from, len)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn populate(_memory: &MmapMut, _from: usize, _len: usize) -> std::io::Result<()> {
+    Err(std::io::ErrorKind::Unsupported.into())
 }
 
 /// As few whole slots as keep the number of regions within bounds: what is registered is resident, so

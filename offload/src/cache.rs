@@ -34,6 +34,8 @@ pub struct CacheConfig {
     pub policy: Box<dyn Policy>,
     /// Reads the files the index speaks of.
     pub reader: Box<dyn Reader>,
+    /// Threads that make the slots' memory resident at start, >= 1.
+    pub threads: usize,
 }
 
 /// The resident set of experts over a fixed arena of slots.
@@ -52,16 +54,16 @@ pub struct ExpertCache {
 }
 
 impl ExpertCache {
-    /// Allocates all slots. The memory is mapped now and becomes resident as slots are first filled.
+    /// Allocates all slots; their memory is resident from now on (DESIGN I1).
     ///
     /// # Errors
     /// No slots, or more memory than the system gives.
     pub fn new(config: CacheConfig) -> Result<ExpertCache, OffloadError> {
-        let CacheConfig { index, slots, policy, reader } = config;
+        let CacheConfig { index, slots, policy, reader, threads } = config;
         if slots == 0 {
             return Err(OffloadError::NoSlots);
         }
-        let slots = SlotTable::new(&index, slots.min(index.experts_total()))?;
+        let slots = SlotTable::new(&index, slots.min(index.experts_total()), threads)?;
         let stats = CacheStats {
             experts_total: index.experts_total(),
             slots: slots.len(),

@@ -57,9 +57,14 @@ pub(crate) enum Outcome {
 }
 
 impl SlotTable {
-    /// Maps the arena and carves it into `slots` free slots.
-    pub(crate) fn new(index: &ExpertIndex, slots: usize) -> Result<SlotTable, OffloadError> {
+    /// Maps the arena, makes it resident on `threads` threads and carves it into `slots` free slots.
+    pub(crate) fn new(
+        index: &ExpertIndex,
+        slots: usize,
+        threads: usize,
+    ) -> Result<SlotTable, OffloadError> {
         let mut arena = Arena::new(slots, index.slot_bytes())?;
+        arena.populate(threads);
         let mut part = |len| {
             let buf = arena.take(len).expect("invariant: the arena holds slots * slot_bytes");
             Part { buf: Some(buf), data: 0..0, is_ready: false }

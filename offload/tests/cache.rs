@@ -235,7 +235,7 @@ fn a_cache_without_slots_or_beyond_the_address_space_is_refused() {
         let index = ExpertIndex::new(vec![vec![[extent; PARTS]; 4]]).unwrap();
         let policy = PolicyKind::Lru.build(&PolicyConfig::new(&index, slots, 1));
         let reader = Bank::new(1, 1).memory(&Faults::default(), None);
-        ExpertCache::new(CacheConfig { index, slots, policy, reader }).err().unwrap()
+        ExpertCache::new(CacheConfig { index, slots, policy, reader, threads: 1 }).err().unwrap()
     };
     assert!(matches!(build(1, 0), OffloadError::NoSlots));
     assert!(matches!(build(1 << 60, 4), OffloadError::ArenaTooLarge { .. }));
@@ -447,7 +447,7 @@ fn run_model(steps: &[Step], slots: usize, kind: PolicyKind, order_seed: Option<
     let real = kind.build(&PolicyConfig::new(&bank.index, slots, 2));
     let policy = Box::new(Watched { real, model: Arc::clone(&model) });
     let (index, reader) = (bank.index.clone(), bank.memory(&faults, order_seed));
-    let mut cache = ExpertCache::new(CacheConfig { index, slots, policy, reader }).unwrap();
+    let mut cache = ExpertCache::new(CacheConfig { index, slots, policy, reader, threads: 1 }).unwrap();
     cache.set_prefetch(true);
     let mut accesses = 0;
     for step in steps {

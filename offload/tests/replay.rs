@@ -20,7 +20,7 @@ fn hit_rate(trace: &Trace, slots: usize, kind: PolicyKind) -> f64 {
     let policy = kind.build(&PolicyConfig::new(&index, slots, top_k as u32));
     let files = vec![(PathBuf::from("unit"), vec![0])];
     let reader = Box::new(MemoryReader::new(files, Faults::default(), None));
-    let mut cache = ExpertCache::new(CacheConfig { index, slots, policy, reader }).unwrap();
+    let mut cache = ExpertCache::new(CacheConfig { index, slots, policy, reader, threads: 1 }).unwrap();
     let counts = vec![1; top_k];
     for token in 0..n_tokens.min(TOKENS) {
         for layer in 0..n_moe_layers {

@@ -86,7 +86,7 @@ fn packed_layers(
     let index = ExpertIndex::new(packed.blocks.iter().map(extents).collect())?;
     let tensors = packed.blocks.iter().map(|block| packed::tensor_name(block.parts.block)).collect();
     let checksums = packed.blocks.into_iter().map(|block| block.checksums).collect();
-    Ok(ExpertLayers { index: index.with_checksums(checksums)?, shapes, tensors })
+    Ok(ExpertLayers { index: index.with_checksums(gguf.files.clone(), checksums)?, shapes, tensors })
 }
 
 fn packed_shape(

@@ -105,7 +105,8 @@ impl Model {
         let rope = Rope::new(&blueprint.spec.rope, factors);
         let experts = match (&blueprint.experts, experts) {
             (Some(layers), Some((slots, policy))) => {
-                Some(ExpertCache::new(CacheConfig { index: layers.index.clone(), slots, policy, reader })?)
+                let (index, threads) = (layers.index.clone(), options.threads);
+                Some(ExpertCache::new(CacheConfig { index, slots, policy, reader, threads })?)
             }
             _ => None,
         };
