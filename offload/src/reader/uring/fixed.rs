@@ -54,8 +54,13 @@ impl FixedBuffers {
     }
 
     #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
+    pub(super) fn entries(&self) -> usize {
         self.entries.len()
+    }
+
+    #[cfg(test)]
+    pub(super) fn refused(&self) -> bool {
+        !self.open
     }
 }
 
