@@ -39,6 +39,13 @@ unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
 
+#[cfg(target_os = "linux")]
+impl Mapping {
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
 /// A run of an arena that holds whole slots: what is registered with a kernel ring in one go.
 #[cfg(target_os = "linux")]
 pub(crate) struct Region<'a> {

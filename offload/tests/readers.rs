@@ -14,16 +14,30 @@ use drafthorse_offload::*;
 /// The least each reader can be told to do, so that reads queue up.
 const NARROW: ReaderOptions = ReaderOptions { threads: 1, depth: 16 };
 
+/// Every reader this system has, with files open. Containers often forbid rings: then `io_uring` is
+/// left out, with the reason printed, while `auto` must do without.
+fn open_all(
+    paths: &[PathBuf],
+    options: &ReaderOptions,
+) -> impl Iterator<Item = (&'static str, Box<dyn Reader>)> {
+    READERS.iter().filter_map(|kind| match (kind.open)(paths, options) {
+        Err(OffloadError::Ring { source }) if kind.name == "io_uring" => {
+            eprintln!("skipped: io_uring: {source}");
+            None
+        }
+        opened => Some((kind.name, opened.unwrap())),
+    })
+}
+
 /// Runs a test on every reader of the registry, over the same bank on disk.
 fn on_every_reader(test: impl Fn(&Bank, &mut dyn Reader)) {
     let folder = tempfile::tempdir().unwrap();
     let bank = Bank::new(3, 6);
     let paths = bank.write(folder.path());
-    for kind in READERS {
-        let mut reader = (kind.open)(&paths, &ReaderOptions::default()).unwrap();
-        assert!(reader.name() == kind.name || kind.name == "auto", "{}", kind.name);
+    for (name, mut reader) in open_all(&paths, &ReaderOptions::default()) {
+        assert!(reader.name() == name || name == "auto", "{name}");
         test(&bank, reader.as_mut());
-        assert_eq!(reader.in_flight(), 0, "{}", kind.name);
+        assert_eq!(reader.in_flight(), 0, "{name}");
     }
 }
 
@@ -99,14 +113,13 @@ fn every_reader_serves_far_more_reads_than_it_begins_at_once() {
     let mut next = numbers(3);
     let mut extent = || Extent { file: 0, offset: next() % 2_900_000, len: next() % 100_000 + 1 };
     let extents: Vec<Extent> = std::iter::repeat_with(&mut extent).take(330).collect();
-    for kind in READERS {
-        let mut reader = (kind.open)(std::slice::from_ref(&path), &NARROW).unwrap();
+    for (name, mut reader) in open_all(std::slice::from_ref(&path), &NARROW) {
         let mut seen = BTreeSet::new();
         reader.submit(reads_into_slots(&extents)).unwrap();
         while reader.in_flight() > 0 {
             check(&reader.wait().unwrap(), &extents, &bytes, &mut seen);
         }
-        assert_eq!(seen.len(), extents.len(), "{}", kind.name);
+        assert_eq!(seen.len(), extents.len(), "{name}");
     }
 }
 
@@ -121,8 +134,7 @@ fn every_reader_reads_from_one_byte_to_several_mebibytes_at_any_offset() {
             extents.push(Extent { file: 0, offset, len });
         }
     }
-    for kind in READERS {
-        let mut reader = (kind.open)(std::slice::from_ref(&path), &NARROW).unwrap();
+    for (name, mut reader) in open_all(std::slice::from_ref(&path), &NARROW) {
         let mut seen = BTreeSet::new();
         // Slots are as large as the largest read, so a batch at a time.
         for batch in extents.chunks(11) {
@@ -131,7 +143,7 @@ fn every_reader_reads_from_one_byte_to_several_mebibytes_at_any_offset() {
             while reader.in_flight() > 0 {
                 check(&reader.wait().unwrap(), batch, &bytes, &mut seen);
             }
-            assert_eq!(seen.len(), batch.len(), "{}", kind.name);
+            assert_eq!(seen.len(), batch.len(), "{name}");
         }
     }
 }
@@ -164,8 +176,7 @@ fn polling_alone_brings_every_read_of_every_reader_once() {
 fn polls_waits_and_submits_mix_on_every_reader() {
     let folder = tempfile::tempdir().unwrap();
     let (path, bytes) = large_file(folder.path(), 2_000_003);
-    for kind in READERS {
-        let mut reader = (kind.open)(std::slice::from_ref(&path), &NARROW).unwrap();
+    for (name, mut reader) in open_all(std::slice::from_ref(&path), &NARROW) {
         let mut next = numbers(17);
         let (mut extents, mut seen) = (Vec::new(), BTreeSet::new());
         while extents.len() < 400 || reader.in_flight() > 0 {
@@ -181,7 +192,7 @@ fn polls_waits_and_submits_mix_on_every_reader() {
             };
             done.iter().for_each(|done| check(done, &extents, &bytes, &mut seen));
         }
-        assert_eq!(seen.len(), 400, "{}", kind.name);
+        assert_eq!(seen.len(), 400, "{name}");
     }
 }
 
@@ -190,36 +201,40 @@ fn every_reader_can_be_handed_to_another_thread_while_the_first_computes_or_ends
     let folder = tempfile::tempdir().unwrap();
     let (path, bytes) = large_file(folder.path(), 3_000_001);
     let extents: Vec<Extent> =
-        (0..60).map(|i| Extent { file: 0, offset: i * 40_001, len: 600_000 }).collect();
-    for (kind, computes) in READERS.iter().flat_map(|kind| [(kind, true), (kind, false)]) {
-        let (hand, take) = mpsc::channel();
-        let (finished, finish) = mpsc::channel::<()>();
-        let (paths, reads) = (path.clone(), reads_into_slots(&extents));
-        let first = std::thread::spawn(move || {
-            let mut reader = (kind.open)(&[paths], &NARROW).unwrap();
-            reader.submit(reads).unwrap();
-            hand.send(reader).unwrap();
-            while computes && finish.try_recv() == Err(mpsc::TryRecvError::Empty) {
-                std::hint::spin_loop();
+        (0..30).map(|i| Extent { file: 0, offset: i * 80_001, len: 300_000 }).collect();
+    for computes in [true, false] {
+        for (name, mut reader) in open_all(std::slice::from_ref(&path), &NARROW) {
+            let (hand, take) = mpsc::channel();
+            let (finished, finish) = mpsc::channel::<()>();
+            let reads = reads_into_slots(&extents);
+            let first = std::thread::spawn(move || {
+                reader.submit(reads).unwrap();
+                hand.send(reader).unwrap();
+                while computes && finish.try_recv() == Err(mpsc::TryRecvError::Empty) {
+                    std::hint::spin_loop();
+                }
+            });
+            let mut reader = take.recv().unwrap();
+            let mut seen = BTreeSet::new();
+            while reader.in_flight() > 0 {
+                check(&reader.wait().unwrap(), &extents, &bytes, &mut seen);
             }
-        });
-        let mut reader = take.recv().unwrap();
-        let mut seen = BTreeSet::new();
-        while reader.in_flight() > 0 {
-            check(&reader.wait().unwrap(), &extents, &bytes, &mut seen);
+            assert_eq!(seen.len(), extents.len(), "{name}");
+            drop(finished);
+            first.join().unwrap();
         }
-        assert_eq!(seen.len(), extents.len(), "{}", kind.name);
-        drop(finished);
-        first.join().unwrap();
     }
 }
 
 #[test]
 fn a_file_cut_short_after_it_was_opened_gives_short_reads_and_no_other_harm() {
-    for kind in READERS.iter().filter(|kind| kind.name != "memory") {
-        let folder = tempfile::tempdir().unwrap();
-        let (path, bytes) = large_file(folder.path(), 3_000_001);
-        let mut reader = (kind.open)(std::slice::from_ref(&path), &NARROW).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (path, bytes) = large_file(folder.path(), 3_000_001);
+    for (name, mut reader) in open_all(std::slice::from_ref(&path), &NARROW) {
+        if name == "memory" {
+            continue; // it has read the whole file when it opened it
+        }
+        std::fs::write(&path, &bytes).unwrap();
         File::options().write(true).open(&path).unwrap().set_len(1_500_000).unwrap();
         // Whole, across the new end within a request and between requests, and wholly beyond it.
         let extents =
@@ -234,13 +249,13 @@ fn a_file_cut_short_after_it_was_opened_gives_short_reads_and_no_other_harm() {
                 let present = there[done.tag as usize];
                 match done.data {
                     Ok(range) => {
-                        assert_eq!(present, len, "{}: read {}", kind.name, done.tag);
+                        assert_eq!(present, len, "{name}: read {}", done.tag);
                         assert!(done.buf.as_slice()[range] == bytes[offset as usize..][..len as usize]);
                     }
                     Err(ReadError::Short { wanted, got, .. }) => {
-                        assert_eq!((wanted, got), (len, present), "{}: read {}", kind.name, done.tag);
+                        assert_eq!((wanted, got), (len, present), "{name}: read {}", done.tag);
                     }
-                    Err(other) => assert_eq!(other.to_string(), "a short read", "{}", kind.name),
+                    Err(other) => assert_eq!(other.to_string(), "a short read", "{name}"),
                 }
             }
         }
@@ -316,10 +331,9 @@ fn every_reader_can_be_dropped_with_reads_in_flight() {
     let folder = tempfile::tempdir().unwrap();
     let (path, _) = large_file(folder.path(), 3_000_001);
     let extents: Vec<Extent> =
-        (0..40).map(|i| Extent { file: 0, offset: i * 50_001, len: 900_000 }).collect();
-    for kind in READERS {
-        for waited in [0, 1, 7] {
-            let mut reader = (kind.open)(std::slice::from_ref(&path), &NARROW).unwrap();
+        (0..24).map(|i| Extent { file: 0, offset: i * 90_001, len: 400_000 }).collect();
+    for waited in [0, 1, 7] {
+        for (_, mut reader) in open_all(std::slice::from_ref(&path), &NARROW) {
             reader.submit(reads_into_slots(&extents)).unwrap();
             (0..waited).for_each(|_| assert!(reader.wait().unwrap().data.is_ok()));
             drop(reader);

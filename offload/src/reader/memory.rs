@@ -149,7 +149,7 @@ impl Reader for MemoryReader {
     }
 
     fn poll(&mut self) -> Result<Option<Completion>, OffloadError> {
-        let late = self.order.as_mut().is_some_and(|state| next_random(state) % 2 == 0);
+        let late = self.order.as_mut().is_some_and(|state| next_random(state).is_multiple_of(2));
         if self.queue.is_empty() || late { Ok(None) } else { self.wait().map(Some) }
     }
 

@@ -109,14 +109,18 @@ impl UringReader {
     /// Takes answers and asks for more until there is nothing left to do without waiting; with `block`
     /// waits for a first completion.
     fn advance(&mut self, block: bool) -> Result<(), OffloadError> {
+        // The ring's flag that answers wait for this thread to enter the kernel can be left behind by a
+        // thread that has ended, so it is worth one entry per call and no more.
+        let mut look = true;
         loop {
             self.take_answers();
             self.ask();
             let block = block && self.done.is_empty();
             let submission = self.ring.submission();
-            let idle = submission.is_empty() && !submission.taskrun();
+            let enter = block || !submission.is_empty() || (look && submission.taskrun());
             drop(submission);
-            if (idle && !block) || !self.enter(block)? {
+            look = false;
+            if !enter || !self.enter(block)? {
                 return Ok(());
             }
         }
@@ -325,11 +329,11 @@ mod tests {
         let bytes = pattern_file(file.as_file_mut());
         let Some(mut reader) = start(Source::open_all(&[file.path().to_path_buf()]).unwrap()) else { return };
         check_all(&mut reader, &bytes);
-        assert_eq!(reader.buffers.len(), 0, "buffers of their own are not registered");
+        assert_eq!(reader.buffers.entries(), 0, "buffers of their own are not registered");
         read_into_slots(&mut reader, &bytes);
-        match reader.buffers.len() {
-            0 => eprintln!("skipped: this system registers no memory"),
-            slots => assert_eq!(slots, 6),
+        match reader.buffers.refused() {
+            true => eprintln!("skipped: this system locks no more memory"),
+            false => assert_eq!(reader.buffers.entries(), 6),
         }
     }
 
@@ -341,7 +345,7 @@ mod tests {
         // Without a table every registration is refused, as it is without the right to lock memory.
         let _ = reader.ring.submitter().unregister_buffers();
         read_into_slots(&mut reader, &bytes);
-        assert_eq!(reader.buffers.len(), 0);
+        assert!(reader.buffers.refused() && reader.buffers.entries() == 0);
     }
 
     #[test]
