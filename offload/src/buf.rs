@@ -31,6 +31,10 @@ pub(crate) struct Mapping {
     memory: MmapMut, // unmapped on drop
     base: NonNull<u8>,
     bytes: usize,
+    #[cfg_attr(
+        not(target_os = "linux"),
+        expect(dead_code, reason = "only Linux has rings to register with")
+    )]
     region_bytes: usize, // 0: no regions
 }
 

@@ -36,7 +36,8 @@ impl PreadReader {
         PreadReader::start(Source::open_all(paths)?, threads)
     }
 
-    /// Adds a line to what the user is told.
+    /// Adds a line to what the user is told, before others.
+    #[cfg(target_os = "linux")]
     pub(super) fn tell(&mut self, line: String) {
         self.notice =
             Some(self.notice.take().map_or_else(|| line.clone(), |first| format!("{line}; {first}")));
