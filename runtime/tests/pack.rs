@@ -7,6 +7,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -541,6 +542,28 @@ fn hostile_tables_are_refused_by_name() {
         let line = PackedExperts::read(&gguf).unwrap_err().to_string();
         assert!(line.contains(missing) && line.contains("is missing"), "{line}");
     }
+}
+
+#[test]
+fn no_byte_of_a_packed_header_can_make_the_loader_panic() {
+    let folder = folder();
+    let path = folder.path().join("packed.gguf");
+    pack(&written(SMALL, folder.path()), &path, &aligned(4096), &mut Silent).unwrap();
+    let first = Gguf::open(&path).unwrap().tensors.iter().map(|info| info.offset).min().unwrap();
+    let header = fs::read(&path).unwrap()[..first as usize].to_vec();
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let mut refused = 0;
+    for (at, byte) in header.iter().enumerate() {
+        for flip in [1, 0x80, 0xFF] {
+            file.write_all_at(&[byte ^ flip], at as u64).unwrap();
+            let opened = Gguf::open(&path).map_err(Error::from);
+            let loaded = opened.and_then(|gguf| Ok(Blueprint::new(&gguf, &Overrides::default())?));
+            refused += u32::from(loaded.is_err());
+        }
+        file.write_all_at(&[*byte], at as u64).unwrap();
+    }
+    assert!(refused > 1000, "{refused} of {} bytes were refused", 3 * header.len());
+    Blueprint::new(&Gguf::open(&path).unwrap(), &Overrides::default()).unwrap();
 }
 
 fn write_without(model: &Path, path: &Path, missing: &str) {
