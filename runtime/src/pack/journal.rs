@@ -53,7 +53,7 @@ impl Journal {
         }
         let Some(lines) = bytes.strip_prefix(head.as_bytes()) else { return Ok(Left::Foreign) };
         let (lines, _) = lines.as_chunks::<{ LINE_BYTES as usize }>();
-        Ok(Left::Pieces(lines.iter().map_while(|line| piece(line)).collect()))
+        Ok(Left::Pieces(lines.iter().map_while(piece).collect()))
     }
 
     /// Begins anew: nothing is written yet.

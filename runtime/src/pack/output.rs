@@ -9,7 +9,6 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use drafthorse_offload::{AlignedBuf, PAGE_BYTES};
-use rustix::fs::{Advice, OFlags, fadvise};
 
 use super::PackError;
 
@@ -81,7 +80,7 @@ impl Output {
     pub fn sync_written(&mut self) -> io::Result<()> {
         self.file.sync_data()?;
         if !self.direct {
-            let _ = fadvise(&self.file, 0, None, Advice::DontNeed); // a hint: cannot fail usefully
+            forget(&self.file);
         }
         Ok(())
     }
@@ -129,8 +128,17 @@ fn open(path: &Path, direct: bool) -> io::Result<File> {
 
 #[cfg(target_os = "linux")]
 fn direct_flag() -> i32 {
-    OFlags::DIRECT.bits() as i32
+    rustix::fs::OFlags::DIRECT.bits() as i32
 }
+
+/// Drops a file's written pages from the page cache: a hint, which cannot fail usefully.
+#[cfg(target_os = "linux")]
+fn forget(file: &File) {
+    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed);
+}
+
+#[cfg(not(target_os = "linux"))]
+fn forget(_file: &File) {}
 
 #[cfg(not(target_os = "linux"))]
 fn direct_flag() -> i32 {

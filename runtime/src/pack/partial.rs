@@ -147,15 +147,18 @@ impl<'a> Partial<'a> {
             return PackError::io("write", part)(error);
         }
         let (part, file_bytes) = (part.clone(), self.layout.file_bytes);
-        let written = self.output.written();
-        let ended = (self.journaled..self.checksums.len()).find(|piece| self.layout.end(*piece) > written);
         // The journal may not fit either: then the last checkpoint stands.
-        let noted = self.output.sync_written().and_then(|()| {
-            let pieces = ended.unwrap_or(self.checksums.len());
-            self.journal_pieces(pieces)
-        });
-        drop(noted);
+        let _ = self.note_written();
         PackError::OutOfSpace { part, written_bytes: self.layout.start(self.journaled), file_bytes }
+    }
+
+    /// Journals the ended pieces that the system has taken whole.
+    fn note_written(&mut self) -> io::Result<()> {
+        self.output.sync_written()?;
+        let written = self.output.written();
+        let is_missing = |piece: &usize| self.layout.end(*piece) > written;
+        let whole = (self.journaled..self.checksums.len()).find(is_missing);
+        self.journal_pieces(whole.unwrap_or(self.checksums.len()))
     }
 }
 

@@ -14,7 +14,7 @@ use super::PackError;
 /// Bytes of one read: large enough for any disk's full speed.
 const CHUNK_BYTES: u64 = 1 << 20;
 /// Reads in flight or waiting for their turn.
-const CHUNKS_AHEAD: usize = 6;
+const CHUNKS_AHEAD: usize = 8;
 /// Threads that read.
 const READ_THREADS: usize = 4;
 
