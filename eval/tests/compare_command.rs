@@ -184,7 +184,7 @@ fn what_makes_no_sense_is_refused_before_anything_runs() {
     fs::write(bench.path("ids"), "1 2 512").unwrap();
     let ids_file = bench.text("ids");
     let good = ["--limit", "1/2", "--ids", "4"];
-    let refusals: [(&str, &str, &[&str], &str); 9] = [
+    let refusals: [(&str, &str, &[&str], &str); 10] = [
         ("no-such-program", &peer, &good, "no-such-program"),
         (&ours, "no-such-peer {model} {ids}", &good, "no-such-peer"),
         (&ours, "sh {model}", &good, "{ids}"),
@@ -194,6 +194,7 @@ fn what_makes_no_sense_is_refused_before_anything_runs() {
         (&ours, &peer, &["--limit", "1/2", "--ids", &ids_file], "512 is outside the vocabulary of 512"),
         (&ours, &peer, &["--limit", "1/2", "--ids", "no-such-file"], "no-such-file"),
         (&ours, &peer, &["--limit", "1/2", "--ids", "4", "--repeat", "0"], "--repeat"),
+        (&ours, &peer, &["--limit", "1/2", "--ids", "4", "--read-ahead", "127"], "--read-ahead 127"),
     ];
     for (ours, peer, more, reason) in refusals {
         let output = bench.compare(ours, peer, more);

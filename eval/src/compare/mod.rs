@@ -37,6 +37,8 @@ pub use table::{markdown, text};
 
 /// Positions of our context come in steps of this, as the peer's do.
 const CONTEXT_STEP: usize = 256;
+/// Read-ahead is counted in pages.
+const PAGE_KIB: u64 = 4;
 
 /// What to compare, and how.
 pub struct CompareOptions {
@@ -166,6 +168,7 @@ pub fn compare(options: &CompareOptions, tell: &mut dyn FnMut(&str)) -> Result<C
     guardian.finish()?;
     comparison.rows = table::rows(&comparison.runs, options.passes);
     comparison.notes.extend(other_next(&comparison.runs));
+    comparison.notes.extend(busy(&comparison.runs, comparison.machine.cores));
     Ok(comparison)
 }
 
@@ -215,6 +218,10 @@ impl<'a> Job<'a> {
     fn read_ahead(&self) -> Result<Option<(PathBuf, u64)>, CompareError> {
         if self.options.read_ahead_kb.is_empty() {
             return Ok(None);
+        }
+        if let Some(odd) = self.options.read_ahead_kb.iter().find(|kib| !kib.is_multiple_of(PAGE_KIB)) {
+            let problem = format!("--read-ahead {odd}: the kernel takes whole pages of {PAGE_KIB} KiB");
+            return Err(CompareError::Usage(problem));
         }
         let file = self.device.as_ref().and_then(Device::read_ahead_file);
         let found = file.and_then(|file| Some((file.to_owned(), machine::number(file)?)));
@@ -384,6 +391,16 @@ fn other_next(runs: &[Measured]) -> Option<String> {
     })
 }
 
+/// A line when something else wanted the processors. The one-minute load before a run counts what the
+/// run before it left, which is up to the engine's threads: one per core is no sign of others.
+fn busy(runs: &[Measured], cores: usize) -> Option<String> {
+    let loads = runs.iter().filter_map(|measured| measured.load_before);
+    let most = loads.max_by(f64::total_cmp)?;
+    (most > cores as f64 + 1.0).then(|| {
+        format!("BUSY MACHINE: load {most:.1} on {cores} cores before a run; repeat this on a quiet one")
+    })
+}
+
 /// `2026-11-21 08:05 UTC`; days to a date as in Howard Hinnant's `civil_from_days`.
 fn date(time: SystemTime) -> String {
     let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -403,6 +420,28 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn a_busy_machine_is_said() {
+        let run = Run {
+            limit: Limit { label: "1/2".into(), bytes: 1 },
+            side: Side::Ours,
+            read_ahead_kb: None,
+            repeat: 1,
+        };
+        let measured = |load_before| Measured {
+            run: run.clone(),
+            command: String::new(),
+            failure: None,
+            passes: Vec::new(),
+            peak_bytes: None,
+            device_bytes: None,
+            load_before,
+        };
+        assert_eq!(busy(&[measured(Some(2.9)), measured(None)], 2), None);
+        let line = busy(&[measured(Some(0.2)), measured(Some(6.7))], 2);
+        assert!(line.is_some_and(|line| line.contains("load 6.7 on 2 cores")));
+    }
 
     #[test]
     fn a_date_is_civil() {
