@@ -114,7 +114,7 @@ pub enum CompareError {
     #[error(transparent)]
     Gguf(#[from] GgufError),
     /// The machine.
-    #[error("{what}: {source}")]
+    #[error("{what}")]
     Machine {
         /// What was done to what.
         what: String,
