@@ -3,6 +3,8 @@
 //! Turns arguments into calls and errors into exit codes (0 success, 1 run-time failure, 2 usage,
 //! 3 invalid model file); the work is in the modules. The only place of this crate that prints.
 
+mod compare;
+mod compare_command;
 mod convert;
 mod synth;
 mod synth_command;
@@ -28,6 +30,8 @@ enum Command {
     Gguf(GgufArgs),
     /// Write a model of a published shape with random weights, for measurements.
     Synth(synth_command::SynthArgs),
+    /// Measure ours against another engine: same file, ids and memory limit, in turns.
+    Compare(compare_command::CompareArgs),
 }
 
 #[derive(Args)]
@@ -63,6 +67,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Gguf(args) => gguf(args),
         Command::Synth(args) => synth_command::run(args),
+        Command::Compare(args) => compare_command::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -77,6 +82,7 @@ fn main() -> ExitCode {
 fn exit_code(error: &anyhow::Error) -> u8 {
     None.or_else(|| error.downcast_ref().map(ConvertError::exit_code))
         .or_else(|| error.downcast_ref().map(synth::SynthError::exit_code))
+        .or_else(|| error.downcast_ref().map(compare::CompareError::exit_code))
         .unwrap_or(1)
 }
 

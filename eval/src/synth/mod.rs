@@ -26,6 +26,7 @@ use routing::{Routing, simulate};
 use shape::Shape;
 use vocabulary::Vocabulary;
 
+pub use random::Random;
 pub use shape::SHAPES;
 
 /// Version of the block layouts, as ggml counts them (`GGML_QNT_VERSION`).
