@@ -13,6 +13,7 @@ pub mod models;
 mod open;
 mod recorder;
 mod sequence;
+pub mod telemetry;
 pub mod tokenizer;
 pub mod units;
 pub mod weights;
