@@ -15,6 +15,7 @@ mod open;
 pub mod pack;
 mod recorder;
 mod sequence;
+pub mod telemetry;
 pub mod tokenizer;
 pub mod units;
 pub mod weights;

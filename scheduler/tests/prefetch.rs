@@ -1,0 +1,276 @@
+//! Prefetch in a simulated engine whose gain is known: it ends on where it pays, off where it does not,
+//! finding out costs little, and it says why it is off.
+
+use drafthorse_scheduler::{PrefetchController, PrefetchMode, PrefetchOutcome, PrefetchPlan, RankOutcome};
+
+const LAYERS: usize = 40;
+const SEEDS: u64 = 20;
+
+/// What a decode step does.
+#[derive(Clone, Copy)]
+struct World {
+    /// Tokens per second with prefetch over those without, less 1.
+    gain: f64,
+    /// Standard deviation of the time of a step, as a share.
+    noise: f64,
+    /// Share of what is read ahead that is used.
+    used: f64,
+    /// Share of the time that the disk is busy without prefetch.
+    io_busy: f64,
+    /// Experts missing in a step.
+    misses: u64,
+    /// Whether passes have 1 to 5 rows, rather than 1.
+    drafts: bool,
+    /// Seconds of a step of one row without prefetch.
+    step_s: f64,
+}
+
+const WORLD: World =
+    World { gain: 0.0, noise: 0.15, used: 0.8, io_busy: 0.6, misses: 40, drafts: false, step_s: 0.1 };
+
+/// A controller in a world, and what it has cost so far.
+struct Simulation {
+    controller: PrefetchController,
+    step: u64,
+    seed: u64,
+    total_s: f64,
+    /// What the same steps would have taken without prefetch, and with it.
+    off_s: f64,
+    on_s: f64,
+}
+
+impl Simulation {
+    fn new(mode: PrefetchMode, seed: u64) -> Simulation {
+        let controller = PrefetchController::new(mode, LAYERS);
+        Simulation { controller, step: 0, seed, total_s: 0.0, off_s: 0.0, on_s: 0.0 }
+    }
+
+    fn run(&mut self, world: World, steps: u64) -> &mut Simulation {
+        (0..steps).for_each(|_| self.step(world));
+        self
+    }
+
+    fn step(&mut self, world: World) {
+        let plan = self.controller.plan();
+        let rows = if world.drafts { 1 + self.random(1, 5) } else { 1 };
+        let off_s = world.step_s * (0.7 + 0.3 * rows as f64) * self.noise(world.noise);
+        let on_s = off_s / (1.0 + world.gain);
+        let seconds = if plan.enabled { on_s } else { off_s };
+        let issued = if plan.enabled { world.misses * plan.ranks.min(4) as u64 / 4 } else { 0 };
+        let used = (issued as f64 * world.used).round() as u64;
+        let rank = |right: f64| RankOutcome { predicted: 100, right: (100.0 * right) as u64 };
+        let mut by_rank = [RankOutcome::default(); 8];
+        if plan.enabled {
+            by_rank[..4].copy_from_slice(&[0.9, 0.8, 0.7, 0.4].map(rank));
+        }
+        self.controller.observe(&PrefetchOutcome {
+            rows,
+            seconds,
+            io_busy_s: off_s * world.io_busy,
+            reads: world.misses + issued - used,
+            misses: world.misses - used,
+            issued,
+            used,
+            by_rank,
+        });
+        self.step += 1;
+        self.total_s += seconds;
+        self.off_s += off_s;
+        self.on_s += on_s;
+    }
+
+    fn is_on(&self) -> bool {
+        self.controller.plan().enabled
+    }
+
+    /// Share of steps with prefetch among the next `steps`.
+    fn share_on(&mut self, world: World, steps: u64) -> f64 {
+        let on = (0..steps).filter(|_| {
+            let on = self.is_on();
+            self.step(world);
+            on
+        });
+        on.count() as f64 / steps as f64
+    }
+
+    /// The time spent over the better of always off and always on, less 1.
+    fn loss(&self) -> f64 {
+        self.total_s / self.off_s.min(self.on_s) - 1.0
+    }
+
+    fn random(&self, purpose: u64, below: usize) -> usize {
+        (self.uniform(purpose) * below as f64) as usize
+    }
+
+    /// Mostly small, sometimes large: a sum of two uniform ones, skewed.
+    fn noise(&self, deviation: f64) -> f64 {
+        let sum: f64 = (2..8).map(|purpose| self.uniform(purpose) - 0.5).sum();
+        (deviation * sum * 2f64.sqrt()).exp()
+    }
+
+    fn uniform(&self, purpose: u64) -> f64 {
+        let mut x = self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (self.step << 8 | purpose);
+        for _ in 0..3 {
+            x = (x ^ (x >> 31)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        }
+        (x >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+fn auto(world: World, seed: u64, steps: u64) -> Simulation {
+    let mut simulation = Simulation::new(PrefetchMode::Auto, seed);
+    simulation.run(world, steps);
+    simulation
+}
+
+#[test]
+fn it_ends_on_where_it_gains_a_tenth() {
+    for drafts in [false, true] {
+        let world = World { gain: 0.1, drafts, ..WORLD };
+        let losses = (0..SEEDS).map(|seed| auto(world, seed, 1000).loss());
+        assert!(losses.sum::<f64>() / (SEEDS as f64) < 0.02);
+        for seed in 0..SEEDS {
+            let mut simulation = auto(world, seed, 1000);
+            assert!(simulation.share_on(world, 1000) > 0.9, "seed {seed} drafts {drafts}");
+        }
+    }
+}
+
+#[test]
+fn it_ends_off_where_it_gains_nothing() {
+    let (mut share, mut off) = (0.0, 0);
+    for seed in 0..SEEDS {
+        let mut simulation = auto(WORLD, seed, 1000);
+        // Looking again, which is free here, is most of this.
+        share += simulation.share_on(WORLD, 2000) / SEEDS as f64;
+        let reason = simulation.controller.off_reason();
+        assert!(reason.as_ref().is_none_or(|reason| reason.contains("gained") && reason.contains('%')));
+        off += u64::from(reason.is_some());
+    }
+    assert!(share < 0.2 && off >= SEEDS - 1, "on in {share} of the steps, off with {off} seeds");
+}
+
+#[test]
+fn where_it_loses_a_fifth_it_is_soon_off_and_costs_two_percent_at_most() {
+    for noise in [0.0, 0.05, 0.15] {
+        for seed in 0..SEEDS {
+            let world = World { gain: -0.2, noise, ..WORLD };
+            let mut simulation = auto(world, seed, 200);
+            assert!(!simulation.is_on(), "seed {seed}");
+            simulation.run(world, 800);
+            assert!(simulation.loss() < 0.02, "noise {noise} seed {seed}: {}", simulation.loss());
+            assert!(simulation.controller.off_reason().is_some());
+        }
+    }
+}
+
+#[test]
+fn no_gain_however_small_or_negative_costs_more_than_two_percent_to_find_out() {
+    for gain in [-0.5, -0.1, -0.05, -0.02, 0.02, 0.05] {
+        let losses = (0..SEEDS).map(|seed| auto(World { gain, ..WORLD }, seed, 3000).loss());
+        let mean = losses.sum::<f64>() / SEEDS as f64;
+        let limit = if gain > 0.0 { gain + 0.005 } else { 0.02 };
+        assert!(mean < limit, "gain {gain}: {mean}");
+    }
+}
+
+#[test]
+fn a_change_in_the_middle_is_noticed() {
+    let (good, bad) = (World { gain: 0.1, ..WORLD }, World { gain: -0.2, ..WORLD });
+    for seed in 0..SEEDS {
+        let mut simulation = auto(good, seed, 1500);
+        assert!(simulation.run(bad, 300).share_on(bad, 500) < 0.2, "seed {seed}: still on");
+        let mut simulation = auto(bad, seed, 1500);
+        assert!(simulation.run(good, 3000).share_on(good, 500) > 0.8, "seed {seed}: still off");
+    }
+}
+
+#[test]
+fn another_text_makes_it_look_again_early() {
+    let mut simulation = auto(WORLD, 1, 2000);
+    let other = World { gain: 0.3, step_s: 0.15, ..WORLD };
+    assert!(simulation.run(other, 400).share_on(other, 200) > 0.8);
+}
+
+#[test]
+fn predictions_that_are_not_used_turn_it_off_even_if_steps_are_faster() {
+    let world = World { gain: 0.1, used: 0.4, ..WORLD };
+    let mut simulation = auto(world, 3, 1000);
+    assert!(simulation.share_on(world, 1000) < 0.05);
+    let reason = simulation.controller.off_reason().unwrap_or_default();
+    assert!(reason.contains("40 %") && reason.contains("60 %"), "{reason}");
+}
+
+#[test]
+fn a_busy_disk_is_left_alone() {
+    let world = World { gain: 0.1, io_busy: 0.95, ..WORLD };
+    let mut simulation = Simulation::new(PrefetchMode::Auto, 4);
+    assert_eq!(simulation.share_on(world, 1000), 0.0);
+    let reason = simulation.controller.off_reason().unwrap_or_default();
+    assert!(reason.contains("idle 5 %"), "{reason}");
+}
+
+#[test]
+fn a_resident_model_never_tries() {
+    let world = World { misses: 0, ..WORLD };
+    let mut simulation = Simulation::new(PrefetchMode::Auto, 5);
+    assert_eq!(simulation.share_on(world, 1000), 0.0);
+    let reason = simulation.controller.off_reason().unwrap_or_default();
+    assert!(reason.contains("in memory"), "{reason}");
+    assert!(simulation.share_on(World { gain: 0.1, ..WORLD }, 600) > 0.3, "tried once experts miss");
+}
+
+#[test]
+fn only_the_ranks_that_are_right_often_enough_are_asked_for() {
+    let world = World { gain: 0.1, ..WORLD };
+    let mut simulation = Simulation::new(PrefetchMode::On, 6);
+    assert_eq!(simulation.run(world, 300).controller.plan(), PrefetchPlan { enabled: true, ranks: 3 });
+}
+
+#[test]
+fn no_more_ranks_are_asked_for_than_the_disk_has_time_for() {
+    // 40 reads take 70 ms, so the 30 ms left hold 17, less than one for each of 40 layers.
+    let world = World { gain: 0.1, io_busy: 0.7, ..WORLD };
+    let mut simulation = auto(world, 6, 1000);
+    (0..200).for_each(|_| {
+        let plan = simulation.controller.plan();
+        assert_eq!(plan.ranks, usize::from(plan.enabled));
+        simulation.step(world);
+    });
+    assert!(simulation.share_on(world, 200) > 0.0);
+}
+
+#[test]
+fn on_and_off_are_obeyed() {
+    let world = World { gain: -0.5, used: 0.0, ..WORLD };
+    assert_eq!(Simulation::new(PrefetchMode::On, 7).share_on(world, 500), 1.0);
+    let mut off = Simulation::new(PrefetchMode::Off, 7);
+    assert_eq!(off.share_on(World { gain: 0.5, ..WORLD }, 500), 0.0);
+    assert_eq!(off.controller.off_reason().as_deref(), Some("prefetch is set to off"));
+}
+
+#[test]
+fn the_same_steps_lead_to_the_same_plans() {
+    let plans = || {
+        let mut simulation = Simulation::new(PrefetchMode::Auto, 8);
+        (0..2000)
+            .map(|_| {
+                simulation.step(World { gain: 0.03, drafts: true, ..WORLD });
+                simulation.controller.plan()
+            })
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(plans(), plans());
+}
+
+#[test]
+fn impossible_times_teach_nothing() {
+    let mut simulation = auto(World { gain: 0.1, ..WORLD }, 9, 500);
+    for (seconds, io_busy_s) in
+        [(f64::NAN, 0.0), (-1.0, 0.0), (f64::INFINITY, 0.0), (0.0, 0.0), (1.0, f64::NAN)]
+    {
+        simulation.controller.observe(&PrefetchOutcome { rows: 1, seconds, io_busy_s, ..Default::default() });
+    }
+    simulation.controller.observe(&PrefetchOutcome { rows: usize::MAX, seconds: 1.0, ..Default::default() });
+    assert!(simulation.share_on(World { gain: 0.1, ..WORLD }, 500) > 0.8);
+}
