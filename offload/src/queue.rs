@@ -5,6 +5,7 @@
 //! known by its tag, and all reads of one load share `tag / PARTS`.
 
 use std::collections::{HashMap, VecDeque};
+use std::time::Instant;
 
 use crate::error::OffloadError;
 use crate::index::PARTS;
@@ -37,6 +38,8 @@ pub(crate) struct IoQueue {
     in_flight: HashMap<u64, Class>,
     demand: usize, // of `in_flight`
     issued: Issued,
+    busy_since: Option<Instant>,
+    busy_s: f64,
 }
 
 /// Predictions that have reached the reader.
@@ -51,7 +54,7 @@ pub(crate) struct Issued {
 impl IoQueue {
     pub(crate) fn new(reader: Box<dyn Reader>) -> IoQueue {
         let (predictions, warm_up, in_flight) = (VecDeque::new(), VecDeque::new(), HashMap::new());
-        IoQueue { reader, predictions, warm_up, in_flight, demand: 0, issued: Issued::default() }
+        IoQueue { reader, predictions, warm_up, in_flight, demand: 0, issued: Issued::default(), busy_since: None, busy_s: 0.0 }
     }
 
     pub(crate) fn reader_name(&self) -> &'static str {
@@ -66,6 +69,11 @@ impl IoQueue {
     /// Predictions begun so far.
     pub(crate) fn issued(&self) -> Issued {
         self.issued
+    }
+
+    /// Seconds with a read under way, up to the last time there was none.
+    pub(crate) fn busy_s(&self) -> f64 {
+        self.busy_s + self.busy_since.map_or(0.0, |since| since.elapsed().as_secs_f64())
     }
 
     /// Reads somebody waits for.
@@ -138,6 +146,11 @@ impl IoQueue {
         if self.in_flight.remove(&tag) == Some(Class::Demand) {
             self.demand -= 1;
         }
+        if self.in_flight.is_empty()
+            && let Some(since) = self.busy_since.take()
+        {
+            self.busy_s += since.elapsed().as_secs_f64();
+        }
         self.pump()
     }
 
@@ -159,6 +172,7 @@ impl IoQueue {
         if reads.is_empty() {
             return Ok(());
         }
+        self.busy_since.get_or_insert_with(Instant::now);
         for read in &reads {
             self.in_flight.insert(read.tag, class);
         }

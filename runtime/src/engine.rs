@@ -4,6 +4,7 @@
 //! tensors, files or backends: the target is a [`Model`], the drafter a trait, the decisions the
 //! scheduler's. Plain decoding is the same loop with an empty draft (DESIGN I7).
 
+mod ahead;
 mod forced;
 
 use std::ops::ControlFlow;
@@ -19,10 +20,11 @@ use crate::api::{
     Attribution, EngineOptions, FinishReason, GenerateOptions, Generation, Memory, Offload, Progress, Speculation, Timings,
 };
 use crate::clock::{Phase, Spans};
-use crate::models::{Model, PassError};
+use crate::models::Model;
 use crate::open::{drafter, logit_rows, prepare};
 use crate::recorder::Recording;
 use crate::sequence::Sequence;
+use ahead::ReadAhead;
 use crate::tokenizer::{AddSpecial, Tokenizer};
 use crate::{Error, host};
 
@@ -38,6 +40,7 @@ pub struct Engine {
     tokenizer: Option<Tokenizer>,
     plan: MemoryPlan,
     recording: Option<Recording>,
+    read_ahead: ReadAhead,
     /// Tokens whose rows the target's cache holds.
     cached: Vec<TokenId>,
     prefill_chunk: usize,
@@ -81,10 +84,10 @@ impl Engine {
         let policy = (options.policy, options.policy_half_life_rows);
         let reader = (options.reader, &options.io);
         let mut target = prepared.target.load(prepared.plan.slots, policy, reader, progress)?;
-        if options.prefetch == drafthorse_scheduler::PrefetchMode::On { target.set_prefetch(4); }
         target.set_route_sink(recording.as_ref().map(Recording::sink));
         let drafter = drafter(options, prepared.draft, progress)?;
         Ok(Engine {
+            read_ahead: ReadAhead::new(options.prefetch, &target),
             target,
             drafter_missing: drafter.is_none().then(|| "no drafter was asked for".into()),
             drafter,
@@ -129,7 +132,7 @@ impl Engine {
         let before = self.cache_stats();
 
         let rows = sequence.pending(&draft);
-        self.target.pass(&rows, LogitRows::All, &mut self.logits)?;
+        self.decode_pass(&rows, LogitRows::All)?;
         let (first, vocab) = (sequence.len(), self.target.vocab());
         let logits = |row: usize| &self.logits[row * vocab..(row + 1) * vocab];
         let verdict = verify(&draft, |row| sequence.sampler.choose(logits(row), first + row));
@@ -194,6 +197,7 @@ impl Engine {
         self.cached = sequence.tokens().to_vec();
         self.cached.truncate(self.target.len());
         self.target.truncate(self.cached.len());
+        self.end_reading_ahead();
         let finish_reason = self.end_recording(outcome)?;
         Ok(self.report(&sequence, tally, finish_reason, before))
     }
@@ -449,7 +453,7 @@ impl Engine {
                 accepted_per_pass: tally.acceptance.accepted_per_pass(),
                 off_reason: self.drafter_missing.clone().or_else(|| self.controller.off_reason()),
             },
-            offload: offload_report(before, self.cache_stats()),
+            offload: self.offload_report(before),
             memory: Memory {
                 budget_bytes: self.plan.budget_bytes,
                 planned_bytes: self.plan.planned_bytes,
@@ -458,38 +462,26 @@ impl Engine {
             tokens,
         }
     }
-}
 
-/// What the cache did between two readings of its counters.
-fn offload_report(before: CacheStats, after: CacheStats) -> Offload {
-    let (hits, misses) = (after.hits - before.hits, after.misses - before.misses);
-    let since = CacheStats { hits, misses, ..after };
-    Offload {
-        experts_total: after.experts_total as u64,
-        slots: after.slots as u64,
-        slot_bytes: after.slot_bytes as u64,
-        hits,
-        misses,
-        hit_rate: since.hit_rate(),
-        bytes_read: after.bytes_read - before.bytes_read,
-        read_s: after.read_s - before.read_s,
-        stall_s: after.stall_s - before.stall_s,
-        prefetch_issued: after.prefetch_issued - before.prefetch_issued,
-        prefetch_used: after.prefetch_used - before.prefetch_used,
-        prefetch_bytes: after.prefetch_bytes - before.prefetch_bytes,
-        prefetch_off_reason: None,
-    }
-}
-
-impl From<PassError> for Error {
-    fn from(error: PassError) -> Error {
-        match error {
-            PassError::Experts(error) => Error::Offload(error),
-            PassError::Embedding(error) => Error::Load(error),
-            PassError::Token { token, vocab } => Error::TokenOutOfVocabulary { token, vocab },
-            PassError::Context { rows, len, context_len } => {
-                Error::PromptTooLong { prompt: len + rows, context: context_len }
-            }
+    /// What the cache has done since its counters stood at `before`.
+    fn offload_report(&self, before: CacheStats) -> Offload {
+        let after = self.cache_stats();
+        let (hits, misses) = (after.hits - before.hits, after.misses - before.misses);
+        let since = CacheStats { hits, misses, ..after };
+        Offload {
+            experts_total: after.experts_total as u64,
+            slots: after.slots as u64,
+            slot_bytes: after.slot_bytes as u64,
+            hits,
+            misses,
+            hit_rate: since.hit_rate(),
+            bytes_read: after.bytes_read - before.bytes_read,
+            read_s: after.read_s - before.read_s,
+            stall_s: after.stall_s - before.stall_s,
+            prefetch_issued: after.prefetch_issued - before.prefetch_issued,
+            prefetch_used: after.prefetch_used - before.prefetch_used,
+            prefetch_bytes: after.prefetch_bytes - before.prefetch_bytes,
+            prefetch_off_reason: self.read_ahead.off_reason().filter(|_| after.experts_total > 0),
         }
     }
 }

@@ -7,6 +7,7 @@ use drafthorse_runtime::Error;
 use drafthorse_runtime::api::{GenerateOptions, Generation, Progress as _};
 use drafthorse_runtime::config::Config;
 use drafthorse_runtime::engine::Engine;
+use drafthorse_runtime::telemetry;
 use drafthorse_runtime::tokenizer::{AddSpecial, StreamDecoder};
 
 use super::args::RunArgs;
@@ -20,6 +21,9 @@ pub fn run(args: &RunArgs) -> Result<(), Error> {
     let config = args.config()?;
     // Before minutes of loading: a prompt that is not there, a terminal that is none.
     let prompt = Prompt::find(args, &config)?;
+    // Before anything that counts is made.
+    let telemetry = (config.run.json || config.run.verbose).then(telemetry::install).transpose();
+    let telemetry = telemetry.map_err(|error| Error::Usage(error.to_string()))?;
     let mut session = Session::open(&config)?;
     match prompt {
         Prompt::Chat => chat::run(&mut session, &config),
@@ -29,9 +33,9 @@ pub fn run(args: &RunArgs) -> Result<(), Error> {
                 output::note(&format!("prompt    {text}"));
             }
             let tokens = encode(&session.engine, &config, &text)?;
-            complete(&mut session, &config, &tokens)
+            complete(&mut session, &config, (&tokens, telemetry))
         }
-        Prompt::Tokens(tokens) => complete(&mut session, &config, &tokens),
+        Prompt::Tokens(tokens) => complete(&mut session, &config, (&tokens, telemetry)),
     }
 }
 
@@ -44,15 +48,23 @@ fn encode(engine: &Engine, config: &Config, text: &str) -> Result<Vec<TokenId>, 
 }
 
 /// One prompt, one answer.
-fn complete(session: &mut Session, config: &Config, prompt: &[TokenId]) -> Result<(), Error> {
+fn complete(
+    session: &mut Session,
+    config: &Config,
+    (prompt, telemetry): (&[TokenId], Option<telemetry::Handle>),
+) -> Result<(), Error> {
     let mut writer = TextWriter::new(&session.engine, !config.run.json);
     let generation = answer(session, &config.generate_options(), prompt, &mut writer)?;
+    let metrics = telemetry.map(|handle| handle.snapshot());
     if config.run.json {
-        return output::print_json(&RunReport::new(&generation, &writer.text));
+        return output::print_json(&RunReport::new(&generation, &writer.text, metrics.as_ref()));
     }
     output::print("\n")?;
     if config.run.stats {
         output::note(&stats::block(&generation));
+    }
+    if let Some(metrics) = metrics {
+        output::note(&telemetry::format_block(&metrics));
     }
     Ok(())
 }

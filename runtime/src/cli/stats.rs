@@ -2,6 +2,7 @@
 
 use drafthorse_draft::TokenId;
 use drafthorse_runtime::api::{Attribution, FinishReason, Generation, Memory, Offload, Speculation, Timings};
+use drafthorse_runtime::telemetry::Snapshot;
 use drafthorse_runtime::units::format_bytes;
 use serde::Serialize;
 
@@ -18,11 +19,18 @@ pub struct RunReport<'a> {
     speculation: &'a Speculation,
     offload: &'a Offload,
     memory: &'a Memory,
+    /// Everything counted through the `metrics` facade since the start, loading included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metrics: Option<&'a Snapshot>,
 }
 
 impl<'a> RunReport<'a> {
     /// The report of a generation and its text.
-    pub fn new(generation: &'a Generation, text: &'a str) -> RunReport<'a> {
+    pub fn new(
+        generation: &'a Generation,
+        text: &'a str,
+        metrics: Option<&'a Snapshot>,
+    ) -> RunReport<'a> {
         RunReport {
             text,
             tokens: &generation.tokens,
@@ -34,6 +42,7 @@ impl<'a> RunReport<'a> {
             speculation: &generation.speculation,
             offload: &generation.offload,
             memory: &generation.memory,
+            metrics,
         }
     }
 }
@@ -165,13 +174,13 @@ mod tests {
 
     #[test]
     fn the_json_object_has_the_names_of_the_design_in_order() {
-        let report = serde_json::to_value(RunReport::new(&generation(), "hi")).unwrap();
+        let report = serde_json::to_value(RunReport::new(&generation(), "hi", Some(&Snapshot::default()))).unwrap();
         let keys = |value: &serde_json::Value| {
             value.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ")
         };
         assert_eq!(
             keys(&report),
-            "text tokens prompt_tokens generated finish_reason timings attribution speculation offload memory"
+            "text tokens prompt_tokens generated finish_reason timings attribution speculation offload memory metrics"
         );
         assert_eq!(keys(&report["timings"]), "load_s prefill_s decode_s prefill_tps decode_tps");
         assert_eq!(
@@ -209,7 +218,7 @@ mod tests {
         generation.speculation =
             Speculation { off_reason: Some("no draft was given".to_owned()), ..Speculation::default() };
         let text = block(&generation);
-        assert!(!text.contains("experts") && !text.contains("disk"), "{text}");
+        assert!(!text.contains("experts   ") && !text.contains("disk      "), "{text}");
         assert!(text.contains("draft     off: no draft was given"), "{text}");
     }
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use drafthorse_draft::{LogitRows, TokenId};
 
-use super::{Engine, offload_report};
+use super::Engine;
 use crate::api::{Attribution, Memory, Offload, Progress};
 use crate::{Error, host};
 
@@ -48,20 +48,21 @@ impl Engine {
         progress.begin("decode", ids.len() as u64);
         let started = Instant::now();
         let outcome = ids.iter().try_for_each(|&id| {
-            self.target.pass(&[id], LogitRows::Last, &mut self.logits)?;
+            self.decode_pass(&[id], LogitRows::Last)?;
             progress.advance(1);
             self.record_routes(1)
         });
         let seconds = started.elapsed().as_secs_f64();
         progress.end();
         self.reset();
+        self.end_reading_ahead();
         self.end_recording(outcome)?;
         Ok(Replay {
             tokens: ids.len(),
             seconds,
             next: likeliest(&self.logits),
             attribution: Attribution { spans: self.target.spans() - spent, wall_s: seconds },
-            offload: offload_report(before, self.cache_stats()),
+            offload: self.offload_report(before),
             memory: Memory {
                 budget_bytes: self.plan.budget_bytes,
                 planned_bytes: self.plan.planned_bytes,

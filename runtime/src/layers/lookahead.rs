@@ -15,7 +15,7 @@ use super::route::{Route, route};
 use super::scratch::{Scratch, sized};
 
 /// Ranks that are counted one by one; later ones are never asked for.
-pub const RANKS_MAX: usize = 16;
+pub const RANKS_MAX: usize = drafthorse_scheduler::PREFETCH_RANKS_MAX;
 /// Passes of more rows are prefill: its windows want most experts anyway.
 pub const ROWS_MAX: usize = 16;
 

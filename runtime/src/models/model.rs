@@ -169,6 +169,11 @@ impl Model {
         self.lookahead.counts()
     }
 
+    /// Layers with routed experts.
+    pub fn moe_layers(&self) -> usize {
+        self.experts.as_ref().map_or(0, |experts| experts.index().layers())
+    }
+
     /// Forgets every resident expert (cold-cache measurements).
     ///
     /// # Errors

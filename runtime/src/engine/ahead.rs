@@ -1,0 +1,94 @@
+//! Reading ahead in the engine: the scheduler's plan goes to the model, what the pass measured comes back.
+//!
+//! Owns the bookkeeping between two readings of the cache's counters. It must not know how plans are
+//! made or predictions come about.
+
+use std::time::Instant;
+
+use drafthorse_draft::{LogitRows, TokenId};
+use drafthorse_offload::{CacheStats, ExpertCache};
+use drafthorse_scheduler::{
+    PREFETCH_RANKS_MAX, PrefetchController, PrefetchMode, PrefetchOutcome, RankOutcome,
+};
+
+use super::Engine;
+use crate::Error;
+use crate::models::{Model, PassError};
+
+/// The scheduler's half of reading ahead, or why there is none.
+pub(super) struct ReadAhead {
+    controller: PrefetchController,
+    impossible: Option<String>,
+}
+
+impl ReadAhead {
+    /// For a loaded target.
+    pub(super) fn new(mode: PrefetchMode, target: &Model) -> ReadAhead {
+        let residency = target.residency();
+        let slots = residency.map_or(0, |residency| residency.slots);
+        let layers = target.moe_layers();
+        let impossible = (layers > 0 && !ExpertCache::can_prefetch(slots))
+            .then(|| format!("{slots} slots are too few to keep some for predictions"));
+        let mode = if layers == 0 || impossible.is_some() { PrefetchMode::Off } else { mode };
+        ReadAhead { controller: PrefetchController::new(mode, layers), impossible }
+    }
+
+    /// One line on why nothing is read ahead.
+    pub(super) fn off_reason(&self) -> Option<String> {
+        self.impossible.clone().or_else(|| self.controller.off_reason())
+    }
+}
+
+impl Engine {
+    /// A pass of the target over a decoding step's rows, read ahead for as planned.
+    pub(super) fn decode_pass(&mut self, rows: &[TokenId], which: LogitRows) -> Result<(), PassError> {
+        let plan = self.read_ahead.controller.plan();
+        self.target.set_prefetch(if plan.enabled { plan.ranks } else { 0 });
+        let (before, ranks) = (self.cache_stats(), *self.target.prediction_counts());
+        let started = Instant::now();
+        self.target.pass(rows, which, &mut self.logits)?;
+        let seconds = started.elapsed().as_secs_f64();
+        let after = self.cache_stats();
+        let mut by_rank = [RankOutcome::default(); PREFETCH_RANKS_MAX];
+        for (rank, (now, then)) in self.target.prediction_counts().iter().zip(&ranks).enumerate() {
+            let (predicted, right) = (now.predicted - then.predicted, now.right - then.right);
+            by_rank[rank] = RankOutcome { predicted, right };
+        }
+        self.read_ahead.controller.observe(&PrefetchOutcome {
+            rows: rows.len(),
+            seconds,
+            by_rank,
+            ..between(&before, &after)
+        });
+        Ok(())
+    }
+
+    /// As `step` and `replay_ids` end: nothing is predicted for passes that are not decoding.
+    pub(super) fn end_reading_ahead(&mut self) {
+        self.target.set_prefetch(0);
+    }
+}
+
+fn between(before: &CacheStats, after: &CacheStats) -> PrefetchOutcome {
+    PrefetchOutcome {
+        io_busy_s: after.io_busy_s - before.io_busy_s,
+        reads: after.experts_read - before.experts_read,
+        misses: after.misses - before.misses,
+        issued: after.prefetch_issued - before.prefetch_issued,
+        used: after.prefetch_used - before.prefetch_used,
+        ..PrefetchOutcome::default()
+    }
+}
+
+impl From<PassError> for Error {
+    fn from(error: PassError) -> Error {
+        match error {
+            PassError::Experts(error) => Error::Offload(error),
+            PassError::Embedding(error) => Error::Load(error),
+            PassError::Token { token, vocab } => Error::TokenOutOfVocabulary { token, vocab },
+            PassError::Context { rows, len, context_len } => {
+                Error::PromptTooLong { prompt: len + rows, context: context_len }
+            }
+        }
+    }
+}
