@@ -16,6 +16,8 @@ use super::float::{dot_bf16_bytes, dot_f16_bytes, dot_f32_bytes};
 use super::format::{Format, Side, blocks};
 use super::pool::{Pool, SharedOut};
 use super::quantize::quantize;
+#[cfg(target_arch = "x86_64")]
+use super::rows::{self, ROWS_MAX, RowDots};
 
 /// Multiply-adds below which waking other threads costs more than it saves.
 pub(super) const PARALLEL_MIN_MACS: usize = 128 * 1024;
@@ -179,11 +181,23 @@ impl Columns<'_> {
                 Format::Q4_1 => self.each(|row, m| dot::<BlockQ4_1>(row, &x.q8_1, m, cols), store),
                 Format::Q5_0 => self.each(|row, m| dot::<BlockQ5_0>(row, &x.q8_0, m, cols), store),
                 Format::Q5_1 => self.each(|row, m| dot::<BlockQ5_1>(row, &x.q8_1, m, cols), store),
+                #[cfg(target_arch = "x86_64")]
+                Format::Q8_0 if rows::are_supported() => {
+                    self.in_groups(rows::Q8_0::new(prepared(&x.q8_0), cols / BlockQ8_0::BLCK_SIZE), store)
+                }
                 Format::Q8_0 => self.each(|row, m| dot::<BlockQ8_0>(row, &x.q8_0, m, cols), store),
                 Format::Q2K => self.each(|row, m| dot::<BlockQ2K>(row, &x.q8k, m, cols), store),
                 Format::Q3K => self.each(|row, m| dot::<BlockQ3K>(row, &x.q8k, m, cols), store),
+                #[cfg(target_arch = "x86_64")]
+                Format::Q4K if rows::are_supported() => {
+                    self.in_groups(rows::Q4K::new(prepared(&x.q8k), cols / BlockQ8K::BLCK_SIZE), store)
+                }
                 Format::Q4K => self.each(|row, m| dot::<BlockQ4K>(row, &x.q8k, m, cols), store),
                 Format::Q5K => self.each(|row, m| dot::<BlockQ5K>(row, &x.q8k, m, cols), store),
+                #[cfg(target_arch = "x86_64")]
+                Format::Q6K if rows::are_supported() => {
+                    self.in_groups(rows::Q6K::new(prepared(&x.q8k), cols / BlockQ8K::BLCK_SIZE), store)
+                }
                 Format::Q6K => self.each(|row, m| dot::<BlockQ6K>(row, &x.q8k, m, cols), store),
             }
         }
@@ -195,23 +209,80 @@ impl Columns<'_> {
     /// As there.
     #[inline(always)]
     unsafe fn each(self, dot: impl Fn(&[u8], usize) -> f32, store: impl Fn(&mut f32, f32)) {
-        let count = self.rows.map_or_else(|| self.x.rows(), <[u32]>::len);
-        for n in self.range {
+        for n in self.range.clone() {
             let row = self.w.row(n);
-            for i in 0..count {
-                let m = self.rows.map_or(i, |rows| rows[i] as usize);
+            for i in 0..self.count() {
                 // SAFETY: column n is in our range.
-                store(unsafe { self.out.at(i * self.w.rows + n) }, dot(row, m));
+                store(unsafe { self.out.at(i * self.w.rows + n) }, dot(row, self.source(i)));
             }
         }
+    }
+
+    /// As [`Columns::each`], several rows at a time.
+    ///
+    /// # Safety
+    /// As there.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn in_groups(self, dots: impl RowDots, store: impl Fn(&mut f32, f32)) {
+        let count = self.count();
+        for n in self.range.clone() {
+            let mut i = 0;
+            // SAFETY: column n is in our range.
+            unsafe {
+                while count - i >= ROWS_MAX {
+                    i = self.group::<ROWS_MAX>(n, i, &dots, &store);
+                }
+                if count - i >= 2 {
+                    i = self.group::<2>(n, i, &dots, &store);
+                }
+                if count > i {
+                    self.group::<1>(n, i, &dots, &store);
+                }
+            }
+        }
+    }
+
+    /// Rows `i..i + R` of column `n`; returns the row after them.
+    ///
+    /// # Safety
+    /// As [`Columns::fill`].
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn group<const R: usize>(
+        &self,
+        n: usize,
+        i: usize,
+        dots: &impl RowDots,
+        store: &impl Fn(&mut f32, f32),
+    ) -> usize {
+        let values = dots.dots::<R>(self.w.row(n), std::array::from_fn(|r| self.source(i + r)));
+        for (r, value) in values.into_iter().enumerate() {
+            // SAFETY: the caller's column.
+            store(unsafe { self.out.at((i + r) * self.w.rows + n) }, value);
+        }
+        i + R
+    }
+
+    /// Rows of the output.
+    fn count(&self) -> usize {
+        self.rows.map_or_else(|| self.x.rows(), <[u32]>::len)
+    }
+
+    /// The row of `x` behind output row `i`.
+    #[inline(always)]
+    fn source(&self, i: usize) -> usize {
+        self.rows.map_or(i, |rows| rows[i] as usize)
     }
 }
 
 /// One weight row times activation row `m` of the quantized input.
 fn dot<T: GgmlType>(row: &[u8], x: &OnceLock<Vec<T::VecDotType>>, m: usize, cols: usize) -> f32 {
-    let x = x.get().expect("invariant: the input was prepared for this format");
     let per_row = cols / T::BLCK_SIZE;
-    T::vec_dot(cols, blocks::<T>(row), &x[m * per_row..(m + 1) * per_row])
+    T::vec_dot(cols, blocks::<T>(row), &prepared(x)[m * per_row..(m + 1) * per_row])
+}
+
+fn prepared<T>(x: &OnceLock<Vec<T>>) -> &[T] {
+    x.get().expect("invariant: the input was prepared for this format")
 }
 
 #[cfg(test)]

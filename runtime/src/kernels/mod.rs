@@ -6,8 +6,8 @@
 //! Row invariance (DESIGN I2, ALGORITHMS.md H.6): an output value is one dot product over one
 //! weight row and one activation row, in one fixed order, whatever the number of rows, threads or
 //! chunks around it. Block formats come from `candle_core::quantized::k_quants` (block layouts,
-//! activation quantizers and integer dots on raw GGUF bytes: no copy, no repacking); float rows,
-//! faster twins of two quantizers and everything around the dots are ours.
+//! activation quantizers and integer dots on raw GGUF bytes: no copy, no repacking). Float rows are ours,
+//! and for the commonest formats twins of candle's code with the same bits (`quantize`, `rows`).
 
 mod attend;
 mod experts;
@@ -16,6 +16,8 @@ mod format;
 mod matmul;
 mod pool;
 mod quantize;
+#[cfg(target_arch = "x86_64")]
+mod rows;
 mod vector;
 
 pub use attend::{KvView, attend};

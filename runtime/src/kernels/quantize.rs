@@ -47,33 +47,58 @@ pub(super) fn quantize<T: Quantized>(values: &[f32]) -> Vec<T> {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod avx2 {
-    //! Plain loops over arrays of lanes, which the compiler turns into vector code.
+pub(super) mod twin {
+    //! candle's blocks with their fields in reach. The layouts are ggml's, and fixed; a test compares
+    //! every field through them.
 
     use candle_core::quantized::k_quants::{BlockQ8_0, BlockQ8K};
     use half::f16;
 
-    const LANES: usize = 16;
-
     /// [`BlockQ8_0`] with its fields in reach (ggml's `block_q8_0`).
     #[repr(C)]
-    struct Q8_0 {
-        d: f16,
-        qs: [i8; 32],
+    pub(in super::super) struct Q8_0 {
+        pub(in super::super) d: f16,
+        pub(in super::super) qs: [i8; 32],
     }
 
     /// [`BlockQ8K`] with its fields in reach (ggml's `block_q8_K`).
     #[repr(C)]
-    struct Q8K {
-        d: f32,
-        qs: [i8; 256],
-        sums: [i16; 16],
+    pub(in super::super) struct Q8K {
+        pub(in super::super) d: f32,
+        pub(in super::super) qs: [i8; 256],
+        pub(in super::super) sums: [i16; 16],
     }
 
     const _: () = assert!(size_of::<Q8_0>() == size_of::<BlockQ8_0>());
     const _: () = assert!(align_of::<Q8_0>() == align_of::<BlockQ8_0>());
     const _: () = assert!(size_of::<Q8K>() == size_of::<BlockQ8K>());
     const _: () = assert!(align_of::<Q8K>() == align_of::<BlockQ8K>());
+
+    /// Reads blocks as their twins.
+    #[inline(always)]
+    pub(in super::super) fn q8_0(blocks: &[BlockQ8_0]) -> &[Q8_0] {
+        // SAFETY: both are `repr(C)` with the same fields in the same order, of plain numbers.
+        unsafe { std::slice::from_raw_parts(blocks.as_ptr().cast::<Q8_0>(), blocks.len()) }
+    }
+
+    /// Reads blocks as their twins.
+    #[inline(always)]
+    pub(in super::super) fn q8k(blocks: &[BlockQ8K]) -> &[Q8K] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts(blocks.as_ptr().cast::<Q8K>(), blocks.len()) }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    //! Plain loops over arrays of lanes, which the compiler turns into vector code.
+
+    use candle_core::quantized::k_quants::{BlockQ8_0, BlockQ8K};
+    use half::f16;
+
+    use super::twin::{Q8_0, Q8K};
+
+    const LANES: usize = 16;
 
     #[target_feature(enable = "avx2")]
     pub(super) fn q8_0(values: &[f32], out: &mut [BlockQ8_0]) {
