@@ -46,7 +46,7 @@ pub struct ExpertCache {
     io: IoQueue,
     wanted: Wanted,
     verified: Vec<u8>, // by flat expert: a bit for each part whose checksum has been compared
-    ring: usize, // slots kept for predictions; 0 while nobody predicts
+    ring: usize,       // slots kept for predictions; 0 while nobody predicts
     stats: CacheStats,
     recent: Recent,
     meters: Meters,
@@ -537,4 +537,3 @@ impl ExpertCache {
 fn ring_slots(slots: usize) -> usize {
     (slots / SLOTS_PER_RING_SLOT).min(RING_MAX)
 }
-

@@ -63,7 +63,7 @@ pub struct ExpertIndex {
     experts_total: usize,
     bytes_total: u64,
     checksums: Option<Vec<Vec<[u64; PARTS]>>>, // as `layers`; None where the file states none
-    files: Vec<PathBuf>, // to name in a mismatch; empty without checksums
+    files: Vec<PathBuf>,                       // to name in a mismatch; empty without checksums
 }
 
 impl ExpertIndex {
@@ -263,7 +263,8 @@ mod tests {
         let index = || ExpertIndex::new(vec![vec![[part; 3]; 2], vec![[part; 3]]]).unwrap();
         let id = |layer, expert| ExpertId { layer, expert };
         assert_eq!(index().checksum(id(0, 0), 0), None);
-        let summed = index().with_checksums(Vec::new(), vec![vec![[1, 2, 3], [4, 5, 6]], vec![[7, 8, 9]]]).unwrap();
+        let summed =
+            index().with_checksums(Vec::new(), vec![vec![[1, 2, 3], [4, 5, 6]], vec![[7, 8, 9]]]).unwrap();
         assert_eq!(summed.checksum(id(0, 1), 2), Some(6));
         assert_eq!(summed.checksum(id(1, 0), 0), Some(7));
         for (id, part) in [(id(0, 0), 3), (id(0, 2), 0), (id(1, 1), 0), (id(2, 0), 0)] {

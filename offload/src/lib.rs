@@ -30,11 +30,9 @@ pub use checksum::{CHECKSUM_NAME, Checksummer, checksum};
 pub use error::OffloadError;
 pub use gating::{GatingStats, HalfLife};
 pub use index::{ExpertIndex, Extent, PARTS, Widened};
-pub use policy::{POLICIES, Policy, PolicyConfig, PolicyKind};
-pub use reader::{
-    Completion, READERS, Read, ReadError, Reader, ReaderKind, ReaderOptions, open_reader,
-};
 pub use lease::{Arrival, Lease, Piece};
+pub use policy::{POLICIES, Policy, PolicyConfig, PolicyKind};
+pub use reader::{Completion, READERS, Read, ReadError, Reader, ReaderKind, ReaderOptions, open_reader};
 pub use stats::{CacheStats, RECENT_PASSES, Residency};
 pub use trace::{Trace, TraceHeader, TraceRecorder};
 

@@ -54,7 +54,16 @@ pub(crate) struct Issued {
 impl IoQueue {
     pub(crate) fn new(reader: Box<dyn Reader>) -> IoQueue {
         let (predictions, warm_up, in_flight) = (VecDeque::new(), VecDeque::new(), HashMap::new());
-        IoQueue { reader, predictions, warm_up, in_flight, demand: 0, issued: Issued::default(), busy_since: None, busy_s: 0.0 }
+        IoQueue {
+            reader,
+            predictions,
+            warm_up,
+            in_flight,
+            demand: 0,
+            issued: Issued::default(),
+            busy_since: None,
+            busy_s: 0.0,
+        }
     }
 
     pub(crate) fn reader_name(&self) -> &'static str {

@@ -28,8 +28,8 @@ struct Slot {
     state: State,
     parts: [Part; PARTS],
     lease: u64,
-    told: u8,     // pieces announced to the lease that pins it
-    spared: u64,  // on probation: not given up before this lease
+    told: u8,    // pieces announced to the lease that pins it
+    spared: u64, // on probation: not given up before this lease
 }
 
 struct Part {
@@ -40,10 +40,22 @@ struct Part {
 
 enum State {
     Free,
-    Loading { id: ExpertId, flat: usize, left: usize, failure: Option<OffloadError>, is_probation: bool },
-    Resident { id: ExpertId, flat: usize, is_probation: bool },
+    Loading {
+        id: ExpertId,
+        flat: usize,
+        left: usize,
+        failure: Option<OffloadError>,
+        is_probation: bool,
+    },
+    Resident {
+        id: ExpertId,
+        flat: usize,
+        is_probation: bool,
+    },
     /// A load that was called off; its buffers are still to come back.
-    Draining { left: usize },
+    Draining {
+        left: usize,
+    },
 }
 
 /// What the return of one part's buffer meant.
@@ -58,11 +70,7 @@ pub(crate) enum Outcome {
 
 impl SlotTable {
     /// Maps the arena, makes it resident on `threads` threads and carves it into `slots` free slots.
-    pub(crate) fn new(
-        index: &ExpertIndex,
-        slots: usize,
-        threads: usize,
-    ) -> Result<SlotTable, OffloadError> {
+    pub(crate) fn new(index: &ExpertIndex, slots: usize, threads: usize) -> Result<SlotTable, OffloadError> {
         let mut arena = Arena::new(slots, index.slot_bytes())?;
         arena.populate(threads);
         let mut part = |len| {

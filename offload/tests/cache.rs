@@ -60,7 +60,8 @@ fn down_is_announced_after_gate_and_up_whatever_the_disk_does() {
     let (mut cache, faults) = patient_cache(&bank, 6);
     faults.add(fault(&bank, 0, 3, 0, FaultKind::Delay { reads: 50 }));
     let mut lease = cache.acquire(0, &[3], &[1]).unwrap();
-    let (inner, down) = (Arrival { expert: 3, piece: Piece::Inner }, Arrival { expert: 3, piece: Piece::Down });
+    let (inner, down) =
+        (Arrival { expert: 3, piece: Piece::Inner }, Arrival { expert: 3, piece: Piece::Down });
     assert_eq!(lease.arrivals(true).unwrap(), [inner, down]);
 }
 

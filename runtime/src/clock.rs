@@ -125,7 +125,9 @@ mod tests {
     fn every_moment_between_laps_belongs_to_exactly_one_phase() {
         let began = Instant::now();
         let mut clock = Clock::new();
-        for phase in [Phase::Draft, Phase::Dense, Phase::Router, Phase::Experts, Phase::Stall, Phase::Sampling] {
+        for phase in
+            [Phase::Draft, Phase::Dense, Phase::Router, Phase::Experts, Phase::Stall, Phase::Sampling]
+        {
             std::thread::sleep(std::time::Duration::from_millis(1));
             clock.lap(phase);
         }

@@ -17,16 +17,17 @@ use drafthorse_offload::{CacheStats, Residency};
 use drafthorse_scheduler::{Controller, ControllerConfig, MemoryPlan, StepOutcome};
 
 use crate::api::{
-    Attribution, EngineOptions, FinishReason, GenerateOptions, Generation, Memory, Offload, Progress, Speculation, Timings,
+    Attribution, EngineOptions, FinishReason, GenerateOptions, Generation, Memory, Offload, Progress,
+    Speculation, Timings,
 };
 use crate::clock::{Phase, Spans};
 use crate::models::Model;
 use crate::open::{drafter, logit_rows, prepare};
 use crate::recorder::Recording;
 use crate::sequence::Sequence;
-use ahead::ReadAhead;
 use crate::tokenizer::{AddSpecial, Tokenizer};
 use crate::{Error, host};
+use ahead::ReadAhead;
 
 pub use forced::{Replay, ids_hash, parse_ids};
 

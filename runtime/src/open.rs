@@ -87,9 +87,8 @@ impl Opened {
 
     fn scratch_bytes(&self, logit_rows: u64) -> u64 {
         let streamed = self.blueprint.streamed_embedding.as_ref();
-        let embedding = streamed.map_or(0, |info| {
-            StreamedTable::bytes(info.bytes as usize / self.blueprint.spec.vocab)
-        });
+        let embedding =
+            streamed.map_or(0, |info| StreamedTable::bytes(info.bytes as usize / self.blueprint.spec.vocab));
         self.options.scratch(&self.blueprint).bytes() + self.logits_bytes(logit_rows) + embedding
     }
 

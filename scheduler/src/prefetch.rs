@@ -31,7 +31,7 @@ const PAIRS_MAX: usize = 8;
 /// Experts missing in a step below which there is nothing to read ahead.
 const WANTED_MIN: f64 = 0.05;
 /// Steps before the first comparison: the cache fills.
-const WARM_UP: u64 = 32;
+const WARM_UP: u64 = 8;
 /// Steps from one comparison to the next: the least, the most, and after a change of the text.
 const GAP_MIN: u64 = 256;
 const GAP_MAX: u64 = 4096;

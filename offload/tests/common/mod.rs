@@ -60,7 +60,8 @@ impl Bank {
 
     pub fn cache(&self, slots: usize, kind: PolicyKind, reader: Box<dyn Reader>) -> ExpertCache {
         let policy = kind.build(&PolicyConfig::new(&self.index, slots, 2));
-        ExpertCache::new(CacheConfig { index: self.index.clone(), slots, policy, reader, threads: 1 }).unwrap()
+        ExpertCache::new(CacheConfig { index: self.index.clone(), slots, policy, reader, threads: 1 })
+            .unwrap()
     }
 }
 

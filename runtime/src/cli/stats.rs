@@ -26,11 +26,7 @@ pub struct RunReport<'a> {
 
 impl<'a> RunReport<'a> {
     /// The report of a generation and its text.
-    pub fn new(
-        generation: &'a Generation,
-        text: &'a str,
-        metrics: Option<&'a Snapshot>,
-    ) -> RunReport<'a> {
+    pub fn new(generation: &'a Generation, text: &'a str, metrics: Option<&'a Snapshot>) -> RunReport<'a> {
         RunReport {
             text,
             tokens: &generation.tokens,
@@ -174,7 +170,8 @@ mod tests {
 
     #[test]
     fn the_json_object_has_the_names_of_the_design_in_order() {
-        let report = serde_json::to_value(RunReport::new(&generation(), "hi", Some(&Snapshot::default()))).unwrap();
+        let report =
+            serde_json::to_value(RunReport::new(&generation(), "hi", Some(&Snapshot::default()))).unwrap();
         let keys = |value: &serde_json::Value| {
             value.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ")
         };

@@ -8,7 +8,9 @@ use drafthorse_draft::{NgramConfig, SamplerConfig};
 use drafthorse_offload::ReaderOptions;
 use drafthorse_scheduler::{DraftLen, PrefetchMode};
 
-use super::{Auto, Config, ConfigError, DEMO_TOML, DraftChoice, Layer, ModelChoice, PrefetchChoice, Settings};
+use super::{
+    Auto, Config, ConfigError, DEMO_TOML, DraftChoice, Layer, ModelChoice, PrefetchChoice, Settings,
+};
 use crate::api::{DraftSource, EngineOptions, ExpertGroups, GenerateOptions};
 
 /// The demo pair's target.

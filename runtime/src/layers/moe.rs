@@ -132,11 +132,12 @@ impl MoeLayer<'_> {
 /// Adds the weighted outputs in router order to what `scratch.branch` holds (the shared expert's).
 fn combine(plan: &WindowPlan, routes: &[Route], used: usize, width: usize, scratch: &mut Scratch) {
     let routed = &scratch.routed[..routes.len() * width];
-    let rows = scratch.branch[..routes.len() / used * width].chunks_mut(width);
-    for (row, out) in rows.enumerate() {
-        for pick in row * used..(row + 1) * used {
-            let place = plan.place[pick] as usize;
-            add_scaled(&routed[place * width..(place + 1) * width], routes[pick].weight, out);
+    let rows = scratch.branch.chunks_mut(width);
+    let picks = routes.chunks(used).zip(plan.place.chunks(used));
+    for (out, (routes, places)) in rows.zip(picks) {
+        for (route, place) in routes.iter().zip(places) {
+            let place = *place as usize;
+            add_scaled(&routed[place * width..(place + 1) * width], route.weight, out);
         }
     }
 }

@@ -141,11 +141,7 @@ impl ScratchPlan {
     pub fn allocate(&self) -> Scratch {
         let mut scratch = Scratch::default();
         let rows = self.rows;
-        for buffer in [
-            &mut scratch.residual,
-            &mut scratch.normed,
-            &mut scratch.branch,
-        ] {
+        for buffer in [&mut scratch.residual, &mut scratch.normed, &mut scratch.branch] {
             sized(buffer, rows * self.width);
         }
         sized(&mut scratch.q_low, rows * self.q_low);

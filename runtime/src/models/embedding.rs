@@ -109,12 +109,7 @@ impl Embedding {
     ///
     /// # Errors
     /// A row that could not be read, naming the tensor.
-    pub fn rows(
-        &mut self,
-        dense: &DenseStore,
-        tokens: &[TokenId],
-        out: &mut [f32],
-    ) -> Result<(), LoadError> {
+    pub fn rows(&mut self, dense: &DenseStore, tokens: &[TokenId], out: &mut [f32]) -> Result<(), LoadError> {
         match self {
             Embedding::Resident(matrix) => {
                 let table = dense.matrix(matrix);

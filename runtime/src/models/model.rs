@@ -12,7 +12,8 @@ use crate::clock::{Clock, Phase, Spans};
 use crate::kernels::{Input, Pool, add_scaled, matmul, rms_norm};
 use crate::kv::KvCache;
 use crate::layers::{
-    Lookahead, MoeLayer, Pass, RANKS_MAX, RankCount, Rope, RouteSink, Scratch, ScratchPlan, Target, feed_forward, sized,
+    Lookahead, MoeLayer, Pass, RANKS_MAX, RankCount, Rope, RouteSink, Scratch, ScratchPlan, Target,
+    feed_forward, sized,
 };
 
 use super::assemble::{Block, Blueprint, Ffn};
