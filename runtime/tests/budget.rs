@@ -196,6 +196,7 @@ fn the_measured_peak_stays_under_every_budget_and_the_text_does_not_change() {
     for more in [
         &[][..],
         &["--draft", "ngram", "--draft-len", "8", "--policy", "lru"],
+        &["--reader", "pread", "--io-threads", "8", "--prefetch", "on"],
         &["--draft", coarse.to_str().unwrap(), "--draft-len", "4"],
     ] {
         let tightest = tightest(&model, more);
@@ -259,7 +260,12 @@ impl Drop for Cgroup {
 fn a_cgroup_of_exactly_the_budget_does_not_kill_it() {
     let folder = tempfile::tempdir().unwrap();
     let model = large(&folder);
-    for more in [&[][..], &["--draft", "ngram", "--draft-len", "8"]] {
+    for more in [
+        &[][..],
+        &["--draft", "ngram", "--draft-len", "8"],
+        &["--reader", "pread", "--prefetch", "on"],
+        &["--queue-depth", "64", "--prefetch", "on"],
+    ] {
         let budget = tightest(&model, more);
         let free = report(&run(&command(&model, budget, more)));
         let Some(group) = Cgroup::new("drafthorse-test", budget) else { return };

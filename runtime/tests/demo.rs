@@ -31,14 +31,19 @@ fn run_for(tokens: &str, arguments: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// The smallest budget in whole MiB that holds a quarter of the experts beside the draft.
+/// The smallest budget in whole MiB that holds a quarter of the experts beside the draft: what the
+/// refusal of a smaller one says would do.
 fn quarter_budget() -> String {
-    let draft = local("demo/draft.gguf");
-    let slots = QUARTER.to_string();
-    let arguments = ["--memory", "1GiB", "--draft", draft.to_str().unwrap(), "--slots", &slots];
-    let planned = run_for("1", &arguments)["memory"]["planned_bytes"].as_u64().unwrap();
-    // Half a slot more: what the process needs before planning varies by some KiB from run to run.
-    format!("{}", planned + 256 * 1024)
+    let output = Command::new(env!("CARGO_BIN_EXE_drafthorse"))
+        .arg("run")
+        .arg(local("demo/target.gguf"))
+        .args(["-p", "x", "--context", "256", "--threads", "2", "--memory", "4MiB"])
+        .args(["--draft", local("demo/draft.gguf").to_str().unwrap(), "--slots", &QUARTER.to_string()])
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    let (_, budget) = stderr.split_once("would do: ").expect("a refusal names a budget");
+    budget.trim().to_owned()
 }
 
 #[test]
@@ -87,7 +92,7 @@ fn peak_memory_stays_under_a_budget_that_holds_a_quarter_of_the_experts() {
         (memory["peak_rss_bytes"].as_u64().unwrap(), memory["budget_bytes"].as_u64().unwrap());
     assert!(peak <= limit, "{memory}");
     let slots = report["offload"]["slots"].as_u64().unwrap();
-    assert!((28..=40).contains(&slots), "about a quarter of the experts fits: {slots}");
+    assert!((QUARTER as u64..=48).contains(&slots), "about a quarter of the experts fits: {slots}");
     assert!(report["offload"]["bytes_read"].as_u64().unwrap() > 0);
 }
 

@@ -11,11 +11,12 @@ mod resolve;
 mod value;
 
 use drafthorse_offload::PolicyKind;
+use drafthorse_scheduler::PrefetchMode;
 use serde::Deserialize;
 
 pub use error::ConfigError;
 pub use layer::{Layer, Settings};
-pub use value::{Auto, DraftChoice, ModelChoice, OptionalPath, PrefetchChoice, ReaderName};
+pub use value::{Auto, DraftChoice, ModelChoice, OptionalPath, ReaderName};
 
 use crate::units::ByteSize;
 
@@ -100,7 +101,7 @@ pub struct OffloadSection {
     pub reader: ReaderName,
     pub io_threads: usize,
     pub queue_depth: usize,
-    pub prefetch: PrefetchChoice,
+    pub prefetch: PrefetchMode,
     pub stats_file: OptionalPath,
     pub record_trace: OptionalPath,
 }

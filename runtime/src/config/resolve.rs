@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use drafthorse_draft::{NgramConfig, SamplerConfig};
 use drafthorse_offload::ReaderOptions;
-use drafthorse_scheduler::{DraftLen, PrefetchMode};
+use drafthorse_scheduler::DraftLen;
 
 use super::{
-    Auto, Config, ConfigError, DEMO_TOML, DraftChoice, Layer, ModelChoice, PrefetchChoice, Settings,
+    Auto, Config, ConfigError, DEMO_TOML, DraftChoice, Layer, ModelChoice, Settings,
 };
 use crate::api::{DraftSource, EngineOptions, ExpertGroups, GenerateOptions};
 
@@ -61,11 +61,7 @@ impl Config {
             slots: offload.slots.value(),
             reader: offload.reader.0,
             io: ReaderOptions { threads: offload.io_threads, depth: offload.queue_depth },
-            prefetch: match offload.prefetch {
-                PrefetchChoice::Auto => PrefetchMode::Auto,
-                PrefetchChoice::On => PrefetchMode::On,
-                PrefetchChoice::Off => PrefetchMode::Off,
-            },
+            prefetch: offload.prefetch,
             stats_file: offload.stats_file.0.clone(),
             expert_groups: self.expert_groups(),
             record_trace: offload.record_trace.0.clone(),

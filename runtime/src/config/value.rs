@@ -107,15 +107,3 @@ impl<'de> Deserialize<'de> for ReaderName {
         known.ok_or_else(|| D::Error::custom(format!("expected one of {}", names.join(", "))))
     }
 }
-
-/// When to read ahead of need.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PrefetchChoice {
-    /// While it measures as a gain.
-    Auto,
-    /// Always.
-    On,
-    /// Never.
-    Off,
-}
