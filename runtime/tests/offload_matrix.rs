@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use common::pairwise::pairwise;
 use common::{ask, bits, generate, local, logits_of, open, plain_options, tokens};
 use drafthorse_draft::TokenId;
-use drafthorse_offload::{POLICIES, PolicyKind, READERS, ReaderOptions, open_reader};
+use drafthorse_offload::{POLICIES, READERS, ReaderOptions, open_reader};
 use drafthorse_runtime::api::{DraftSource, EngineOptions, Silent};
 use drafthorse_runtime::engine::Engine;
 use drafthorse_runtime::pack::{PackOptions, pack};
@@ -111,20 +111,6 @@ fn text_and_logits_are_the_same_however_experts_are_read_kept_and_predicted() {
         }
     }
     assert!(misses > 0 && used > 0 && used <= issued, "{misses} misses, {used} of {issued} predictions used");
-}
-
-#[test]
-fn most_of_what_is_read_ahead_is_used() {
-    let world = World::new();
-    let options = EngineOptions {
-        prefetch: PrefetchMode::On,
-        slots: Some(64),
-        policy: PolicyKind::Gating,
-        ..world.options(&[0, 0, 0, 0, 0])
-    };
-    let report = generate(&mut open(&options), &tokens(9, 8), &ask(96, 0.8)).offload;
-    let (issued, used) = (report.prefetch_issued, report.prefetch_used);
-    assert!(issued > 0 && used * 2 > issued, "{used} of {issued}");
 }
 
 #[test]
