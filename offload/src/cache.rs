@@ -256,14 +256,17 @@ impl ExpertCache {
     /// Pins what of `experts` is there or on its way and notes the rest as pending. Returns hits and
     /// misses.
     fn join(&mut self, layer: u32, experts: &[u32]) -> Result<(usize, usize), OffloadError> {
-        let mut hits = 0;
+        let mut found = Vec::with_capacity(experts.len());
         for &expert in experts {
-            let slot = self.index.flat(ExpertId { layer, expert }).and_then(|flat| self.slots.find(flat));
-            let Some(slot) = slot else {
-                self.wanted.pending.push_back(expert);
-                continue;
-            };
-            self.slots.pin(slot);
+            match self.index.flat(ExpertId { layer, expert }).and_then(|flat| self.slots.find(flat)) {
+                Some(slot) => found.push((expert, slot)),
+                None => self.wanted.pending.push_back(expert),
+            }
+        }
+        // All are pinned before any prediction among them makes another expert leave.
+        found.iter().for_each(|(_, slot)| self.slots.pin(*slot));
+        let mut hits = 0;
+        for (expert, slot) in found {
             self.wanted.open += 1;
             if self.slots.is_probation(slot) {
                 self.promote(slot, ExpertId { layer, expert });
@@ -331,7 +334,7 @@ impl ExpertCache {
     /// Sees to it that a slot is free for an expert that is waited for, if one can be.
     fn make_room(&mut self, layer: u32) -> bool {
         while self.slots.main() + self.ring >= self.slots.len() {
-            if !self.evict_for(layer) {
+            if !self.drop_warm_up() && !self.evict_for(layer) {
                 break;
             }
         }
@@ -378,6 +381,13 @@ impl ExpertCache {
             }
         }
         false
+    }
+
+    /// Gives up the coldest expert of a warm-up that has not been read yet.
+    fn drop_warm_up(&mut self) -> bool {
+        let Some(slot) = self.io.last_warm_up() else { return false };
+        self.call_off(slot);
+        true
     }
 
     fn drop_stale_prediction(&mut self) -> bool {

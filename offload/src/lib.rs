@@ -20,6 +20,7 @@ mod lease;
 pub mod policy;
 mod queue;
 pub mod reader;
+mod replay;
 mod slots;
 mod stats;
 mod trace;
@@ -31,8 +32,9 @@ pub use error::OffloadError;
 pub use gating::{GatingStats, HalfLife};
 pub use index::{ExpertIndex, Extent, PARTS, Widened};
 pub use lease::{Arrival, Lease, Piece};
-pub use policy::{POLICIES, Policy, PolicyConfig, PolicyKind};
+pub use policy::{POLICIES, Policy, PolicyConfig, PolicyKind, WarmStats};
 pub use reader::{Completion, READERS, Read, ReadError, Reader, ReaderKind, ReaderOptions, open_reader};
+pub use replay::{Replay, Window, Workload};
 pub use stats::{CacheStats, RECENT_PASSES, Residency};
 pub use trace::{Trace, TraceHeader, TraceRecorder};
 

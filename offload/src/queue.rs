@@ -135,6 +135,11 @@ impl IoQueue {
         taken
     }
 
+    /// The warm-up load that would be read last.
+    pub(crate) fn last_warm_up(&self) -> Option<usize> {
+        self.warm_up.back().map(|read| load_of(read.tag))
+    }
+
     /// One finished read, if there is one.
     pub(crate) fn poll(&mut self) -> Result<Option<Completion>, OffloadError> {
         let done = self.reader.poll()?;

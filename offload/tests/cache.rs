@@ -359,6 +359,7 @@ struct Watched {
 #[derive(Default)]
 struct Model {
     resident: HashMap<ExpertId, bool>, // true: held by the current lease
+    wanted: Vec<ExpertId>,             // by the current lease
     slots: usize,
 }
 
@@ -369,14 +370,15 @@ impl Policy for Watched {
     fn observe(&mut self, layer: u32, experts: &[u32], counts: &[u32]) {
         self.real.observe(layer, experts, counts);
         let mut model = self.model.lock();
-        model.resident.iter_mut().for_each(|(id, held)| {
-            *held = id.layer == layer && experts.contains(&id.expert);
-        });
+        model.wanted = experts.iter().map(|&expert| ExpertId { layer, expert }).collect();
+        let Model { resident, wanted, .. } = &mut *model;
+        resident.iter_mut().for_each(|(id, held)| *held = wanted.contains(id));
     }
     fn insert(&mut self, id: ExpertId) {
         self.real.insert(id);
         let mut model = self.model.lock();
-        assert_eq!(model.resident.insert(id, true), None, "{id} loaded twice");
+        let is_wanted = model.wanted.contains(&id);
+        assert_eq!(model.resident.insert(id, is_wanted), None, "{id} loaded twice");
         assert!(model.resident.len() <= model.slots, "more experts than slots");
     }
     fn remove(&mut self, id: ExpertId) {
@@ -387,6 +389,9 @@ impl Policy for Watched {
         let victim = self.real.victim(layer, evictable)?;
         assert_eq!(self.model.lock().resident.get(&victim), Some(&false), "{victim} is held or gone");
         Some(victim)
+    }
+    fn warm_stats(&self) -> Option<WarmStats> {
+        self.real.warm_stats()
     }
 }
 

@@ -22,9 +22,10 @@ use crate::api::{
 };
 use crate::clock::{Phase, Spans};
 use crate::models::Model;
-use crate::open::{drafter, logit_rows, prepare};
+use crate::open::{CacheChoice, drafter, logit_rows, prepare};
 use crate::recorder::Recording;
 use crate::sequence::Sequence;
+use crate::stats_file::StatsFile;
 use crate::tokenizer::{AddSpecial, Tokenizer};
 use crate::{Error, host};
 use ahead::ReadAhead;
@@ -41,6 +42,7 @@ pub struct Engine {
     tokenizer: Option<Tokenizer>,
     plan: MemoryPlan,
     recording: Option<Recording>,
+    stats: Option<StatsFile>,
     read_ahead: ReadAhead,
     /// Tokens whose rows the target's cache holds.
     cached: Vec<TokenId>,
@@ -82,9 +84,9 @@ impl Engine {
         };
         let config = ControllerConfig { mode: options.draft_len, draft_len_max: options.draft_len_max };
         config.validate()?;
-        let policy = (options.policy, options.policy_half_life_rows);
-        let reader = (options.reader, &options.io);
-        let mut target = prepared.target.load(prepared.plan.slots, policy, reader, progress)?;
+        let (slots, stats) = (prepared.plan.slots, prepared.stats.as_ref());
+        let mut target =
+            prepared.target.load(CacheChoice { slots, stats, ..CacheChoice::of(options) }, progress)?;
         target.set_route_sink(recording.as_ref().map(Recording::sink));
         let drafter = drafter(options, prepared.draft, progress)?;
         Ok(Engine {
@@ -96,6 +98,7 @@ impl Engine {
             tokenizer: prepared.tokenizer,
             plan: prepared.plan,
             recording,
+            stats: prepared.stats,
             cached: Vec::new(),
             prefill_chunk: prepared.prefill_chunk,
             logit_rows: logit_rows(options),
@@ -200,6 +203,7 @@ impl Engine {
         self.target.truncate(self.cached.len());
         self.end_reading_ahead();
         let finish_reason = self.end_recording(outcome)?;
+        self.stats.as_ref().map_or(Ok(()), |stats| stats.save(&self.target))?;
         Ok(self.report(&sequence, tally, finish_reason, before))
     }
 

@@ -15,6 +15,7 @@ mod open;
 pub mod pack;
 mod recorder;
 mod sequence;
+mod stats_file;
 pub mod telemetry;
 pub mod tokenizer;
 pub mod units;

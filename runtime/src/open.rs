@@ -10,7 +10,10 @@ use drafthorse_scheduler::{DraftLen, MemoryPlan, Needs};
 
 use crate::api::{DraftSource, EngineOptions, Progress};
 use crate::gguf::{Gguf, Strings, quoted};
-use crate::models::{Blueprint, LoadError, Model, ModelOptions, Overrides, Readers, StreamedTable};
+use crate::models::{
+    Blueprint, ExpertsChoice, LoadError, Model, ModelOptions, Overrides, Readers, StreamedTable,
+};
+use crate::stats_file::StatsFile;
 use crate::tokenizer::Tokenizer;
 use crate::units::format_bytes;
 use crate::{Error, host};
@@ -54,8 +57,40 @@ pub struct Prepared {
     pub plan: MemoryPlan,
     /// Rows of one prefill pass.
     pub prefill_chunk: usize,
+    /// Where counts are kept between runs.
+    pub stats: Option<StatsFile>,
     /// Lines the user must see.
     pub notices: Vec<String>,
+}
+
+/// What a model's experts are kept and read with.
+pub struct CacheChoice<'a> {
+    /// Experts in memory.
+    pub slots: usize,
+    /// Which one makes room.
+    pub policy: PolicyKind,
+    /// For `lfu`.
+    pub lfu_half_life_rows: f64,
+    /// Registry name of the reader.
+    pub reader: &'a str,
+    /// What the reader is told.
+    pub io: &'a ReaderOptions,
+    /// Counts of earlier runs.
+    pub stats: Option<&'a StatsFile>,
+}
+
+impl<'a> CacheChoice<'a> {
+    /// As the options say; no slots and no earlier counts yet.
+    pub fn of(options: &'a EngineOptions) -> CacheChoice<'a> {
+        CacheChoice {
+            slots: 0,
+            policy: options.policy,
+            lfu_half_life_rows: options.policy_half_life_rows,
+            reader: options.reader,
+            io: &options.io,
+            stats: None,
+        }
+    }
 }
 
 impl Opened {
@@ -100,14 +135,9 @@ impl Opened {
         dense.bytes() + dense.load_bytes() + self.kv_bytes() + self.scratch_bytes(1) + own
     }
 
-    /// Reads the weights. `slots` experts are kept in memory.
-    pub fn load(
-        self,
-        slots: usize,
-        (policy, lfu_half_life_rows): (PolicyKind, f64),
-        (reader, io): (&str, &ReaderOptions),
-        progress: &mut dyn Progress,
-    ) -> Result<Model, Error> {
+    /// Reads the weights; `cache` is what the experts are kept and read with.
+    pub fn load(self, cache: CacheChoice<'_>, progress: &mut dyn Progress) -> Result<Model, Error> {
+        let CacheChoice { slots, policy, lfu_half_life_rows, reader, io, stats } = cache;
         let open = |name| open_reader(name, &self.gguf_files, io);
         let embedding = self.blueprint.streamed_embedding.is_some().then(|| open(reader)).transpose()?;
         let reader = open(reader)?;
@@ -116,8 +146,11 @@ impl Opened {
         }
         let experts = self.blueprint.experts.as_ref().map(|layers| {
             let used = self.blueprint.spec.moe.map_or(1, |moe| moe.used as u32);
-            let config = PolicyConfig { lfu_half_life_rows, ..PolicyConfig::new(&layers.index, slots, used) };
-            (slots, policy.build(&config))
+            let warm = stats.and_then(|stats| stats.load(layers, used, progress));
+            let hottest = warm.as_ref().map(|warm| warm.hottest(slots)).unwrap_or_default();
+            let config =
+                PolicyConfig { lfu_half_life_rows, warm, ..PolicyConfig::new(&layers.index, slots, used) };
+            ExpertsChoice { slots, policy: policy.build(&config), hottest }
         });
         progress.begin("loading", self.blueprint.dense.bytes());
         let readers = Readers { experts: reader, embedding };
@@ -159,10 +192,13 @@ pub fn prepare(options: &EngineOptions) -> Result<Prepared, Error> {
     };
     let tokenizer = tokenizer(&gguf, &target.blueprint)?;
     notices.extend(tokenizer.iter().flat_map(|tokenizer| tokenizer.notices().iter().cloned()));
+    let has_experts = target.blueprint.experts.is_some();
+    let stats = options.stats_file.clone();
+    let stats = stats.map(|path| StatsFile::new(path, &gguf, (has_experts, options.policy))).transpose()?;
     drop(gguf);
     let plan = fit(options, budget, &mut target, draft.as_ref())?;
     notices.extend(memory_notice(&plan));
-    Ok(Prepared { target, draft, tokenizer, plan, prefill_chunk, notices })
+    Ok(Prepared { target, draft, tokenizer, plan, prefill_chunk, stats, notices })
 }
 
 /// What bounds the passes of target and draft alike.
@@ -361,9 +397,8 @@ pub fn drafter(
         None => None,
         Some(opened) => {
             let slots = opened.experts_total();
-            let policy = (PolicyKind::Lru, options.policy_half_life_rows);
-            let reader = (options.reader, &options.io);
-            Some(Box::new(opened.load(slots, policy, reader, progress)?) as Box<_>)
+            let cache = CacheChoice { slots, policy: PolicyKind::Lru, ..CacheChoice::of(options) };
+            Some(Box::new(opened.load(cache, progress)?) as Box<_>)
         }
     };
     Ok(Some(kind.build(DrafterParts { model, ngram: options.ngram })?))

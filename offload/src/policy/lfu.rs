@@ -4,20 +4,30 @@
 //! Ties go to the lowest [`ExpertId`]. It knows nothing of layer order; see `gating` for that.
 
 use super::resident::{Candidate, Residents};
-use super::{Policy, PolicyConfig};
+use super::{Policy, PolicyConfig, WarmStats};
 use crate::ExpertId;
-use crate::gating::HalfLife;
+use crate::gating::{GatingStats, HalfLife};
 
 /// Decayed frequency over all layers.
 pub struct Lfu {
+    stats: GatingStats,
     residents: Residents,
+    experts: Vec<u32>, // (layers)
+    experts_used: u32,
 }
 
 impl Lfu {
-    /// Empty counts.
+    /// Empty counts, or those of an earlier run.
     pub fn new(config: &PolicyConfig) -> Lfu {
         let half_life = HalfLife { rows: config.lfu_half_life_rows, weight: 1.0 };
-        Lfu { residents: Residents::new(config, &[half_life]) }
+        let PolicyConfig { experts, experts_used, .. } = config;
+        let residents = Residents::new(experts);
+        Lfu {
+            stats: config.stats(&[half_life]),
+            residents,
+            experts: experts.clone(),
+            experts_used: *experts_used,
+        }
     }
 }
 
@@ -27,7 +37,9 @@ impl Policy for Lfu {
     }
 
     fn observe(&mut self, layer: u32, experts: &[u32], counts: &[u32]) {
-        self.residents.observe(layer, experts, counts);
+        let Lfu { stats, residents, .. } = self;
+        stats.observe(layer, experts, counts);
+        residents.want(layer, stats.probabilities(layer));
     }
 
     fn insert(&mut self, id: ExpertId) {
@@ -39,12 +51,16 @@ impl Policy for Lfu {
     }
 
     fn victim(&mut self, _layer: u32, evictable: &dyn Fn(ExpertId) -> bool) -> Option<ExpertId> {
-        let Lfu { residents } = self;
+        let Lfu { residents, .. } = self;
         let least = (0..residents.layers()).filter_map(|layer| residents.least(layer, evictable));
         least.min_by(colder).map(|candidate| candidate.id)
+    }
+
+    fn warm_stats(&self) -> Option<WarmStats> {
+        Some(PolicyConfig::keep(&self.experts, self.experts_used, &self.stats))
     }
 }
 
 fn colder(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
-    a.probability.total_cmp(&b.probability).then(a.id.cmp(&b.id))
+    a.wanted.total_cmp(&b.wanted).then(a.id.cmp(&b.id))
 }

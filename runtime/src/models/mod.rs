@@ -22,7 +22,7 @@ pub use assemble::{Block, Blueprint, Ffn, Overrides, Routed};
 pub use embedding::{Embedding, StreamedTable};
 pub use error::LoadError;
 pub use experts::ExpertLayers;
-pub use model::{Model, ModelOptions, PassError, Readers};
+pub use model::{ExpertsChoice, Model, ModelOptions, PassError, Readers};
 pub use spec::{
     AttentionSpec, Gating, GroupScore, GroupSpec, ModelSpec, MoeSpec, RopeLayout, RopeScaling, RopeSpec,
 };

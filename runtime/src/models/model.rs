@@ -5,7 +5,9 @@
 //! each expert they need is brought in once for all of them.
 
 use drafthorse_draft::{LanguageModel, LogitRows, ModelError, TokenId};
-use drafthorse_offload::{CacheConfig, CacheStats, ExpertCache, Policy, Reader, Residency};
+use drafthorse_offload::{
+    CacheConfig, CacheStats, ExpertCache, ExpertId, Policy, Reader, Residency, WarmStats,
+};
 use thiserror::Error;
 
 use crate::clock::{Clock, Phase, Spans};
@@ -65,6 +67,16 @@ pub struct Readers {
     pub embedding: Option<Box<dyn Reader>>,
 }
 
+/// How a model's experts are kept.
+pub struct ExpertsChoice {
+    /// Experts in memory.
+    pub slots: usize,
+    /// Decides which.
+    pub policy: Box<dyn Policy>,
+    /// Those to begin with, the hottest first.
+    pub hottest: Vec<ExpertId>,
+}
+
 /// A model and one sequence's cache.
 pub struct Model {
     blueprint: Blueprint,
@@ -81,9 +93,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads the dense weights through `readers.experts`, which then serves the experts; `slots` is their
-    /// number in memory and `policy` decides which (both unused by a dense model). `readers.embedding`
-    /// serves an embedding that stays in the file.
+    /// Loads the dense weights through `readers.experts`, which then serves the experts, if there are
+    /// any. `readers.embedding` serves an embedding that stays in the file.
     ///
     /// # Errors
     /// [`LoadError`]: a failed or short read, no memory, no thread.
@@ -91,7 +102,7 @@ impl Model {
         mut blueprint: Blueprint,
         options: ModelOptions,
         mut readers: Readers,
-        experts: Option<(usize, Box<dyn Policy>)>,
+        experts: Option<ExpertsChoice>,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Model, LoadError> {
         blueprint.dense.load(readers.experts.as_mut(), progress)?;
@@ -105,9 +116,11 @@ impl Model {
         let factors = blueprint.rope_factors.as_ref().map(|factors| blueprint.dense.vector(factors));
         let rope = Rope::new(&blueprint.spec.rope, factors);
         let experts = match (&blueprint.experts, experts) {
-            (Some(layers), Some((slots, policy))) => {
+            (Some(layers), Some(ExpertsChoice { slots, policy, hottest })) => {
                 let (index, threads) = (layers.index.clone(), options.threads);
-                Some(ExpertCache::new(CacheConfig { index, slots, policy, reader, threads })?)
+                let mut cache = ExpertCache::new(CacheConfig { index, slots, policy, reader, threads })?;
+                cache.warm_up(&hottest)?;
+                Some(cache)
             }
             _ => None,
         };
@@ -168,6 +181,12 @@ impl Model {
     /// How often predictions came true, by rank.
     pub fn prediction_counts(&self) -> &[RankCount; RANKS_MAX] {
         self.lookahead.counts()
+    }
+
+    /// What the policy has learned, for another run; `None` for a dense model or a policy that learns
+    /// nothing.
+    pub fn warm_stats(&self) -> Option<WarmStats> {
+        self.experts.as_ref().and_then(|experts| experts.policy().warm_stats())
     }
 
     /// Layers with routed experts.

@@ -15,7 +15,9 @@ use drafthorse_runtime::Error;
 use drafthorse_runtime::api::{DraftSource, EngineOptions, GenerateOptions, Generation, Silent};
 use drafthorse_runtime::engine::Engine;
 use drafthorse_runtime::gguf::Gguf;
-use drafthorse_runtime::models::{Blueprint, LoadError, Model, ModelOptions, Overrides, Readers};
+use drafthorse_runtime::models::{
+    Blueprint, ExpertsChoice, LoadError, Model, ModelOptions, Overrides, Readers,
+};
 use drafthorse_scheduler::{DraftLen, PrefetchMode};
 
 /// How a test runs a model.
@@ -53,7 +55,8 @@ pub fn try_load_with(gguf: &Gguf, setup: Setup, reader: Box<dyn Reader>) -> Resu
     let experts = blueprint.experts.as_ref().map(|layers| {
         let slots = setup.slots.min(layers.index.experts_total());
         let used = blueprint.spec.moe.unwrap().used as u32;
-        (slots, setup.policy.build(&PolicyConfig::new(&layers.index, slots, used)))
+        let policy = setup.policy.build(&PolicyConfig::new(&layers.index, slots, used));
+        ExpertsChoice { slots, policy, hottest: Vec::new() }
     });
     let readers = Readers { experts: reader, embedding: None };
     Model::load(blueprint, options, readers, experts, &mut |_| {})
