@@ -17,6 +17,7 @@ mod gating;
 mod index;
 pub mod policy;
 pub mod reader;
+mod replay;
 mod slots;
 mod trace;
 
@@ -27,6 +28,7 @@ pub use gating::{GatingStats, HalfLife};
 pub use index::{ExpertIndex, Extent, PARTS, Widened};
 pub use policy::{POLICIES, Policy, PolicyConfig, PolicyKind};
 pub use reader::{Completion, READERS, Read, ReadError, Reader, ReaderKind};
+pub use replay::{Replay, Window, Workload};
 pub use slots::SlotView;
 pub use trace::{Trace, TraceHeader, TraceRecorder};
 

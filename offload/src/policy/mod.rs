@@ -3,6 +3,7 @@
 //! A policy sees router selections and residency, never bytes, buffers or time. It is asked once per
 //! miss, so `victim` costs O(layers) in the usual case, not O(experts).
 
+mod belady;
 mod gating;
 mod lfu;
 mod lru;
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::ExpertId;
 use crate::index::ExpertIndex;
 
+pub use belady::Belady;
 pub use gating::Gating;
 pub use lfu::Lfu;
 pub use lru::Lru;
