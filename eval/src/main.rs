@@ -4,6 +4,7 @@
 //! 3 invalid model file); the work is in the modules. The only place of this crate that prints.
 
 mod convert;
+mod replay;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -24,6 +25,8 @@ struct Cli {
 enum Command {
     /// Quantize a safetensors checkpoint, whose tensors bear GGUF names, into a GGUF file.
     Gguf(GgufArgs),
+    /// Replay a routing trace over eviction policies and cache sizes.
+    Replay(ReplayArgs),
 }
 
 #[derive(Args)]
@@ -45,6 +48,36 @@ struct GgufArgs {
     output: PathBuf,
 }
 
+#[derive(Args)]
+#[command(after_help = policy_help())]
+struct ReplayArgs {
+    /// A .moetrace file or a route_trace CSV, gzipped or not.
+    trace: PathBuf,
+    /// Policies to compare (listed below).
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = replay::contender,
+          default_value = "lru,lfu,decayed-lfu,gating,belady")]
+    policies: Vec<replay::Contender>,
+    /// Cache sizes as shares of the model's experts.
+    #[arg(long, value_name = "SHARES", value_delimiter = ',', value_parser = replay::share,
+          default_value = "0.05,0.08,0.12,0.2")]
+    shares: Vec<f64>,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// Also draw hit rate over share.
+    #[arg(long, value_name = "FILE.svg")]
+    svg: Option<PathBuf>,
+    /// Replay at most the first N tokens.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    max_tokens: Option<u64>,
+}
+
+fn policy_help() -> String {
+    let line = |c: &replay::Contender| format!("  {:12} {}\n", c.name, c.summary);
+    let lines: String = replay::CONTENDERS.iter().map(line).collect();
+    format!("Policies:\n{lines}")
+}
+
 /// A type that can be written, by its name in any letter case.
 fn block_type(name: &str) -> Result<BlockType, String> {
     BlockType::from_name(name).filter(|block_type| QUANTIZABLE.contains(block_type)).ok_or_else(|| {
@@ -58,6 +91,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Gguf(args) => gguf(args),
+        Command::Replay(args) => replay_trace(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -82,5 +116,30 @@ fn gguf(args: GgufArgs) -> anyhow::Result<()> {
         eprintln!("{:>5} tensors {block_type:6} {:>12} bytes", usage.tensors, usage.bytes);
     }
     eprintln!("{}: {} bytes", output.display(), converted.file_bytes);
+    Ok(())
+}
+
+fn replay_trace(args: &ReplayArgs) -> anyhow::Result<()> {
+    let options = replay::ReplayOptions {
+        trace: args.trace.clone(),
+        policies: args.policies.clone(),
+        shares: args.shares.clone(),
+        tokens_max: args.max_tokens.map_or(usize::MAX, |n| usize::try_from(n).unwrap_or(usize::MAX)),
+    };
+    let bar = indicatif::ProgressBar::new(0);
+    let report = replay::replay(&options, &mut |done, all| {
+        if done % 4096 == 0 {
+            bar.set_length(all);
+            bar.set_position(done);
+        }
+    })?;
+    bar.finish_and_clear();
+    if let Some(file) = &args.svg {
+        replay::svg(&report, file)?;
+    }
+    match args.json {
+        true => println!("{}", serde_json::to_string(&report)?),
+        false => println!("{}", replay::table(&report)),
+    }
     Ok(())
 }

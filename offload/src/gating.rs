@@ -81,6 +81,12 @@ impl GatingStats {
         };
         scales.map(share).sum::<f64>().clamp(0.0, 1.0)
     }
+
+    /// [`GatingStats::probability`] of every expert of a layer in order; none for an unknown layer.
+    pub fn probabilities(&self, layer: u32) -> impl Iterator<Item = f64> + '_ {
+        let experts = self.layers.get(layer as usize).map_or(0, |stats| stats.at.len());
+        (0..experts as u32).map(move |expert| self.probability(layer, expert))
+    }
 }
 
 impl HalfLife {

@@ -1,17 +1,16 @@
-//! `gating`: decayed router selections, aware of layers (ALGORITHMS.md H.2).
+//! `gating`: keeps the experts the router is likely to pick soon, as its selections so far tell
+//! (ALGORITHMS.md H.2, and beyond it).
 //!
-//! Evicts the expert whose next use is expected to be furthest away: a layer comes round once a pass,
-//! and at each visit the expert is picked with the probability its decayed counts give. A layer keeps
-//! at least a soft floor and at most a soft cap of slots, so that none starves or takes over.
-//!
-//! Why three half-lives: on real traces a single one of 48 rows loses to LRU where a text stays on one
-//! subject (law, 12 % of the bank: 0.27 against 0.29), and a short one loses elsewhere; the blend of
-//! very short, medium and long beats both on every trace and budget tried (`tests/replay.rs`).
+//! Two estimates are averaged: how often an expert was picked lately (decayed counts, three
+//! half-lives), and what followed the last times routing looked like now ([`Recall`]). A slot is worth
+//! what it promises per time it is held: the chance of a pick divided by the part of a pass until the
+//! expert's layer runs next. The least worthy goes.
 
+use super::recall::Recall;
 use super::resident::Residents;
 use super::{Policy, PolicyConfig};
 use crate::ExpertId;
-use crate::gating::HalfLife;
+use crate::gating::{GatingStats, HalfLife};
 
 /// What the router picked just now, in this passage, and in this text.
 const HALF_LIVES: [HalfLife; 3] = [
@@ -19,56 +18,75 @@ const HALF_LIVES: [HalfLife; 3] = [
     HalfLife { rows: 16.0, weight: 0.3 },
     HalfLife { rows: 256.0, weight: 0.5 },
 ];
-/// A layer may hold this many times its equal share of the slots.
-const CAP_SHARES: f64 = 2.5;
+/// Share of [`Recall`] in the estimate.
+const RECALL_SHARE: f64 = 0.6;
+/// Passes over which loads are averaged.
+const LOADS_PASSES: f64 = 16.0;
+/// A chance below which experts do not differ: then the layer that runs last gives.
+const CHANCE_MIN: f64 = 1e-4;
 
-/// Layer-aware decayed frequency.
+/// Decayed selections and recalled passes, per time a slot is held.
 pub struct Gating {
+    stats: GatingStats,
+    counted: Vec<Vec<f64>>, // (layers, experts): probabilities by `stats`
+    recall: Recall,
     residents: Residents,
-    floor: usize, // resident experts a layer keeps while others have more
-    cap: usize,   // resident experts from which a layer makes its own room
+    life: Life,
+    experts_used: f64,
+}
+
+/// How many passes an expert stays resident.
+struct Life {
+    slots: f64,
+    layer: u32,
+    loads: f64, // in this pass
+    mean: f64,  // loads of a pass
 }
 
 impl Gating {
-    /// Empty counts; floor and cap from slots, layers and experts per row.
+    /// Nothing counted, nothing remembered.
     pub fn new(config: &PolicyConfig) -> Gating {
-        let layers = config.experts.len().max(1);
-        let used = config.experts_used as usize;
-        let floor = used.min(config.slots / layers);
-        let cap = ((config.slots as f64 / layers as f64 * CAP_SHARES) as usize).max(used);
-        Gating { residents: Residents::new(config, &HALF_LIVES), floor, cap }
+        let PolicyConfig { experts, slots, experts_used, .. } = config;
+        let used = f64::from((*experts_used).max(1));
+        let cycle = used * experts.len() as f64;
+        Gating {
+            stats: GatingStats::new(experts, *experts_used, &HALF_LIVES),
+            counted: experts.iter().map(|n| vec![0.0; *n as usize]).collect(),
+            recall: Recall::new(experts, *experts_used),
+            residents: Residents::new(experts),
+            life: Life { slots: *slots as f64, layer: 0, loads: 0.0, mean: cycle },
+            experts_used: used,
+        }
     }
 
-    /// Of the least likely experts of the layers that hold more than `floor`, the one expected to be
-    /// used last.
-    fn furthest(
-        &mut self,
-        layer_now: u32,
-        floor: usize,
-        evictable: &dyn Fn(ExpertId) -> bool,
-    ) -> Option<ExpertId> {
-        let Gating { residents, .. } = self;
-        let layers = residents.layers();
-        let mut furthest: Option<(f64, ExpertId)> = None;
-        for layer in 0..layers {
-            if residents.count(layer) <= floor {
-                continue;
-            }
-            let Some(least) = residents.least(layer, evictable) else { continue };
-            let ahead = (layer + layers - layer_now - 1) % layers + 1;
-            let distance = passes_to_use(f64::from(ahead) / f64::from(layers), least.probability);
-            if furthest.is_none_or(|(most, _)| distance > most) {
-                furthest = Some((distance, least.id));
-            }
+    fn rate(&mut self, layer: usize) {
+        let Gating { counted, recall, residents, .. } = self;
+        let Some(counted) = counted.get(layer) else { return };
+        if recall.is_empty() {
+            return residents.want(layer as u32, counted.iter().copied());
         }
-        furthest.map(|(_, id)| id)
+        let both = counted.iter().zip(recall.forecast(layer));
+        let chance = |(counted, recalled): (&f64, &f32)| {
+            (1.0 - RECALL_SHARE) * counted + RECALL_SHARE * f64::from(*recalled)
+        };
+        residents.want(layer as u32, both.map(chance));
     }
 }
 
-/// Passes until an expert is expected to be used: `visit`, the part of a pass until its layer runs
-/// next, and the mean number of visits in which the router passes it over.
-fn passes_to_use(visit: f64, probability: f64) -> f64 {
-    visit + 1.0 / probability - 1.0
+impl Life {
+    fn observe(&mut self, layer: u32) {
+        if layer < self.layer {
+            self.mean += (self.loads - self.mean) / LOADS_PASSES;
+            self.loads = 0.0;
+        }
+        self.layer = layer;
+    }
+
+    /// Weight of each pass ahead against the one before it: the chance that a slot lives on.
+    fn fade(&self) -> f64 {
+        let passes = self.slots / self.mean.max(1.0);
+        (passes / (1.0 + passes)).min(0.9)
+    }
 }
 
 impl Policy for Gating {
@@ -77,10 +95,19 @@ impl Policy for Gating {
     }
 
     fn observe(&mut self, layer: u32, experts: &[u32], counts: &[u32]) {
-        self.residents.observe(layer, experts, counts);
+        self.life.observe(layer);
+        let Gating { stats, counted, recall, .. } = self;
+        stats.observe(layer, experts, counts);
+        if let Some(counted) = counted.get_mut(layer as usize) {
+            counted.iter_mut().zip(stats.probabilities(layer)).for_each(|(old, new)| *old = new);
+        }
+        let rows = counts.iter().map(|count| f64::from(*count)).sum::<f64>() / self.experts_used;
+        let fade = self.life.fade() as f32;
+        recall.observe(layer, experts, rows, fade).for_each(|layer| self.rate(layer));
     }
 
     fn insert(&mut self, id: ExpertId) {
+        self.life.loads += 1.0;
         self.residents.insert(id);
     }
 
@@ -89,67 +116,16 @@ impl Policy for Gating {
     }
 
     fn victim(&mut self, layer: u32, evictable: &dyn Fn(ExpertId) -> bool) -> Option<ExpertId> {
-        if self.residents.count(layer) >= self.cap
-            && let Some(own) = self.residents.least(layer, evictable)
-        {
-            return Some(own.id);
+        let Gating { residents, .. } = self;
+        let layers = residents.layers();
+        let mut worst: Option<(f64, ExpertId)> = None;
+        for candidate in (0..layers).filter_map(|layer| residents.least(layer, evictable)) {
+            let ahead = (candidate.id.layer + layers - layer % layers - 1) % layers + 1;
+            let worth = candidate.wanted.max(CHANCE_MIN) / f64::from(ahead);
+            if worst.is_none_or(|(least, _)| worth < least) {
+                worst = Some((worth, candidate.id));
+            }
         }
-        self.furthest(layer, self.floor, evictable).or_else(|| self.furthest(layer, 0, evictable))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ALL: &dyn Fn(ExpertId) -> bool = &|_| true;
-
-    fn gating(layers: usize, slots: usize) -> Gating {
-        let experts = vec![8; layers];
-        Gating::new(&PolicyConfig { experts, slots, experts_used: 2, lfu_half_life_rows: 1.0 })
-    }
-
-    fn fill(policy: &mut Gating, layer: u32, experts: std::ops::Range<u32>) {
-        experts.for_each(|expert| policy.insert(ExpertId { layer, expert }));
-    }
-
-    #[test]
-    fn between_equals_the_layer_visited_last_from_now_makes_room() {
-        let mut policy = gating(3, 9);
-        (0..3).for_each(|layer| fill(&mut policy, layer, 0..3));
-        (0..3).for_each(|layer| policy.observe(layer, &[0, 1, 2], &[1, 1, 1]));
-        // Layer 1 runs: layer 2 is next, then 0, then 1 itself.
-        assert_eq!(policy.victim(1, ALL), Some(ExpertId { layer: 1, expert: 0 }));
-        assert_eq!(policy.victim(0, ALL), Some(ExpertId { layer: 0, expert: 0 }));
-    }
-
-    #[test]
-    fn a_selected_expert_outlives_one_never_selected() {
-        let mut policy = gating(2, 6);
-        (0..2).for_each(|layer| fill(&mut policy, layer, 0..3));
-        (0..2).for_each(|layer| policy.observe(layer, &[0, 1], &[1, 1]));
-        assert_eq!(policy.victim(1, &|id| id.layer == 0), Some(ExpertId { layer: 0, expert: 2 }));
-    }
-
-    #[test]
-    fn a_layer_at_its_floor_gives_only_when_no_other_can() {
-        let mut policy = gating(2, 6); // floor 2
-        fill(&mut policy, 0, 0..2);
-        fill(&mut policy, 1, 0..4);
-        (0..9).for_each(|_| policy.observe(1, &[0, 1, 2, 3], &[1, 1, 0, 0]));
-        assert_eq!(policy.victim(1, ALL).map(|id| id.layer), Some(1));
-        assert_eq!(policy.victim(1, &|id| id.layer == 0), Some(ExpertId { layer: 0, expert: 0 }));
-    }
-
-    #[test]
-    fn a_layer_at_its_cap_makes_its_own_room() {
-        let mut policy = gating(4, 8); // share 2, cap 5
-        fill(&mut policy, 0, 0..5);
-        fill(&mut policy, 1, 0..3);
-        policy.observe(0, &[0, 1, 2, 3, 4], &[1; 5]);
-        // Layer 1 holds experts nobody has ever selected, yet layer 0 has taken too much.
-        assert_eq!(policy.victim(0, ALL).map(|id| id.layer), Some(0));
-        policy.remove(ExpertId { layer: 0, expert: 4 });
-        assert_eq!(policy.victim(0, ALL).map(|id| id.layer), Some(1));
+        worst.map(|(_, id)| id)
     }
 }

@@ -6,10 +6,11 @@
 use super::resident::{Candidate, Residents};
 use super::{Policy, PolicyConfig};
 use crate::ExpertId;
-use crate::gating::HalfLife;
+use crate::gating::{GatingStats, HalfLife};
 
 /// Decayed frequency over all layers.
 pub struct Lfu {
+    stats: GatingStats,
     residents: Residents,
 }
 
@@ -17,7 +18,8 @@ impl Lfu {
     /// Empty counts.
     pub fn new(config: &PolicyConfig) -> Lfu {
         let half_life = HalfLife { rows: config.lfu_half_life_rows, weight: 1.0 };
-        Lfu { residents: Residents::new(config, &[half_life]) }
+        let stats = GatingStats::new(&config.experts, config.experts_used, &[half_life]);
+        Lfu { stats, residents: Residents::new(&config.experts) }
     }
 }
 
@@ -27,7 +29,9 @@ impl Policy for Lfu {
     }
 
     fn observe(&mut self, layer: u32, experts: &[u32], counts: &[u32]) {
-        self.residents.observe(layer, experts, counts);
+        let Lfu { stats, residents } = self;
+        stats.observe(layer, experts, counts);
+        residents.want(layer, stats.probabilities(layer));
     }
 
     fn insert(&mut self, id: ExpertId) {
@@ -39,12 +43,12 @@ impl Policy for Lfu {
     }
 
     fn victim(&mut self, _layer: u32, evictable: &dyn Fn(ExpertId) -> bool) -> Option<ExpertId> {
-        let Lfu { residents } = self;
+        let Lfu { residents, .. } = self;
         let least = (0..residents.layers()).filter_map(|layer| residents.least(layer, evictable));
         least.min_by(colder).map(|candidate| candidate.id)
     }
 }
 
 fn colder(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
-    a.probability.total_cmp(&b.probability).then(a.id.cmp(&b.id))
+    a.wanted.total_cmp(&b.wanted).then(a.id.cmp(&b.id))
 }

@@ -7,6 +7,7 @@ mod belady;
 mod gating;
 mod lfu;
 mod lru;
+mod recall;
 mod resident;
 
 use serde::{Deserialize, Serialize};

@@ -1,0 +1,197 @@
+//! What happened the last times routing looked like now: a memory of recent passes over the layers.
+//!
+//! Each pass is kept as a set of experts per layer. While a pass runs, every remembered pass is rated
+//! by how many experts it shares with this one so far (and, fading, with the passes before it); the
+//! most alike vote, with what they did in the layers to come and in the passes after, on what will be
+//! picked next. A token seen before, or a phrase, is so recognised by its routing alone. It must not
+//! know residency, nor token ids.
+//!
+//! This is attention over routing history (a kernel-weighted nearest-neighbour estimate); nothing is
+//! trained. `eval/LOG.md` has the experiments behind the constants.
+
+/// Passes remembered.
+const PASSES: usize = 2048;
+/// Passes that vote.
+const VOTERS: usize = 32;
+/// A shared expert multiplies a pass's vote by e to this.
+const SHARPNESS: f32 = 0.2;
+/// How much of the likeness of the previous passes carries over into this one.
+const CARRY: f32 = 0.2;
+/// Passes ahead that are looked at.
+const AHEAD: usize = 8;
+/// Wider windows are prefill: they select nearly everything, which is no likeness to anything.
+const ROWS_MAX: f64 = 16.0;
+/// Full forecasts made while a pass runs.
+const FORECASTS: usize = 8;
+
+/// Remembered passes, their likeness to the running one, and the forecast that follows.
+pub(super) struct Recall {
+    shape: Shape,
+    sets: Vec<u64>,       // (layers, PASSES, words): experts of a pass in a layer
+    sizes: Vec<u16>,      // (layers, PASSES): how many
+    begun: usize,         // passes begun, the running one included
+    layer: Option<usize>, // layer the running pass is at
+    alike: Vec<f32>,      // (PASSES): shared experts with the running pass
+    voters: Vec<Voter>,
+    forecast: Vec<f32>, // (layers, experts): share of votes for the layer's next visits
+}
+
+#[derive(Clone, Copy)]
+struct Shape {
+    layers: usize,
+    experts: usize, // of the widest layer
+    words: usize,
+    used: f64,
+}
+
+#[derive(Clone, Copy)]
+struct Voter {
+    pass: usize,
+    weight: f32,
+}
+
+impl Recall {
+    pub(super) fn new(experts: &[u32], experts_used: u32) -> Recall {
+        let (layers, widest) = (experts.len(), experts.iter().max().map_or(0, |n| *n as usize));
+        let shape =
+            Shape { layers, experts: widest, words: widest.div_ceil(64), used: f64::from(experts_used) };
+        Recall {
+            shape,
+            sets: vec![0; layers * PASSES * shape.words],
+            sizes: vec![0; layers * PASSES],
+            begun: 0,
+            layer: None,
+            alike: vec![0.0; PASSES],
+            voters: Vec::new(),
+            forecast: vec![0.0; layers * widest],
+        }
+    }
+
+    /// A window of `layer` selected `experts`. `fade` (0..1) weighs each pass ahead against the one
+    /// before it. Returns the layers whose forecast has changed.
+    pub(super) fn observe(
+        &mut self,
+        layer: u32,
+        experts: &[u32],
+        rows: f64,
+        fade: f32,
+    ) -> std::ops::Range<usize> {
+        let layer = layer as usize;
+        if layer >= self.shape.layers {
+            return 0..0;
+        }
+        if self.layer.is_none_or(|at| layer < at || self.shape.layers == 1) {
+            self.begin();
+        }
+        let entered = self.layer.replace(layer);
+        if rows <= ROWS_MAX {
+            self.compare(layer, experts);
+        }
+        let stride = self.shape.layers.div_ceil(FORECASTS);
+        let due = entered.is_none_or(|at| layer / stride != at / stride) || layer + 1 == self.shape.layers;
+        if due {
+            self.elect();
+        }
+        let changed = if due { 0..self.shape.layers } else { layer..layer + 1 };
+        changed.clone().for_each(|layer| self.vote(layer, fade));
+        changed
+    }
+
+    /// Share of votes for each expert of a layer, and how far to trust them (0..1).
+    pub(super) fn forecast(&self, layer: usize) -> &[f32] {
+        &self.forecast[layer * self.shape.experts..][..self.shape.experts]
+    }
+
+    /// Whether anything is remembered.
+    pub(super) fn is_empty(&self) -> bool {
+        self.voters.is_empty()
+    }
+
+    fn begin(&mut self) {
+        let Recall { alike, begun, .. } = self;
+        // A pass is as alike as it shows itself, and a little as its predecessor was to ours.
+        let before: Vec<f32> = alike.clone();
+        for pass in begun.saturating_sub(PASSES - 1)..*begun {
+            let previous = pass.checked_sub(1).map_or(0.0, |previous| before[previous % PASSES]);
+            alike[pass % PASSES] = CARRY * previous;
+        }
+        let slot = *begun % PASSES;
+        alike[slot] = 0.0;
+        *begun += 1;
+        for layer in 0..self.shape.layers {
+            let words = self.shape.words;
+            self.sets[(layer * PASSES + slot) * words..][..words].fill(0);
+            self.sizes[layer * PASSES + slot] = 0;
+        }
+    }
+
+    /// Adds `experts` to the running pass and rates the others by them.
+    fn compare(&mut self, layer: usize, experts: &[u32]) {
+        let Recall { shape, sets, sizes, begun, alike, .. } = self;
+        let mut asked = vec![0u64; shape.words];
+        for expert in experts {
+            if let Some(word) = asked.get_mut(*expert as usize / 64) {
+                *word |= 1 << (expert % 64);
+            }
+        }
+        let running = (*begun - 1) % PASSES;
+        let sets = &mut sets[layer * PASSES * shape.words..][..PASSES * shape.words];
+        let sizes = &mut sizes[layer * PASSES..][..PASSES];
+        for ((set, size), alike) in sets.chunks_exact(shape.words).zip(&*sizes).zip(alike) {
+            let shared: u32 = set.iter().zip(&asked).map(|(a, b)| (a & b).count_ones()).sum();
+            // A window of several rows holds more experts, but is not more alike for that.
+            let widest = experts.len().max(usize::from(*size)).max(1) as f32;
+            *alike += shared as f32 * shape.used as f32 / widest;
+        }
+        let set = &mut sets[running * shape.words..][..shape.words];
+        set.iter_mut().zip(&asked).for_each(|(set, asked)| *set |= asked);
+        sizes[running] = set.iter().map(|word| word.count_ones() as u16).sum();
+    }
+
+    /// Chooses who votes: the passes most alike, the younger on ties.
+    fn elect(&mut self) {
+        let Recall { alike, begun, voters, .. } = self;
+        let running = *begun - 1;
+        let known = running.saturating_sub(PASSES - 1)..running;
+        let likeness = |voter: &Voter| alike[voter.pass % PASSES];
+        voters.clear();
+        voters.extend(known.map(|pass| Voter { pass, weight: 0.0 }));
+        let best_first = |a: &Voter, b: &Voter| {
+            likeness(b).total_cmp(&likeness(a)).then(b.pass.cmp(&a.pass))
+        };
+        if voters.len() > VOTERS {
+            voters.select_nth_unstable_by(VOTERS, best_first);
+            voters.truncate(VOTERS);
+        }
+        voters.sort_unstable_by(best_first);
+        let best = voters.first().map_or(0.0, likeness);
+        voters.iter_mut().for_each(|voter| voter.weight = (SHARPNESS * (likeness(voter) - best)).exp());
+        let all: f32 = voters.iter().map(|voter| voter.weight).sum();
+        voters.iter_mut().for_each(|voter| voter.weight /= all);
+    }
+
+    /// The voters' forecast for the next visits of `layer`.
+    fn vote(&mut self, layer: usize, fade: f32) {
+        let Recall { shape, sets, begun, forecast, voters, .. } = self;
+        let running = *begun - 1;
+        let past = self.layer.is_some_and(|at| layer <= at); // its next visit is in the next pass
+        let forecast = &mut forecast[layer * shape.experts..][..shape.experts];
+        forecast.fill(0.0);
+        let sets = &sets[layer * PASSES * shape.words..];
+        for Voter { pass, weight } in voters {
+            let first = *pass + usize::from(past);
+            let passes = (first..first + AHEAD).take_while(|pass| *pass < running + usize::from(past));
+            let all: f32 = (0..passes.clone().count() as i32).map(|ahead| fade.powi(ahead)).sum();
+            for (ahead, pass) in passes.enumerate() {
+                let share = *weight * fade.powi(ahead as i32) / all;
+                for (word, set) in sets[pass % PASSES * shape.words..][..shape.words].iter().enumerate() {
+                    let mut set = *set;
+                    while set != 0 {
+                        forecast[word * 64 + set.trailing_zeros() as usize] += share;
+                        set &= set - 1;
+                    }
+                }
+            }
+        }
+    }
+}
