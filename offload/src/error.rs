@@ -143,6 +143,22 @@ pub enum OffloadError {
         /// What is wrong, with the numbers.
         what: String,
     },
+    /// A file of selection statistics is damaged or belongs to another model.
+    #[error("selection statistics {}: {what}", path.display())]
+    WarmStats {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A file of selection statistics could not be read or written.
+    #[error("selection statistics {}: {source}", path.display())]
+    WarmStatsIo {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
     /// A routing trace could not be read or written.
     #[error("routing trace: {source}")]
     TraceIo {

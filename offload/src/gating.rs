@@ -82,6 +82,29 @@ impl GatingStats {
         scales.map(share).sum::<f64>().clamp(0.0, 1.0)
     }
 
+    /// The probability at the longest half-life alone: what is worth keeping for another run.
+    pub fn long_run(&self, layer: u32, expert: u32) -> f64 {
+        let longest = self.half_lives.iter().zip(0..).max_by(|a, b| a.0.rows.total_cmp(&b.0.rows));
+        let stats = self.layers.get(layer as usize).filter(|stats| stats.rows > 0.0);
+        let (Some((scale, at)), Some(stats)) = (longest, stats) else { return 0.0 };
+        let Some(last) = stats.at.get(expert as usize) else { return 0.0 };
+        let count = stats.counts[expert as usize * self.half_lives.len() + at];
+        (count * scale.decay(stats.rows - last) / scale.decayed(stats.rows)).clamp(0.0, 1.0)
+    }
+
+    /// Starts a layer from the probabilities of an earlier run, as if `rows` (> 0) rows had shown them:
+    /// so few that a new text soon outweighs them. What the layer has counted so far is forgotten.
+    pub fn seed(&mut self, layer: u32, probabilities: &[f32], rows: f64) {
+        let Some(stats) = self.layers.get_mut(layer as usize) else { return };
+        stats.rows = rows;
+        stats.at.fill(rows);
+        let counts = stats.counts.chunks_exact_mut(self.half_lives.len().max(1));
+        for (counts, probability) in counts.zip(probabilities) {
+            let scales = counts.iter_mut().zip(&self.half_lives);
+            scales.for_each(|(count, scale)| *count = f64::from(*probability) * scale.decayed(rows));
+        }
+    }
+
     /// [`GatingStats::probability`] of every expert of a layer in order; none for an unknown layer.
     pub fn probabilities(&self, layer: u32) -> impl Iterator<Item = f64> + '_ {
         let experts = self.layers.get(layer as usize).map_or(0, |stats| stats.at.len());
@@ -165,6 +188,18 @@ mod tests {
         (0..59).for_each(|_| stats.observe(0, &[1], &[1]));
         // Long scale: 1 row in 60. Short scale: 59 half-lives ago, so nothing.
         assert!((stats.probability(0, 0) - 0.75 / 60.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_seed_predicts_what_it_says_until_new_rows_outweigh_it() {
+        let scales = [HalfLife { rows: 4.0, weight: 0.5 }, HalfLife { rows: 256.0, weight: 0.5 }];
+        let mut stats = GatingStats::new(&[3], 1, &scales);
+        stats.seed(0, &[0.75, 0.25, 0.0], 64.0);
+        assert!(close(stats.probability(0, 0), 0.75) && close(stats.probability(0, 2), 0.0));
+        assert!(close(stats.long_run(0, 1), 0.25));
+        (0..64).for_each(|_| stats.observe(0, &[2], &[1]));
+        assert!(stats.probability(0, 2) > 2.0 * stats.probability(0, 0), "64 rows against 64 rows");
+        assert!(stats.long_run(0, 2) > 0.5 && stats.long_run(0, 2) < 0.6);
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub use cache::{CacheConfig, CacheStats, ExpertCache, Lease, Residency};
 pub use error::OffloadError;
 pub use gating::{GatingStats, HalfLife};
 pub use index::{ExpertIndex, Extent, PARTS, Widened};
-pub use policy::{POLICIES, Policy, PolicyConfig, PolicyKind};
+pub use policy::{POLICIES, Policy, PolicyConfig, PolicyKind, WarmStats};
 pub use reader::{Completion, READERS, Read, ReadError, Reader, ReaderKind};
 pub use replay::{Replay, Window, Workload};
 pub use slots::SlotView;

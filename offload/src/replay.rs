@@ -104,7 +104,7 @@ impl Workload {
     /// What a policy for a cache of `slots` over this workload is built for.
     pub fn policy_config(&self, slots: usize) -> PolicyConfig {
         let (experts, experts_used) = (self.experts.clone(), self.experts_used);
-        PolicyConfig { experts, slots, experts_used, lfu_half_life_rows: LFU_HALF_LIFE_ROWS }
+        PolicyConfig { experts, slots, experts_used, lfu_half_life_rows: LFU_HALF_LIFE_ROWS, warm: None }
     }
 }
 
@@ -157,8 +157,8 @@ impl Replay {
     }
 
     /// The policy, with what it has learned.
-    pub fn policy(&mut self) -> &mut dyn Policy {
-        &mut *self.policy
+    pub fn policy(&self) -> &dyn Policy {
+        &*self.policy
     }
 
     /// Makes an expert resident while there is a free slot, as preloading does; not an access.

@@ -315,6 +315,9 @@ impl Policy for Watched {
         assert_eq!(self.model.lock().resident.get(&victim), Some(&false), "{victim} is pinned or gone");
         Some(victim)
     }
+    fn warm_stats(&self) -> Option<WarmStats> {
+        self.real.warm_stats()
+    }
 }
 
 const LAYERS: u32 = 3;

@@ -15,7 +15,7 @@ const EXPERTS: u32 = 8;
 
 fn config() -> PolicyConfig {
     let experts = vec![EXPERTS; LAYERS as usize];
-    PolicyConfig { experts, slots: 10, experts_used: 2, lfu_half_life_rows: 16.0 }
+    PolicyConfig { experts, slots: 10, experts_used: 2, lfu_half_life_rows: 16.0, warm: None }
 }
 
 fn id(n: u32) -> ExpertId {

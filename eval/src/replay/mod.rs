@@ -220,8 +220,8 @@ fn parse(file: &Path, mut input: impl BufRead, tokens: usize) -> Result<Workload
     }
     let mut bytes = Vec::new();
     input.take(TRACE_BYTES_MAX).read_to_end(&mut bytes).map_err(failed)?;
-    let trace = Trace::parse(&bytes)
-        .map_err(|source| ReplayError::Trace { file: file.to_path_buf(), source })?;
+    let trace =
+        Trace::parse(&bytes).map_err(|source| ReplayError::Trace { file: file.to_path_buf(), source })?;
     Ok(Workload::from_trace(&trace, tokens, 1))
 }
 

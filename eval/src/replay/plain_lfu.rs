@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use drafthorse_offload::{ExpertId, Policy};
+use drafthorse_offload::{ExpertId, Policy, WarmStats};
 
 /// Requests and time of the last one; residents in that order.
 #[derive(Default)]
@@ -47,5 +47,9 @@ impl Policy for PlainLfu {
 
     fn victim(&mut self, _layer: u32, evictable: &dyn Fn(ExpertId) -> bool) -> Option<ExpertId> {
         self.residents.iter().map(|(_, id)| *id).find(|id| evictable(*id))
+    }
+
+    fn warm_stats(&self) -> Option<WarmStats> {
+        None
     }
 }

@@ -117,9 +117,9 @@ fn line(input: &mut impl BufRead, number: u64) -> Result<String, BadLine> {
     read.map_err(|e| bad(number, e.to_string()))?;
     match bytes.pop() {
         None => Err(bad(number, "the file ends before its header line".into())),
-        Some(b'\n') => {
-            String::from_utf8(bytes).map(|text| text.trim_end().to_owned()).map_err(|e| bad(number, e.to_string()))
-        }
+        Some(b'\n') => String::from_utf8(bytes)
+            .map(|text| text.trim_end().to_owned())
+            .map_err(|e| bad(number, e.to_string())),
         Some(_) => Err(bad(number, format!("no end of line within {LINE_BYTES_MAX} bytes"))),
     }
 }
@@ -160,7 +160,13 @@ impl Columns {
         };
         let any = u32::MAX as usize;
         let (turn, phase, step) = (field(0, any)?, field(1, 2)?, field(2, any)?);
-        Ok(Row { turn, phase, step, layer: field(3, shape.layers)? as usize, expert: field(4, shape.experts)? })
+        Ok(Row {
+            turn,
+            phase,
+            step,
+            layer: field(3, shape.layers)? as usize,
+            expert: field(4, shape.experts)?,
+        })
     }
 }
 

@@ -6,7 +6,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
-use super::Policy;
+use super::{Policy, WarmStats};
 use crate::ExpertId;
 use crate::replay::Workload;
 
@@ -63,6 +63,10 @@ impl Policy for Belady {
 
     fn victim(&mut self, _layer: u32, evictable: &dyn Fn(ExpertId) -> bool) -> Option<ExpertId> {
         self.residents.iter().map(|(_, id)| *id).find(|id| evictable(*id))
+    }
+
+    fn warm_stats(&self) -> Option<WarmStats> {
+        None
     }
 }
 

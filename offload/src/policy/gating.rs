@@ -8,7 +8,7 @@
 
 use super::recall::Recall;
 use super::resident::Residents;
-use super::{Policy, PolicyConfig};
+use super::{Policy, PolicyConfig, WarmStats};
 use crate::ExpertId;
 use crate::gating::{GatingStats, HalfLife};
 
@@ -32,7 +32,8 @@ pub struct Gating {
     recall: Recall,
     residents: Residents,
     life: Life,
-    experts_used: f64,
+    experts: Vec<u32>, // (layers)
+    experts_used: u32,
 }
 
 /// How many passes an expert stays resident.
@@ -44,18 +45,20 @@ struct Life {
 }
 
 impl Gating {
-    /// Nothing counted, nothing remembered.
+    /// Nothing counted and remembered, or what an earlier run has.
     pub fn new(config: &PolicyConfig) -> Gating {
         let PolicyConfig { experts, slots, experts_used, .. } = config;
-        let used = f64::from((*experts_used).max(1));
-        let cycle = used * experts.len() as f64;
+        let stats = config.stats(&HALF_LIVES);
+        let counted = (0..experts.len() as u32).map(|layer| stats.probabilities(layer).collect()).collect();
+        let remembered = config.warm().map_or(&[][..], |warm| &warm.passes);
         Gating {
-            stats: GatingStats::new(experts, *experts_used, &HALF_LIVES),
-            counted: experts.iter().map(|n| vec![0.0; *n as usize]).collect(),
-            recall: Recall::new(experts, *experts_used),
+            stats,
+            counted,
+            recall: Recall::new(experts, remembered),
             residents: Residents::new(experts),
-            life: Life { slots: *slots as f64, layer: 0, loads: 0.0, mean: cycle },
-            experts_used: used,
+            life: Life::new(*slots, experts.len(), *experts_used),
+            experts: experts.clone(),
+            experts_used: *experts_used,
         }
     }
 
@@ -74,6 +77,12 @@ impl Gating {
 }
 
 impl Life {
+    /// Before anything is loaded: as if every pass loaded all it used.
+    fn new(slots: usize, layers: usize, experts_used: u32) -> Life {
+        let cycle = layers as f64 * f64::from(experts_used);
+        Life { slots: slots as f64, layer: 0, loads: 0.0, mean: cycle }
+    }
+
     fn observe(&mut self, layer: u32) {
         if layer < self.layer {
             self.mean += (self.loads - self.mean) / LOADS_PASSES;
@@ -101,7 +110,8 @@ impl Policy for Gating {
         if let Some(counted) = counted.get_mut(layer as usize) {
             counted.iter_mut().zip(stats.probabilities(layer)).for_each(|(old, new)| *old = new);
         }
-        let rows = counts.iter().map(|count| f64::from(*count)).sum::<f64>() / self.experts_used;
+        let rows =
+            counts.iter().map(|count| f64::from(*count)).sum::<f64>() / f64::from(self.experts_used.max(1));
         let fade = self.life.fade() as f32;
         recall.observe(layer, experts, rows, fade).for_each(|layer| self.rate(layer));
     }
@@ -127,5 +137,114 @@ impl Policy for Gating {
             }
         }
         worst.map(|(_, id)| id)
+    }
+
+    fn warm_stats(&self) -> Option<WarmStats> {
+        let stats = PolicyConfig::keep(&self.experts, self.experts_used, &self.stats);
+        Some(WarmStats { passes: self.recall.remembered(), ..stats })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: &dyn Fn(ExpertId) -> bool = &|_| true;
+
+    fn config(layers: usize, slots: usize) -> PolicyConfig {
+        let experts = vec![8; layers];
+        PolicyConfig { experts, slots, experts_used: 2, lfu_half_life_rows: 1.0, warm: None }
+    }
+
+    fn gating(layers: usize, slots: usize) -> Gating {
+        Gating::new(&config(layers, slots))
+    }
+
+    fn fill(policy: &mut Gating, layer: u32, experts: std::ops::Range<u32>) {
+        experts.for_each(|expert| policy.insert(ExpertId { layer, expert }));
+    }
+
+    #[test]
+    fn between_equals_the_layer_visited_last_from_now_makes_room() {
+        let mut policy = gating(3, 9);
+        (0..3).for_each(|layer| fill(&mut policy, layer, 0..3));
+        // Layer 1 runs: layer 2 is next, then 0, then 1 itself.
+        assert_eq!(policy.victim(1, ALL), Some(ExpertId { layer: 1, expert: 0 }));
+        assert_eq!(policy.victim(0, ALL), Some(ExpertId { layer: 0, expert: 0 }));
+        assert_eq!(policy.victim(1, &|id| id.layer != 1), Some(ExpertId { layer: 0, expert: 0 }));
+    }
+
+    #[test]
+    fn a_selected_expert_outlives_one_never_selected() {
+        let mut policy = gating(2, 6);
+        (0..2).for_each(|layer| fill(&mut policy, layer, 0..3));
+        (0..2).for_each(|layer| policy.observe(layer, &[0, 1], &[1, 1]));
+        assert_eq!(policy.victim(1, &|id| id.layer == 0), Some(ExpertId { layer: 0, expert: 2 }));
+    }
+
+    /// Two words that alternate without pattern, each with experts of its own in every layer. The first
+    /// layers tell which one it is, so the other's experts in the last can go, though picked as often.
+    #[test]
+    fn experts_that_never_go_with_what_this_pass_has_picked_give_way() {
+        let mut policy = gating(6, 24);
+        (0..6).for_each(|layer| fill(&mut policy, layer, 0..4));
+        let mut run = |layers: std::ops::Range<u32>, word: u32| {
+            policy.life.loads = 96.0; // slots do not live long, so the pass at hand counts most
+            layers.for_each(|layer| policy.observe(layer, &[word * 2, word * 2 + 1], &[1, 1]));
+            policy.victim(4, &|id| id.layer == 5).map(|id| id.expert)
+        };
+        for word in [0, 1, 1, 0, 1, 0, 0, 0, 1, 1, 0, 1] {
+            run(0..6, word);
+        }
+        for (word, others) in [(0, [2, 3]), (1, [0, 1]), (1, [0, 1]), (0, [2, 3])] {
+            let victim = run(0..5, word);
+            assert!(victim.is_some_and(|expert| others.contains(&expert)), "word {word}: {victim:?}");
+            run(5..6, word);
+        }
+    }
+
+    #[test]
+    fn a_long_prompt_does_not_make_everything_equal() {
+        let mut policy = gating(2, 16);
+        (0..2).for_each(|layer| fill(&mut policy, layer, 0..8));
+        let every: Vec<u32> = (0..8).collect();
+        for _ in 0..40 {
+            (0..2).for_each(|layer| policy.observe(layer, &[0, 1], &[1, 1]));
+        }
+        (0..2).for_each(|layer| policy.observe(layer, &every, &[128, 128, 43, 43, 43, 43, 42, 42]));
+        (0..2).for_each(|layer| policy.observe(layer, &[0, 1], &[1, 1]));
+        let mut gone = Vec::new();
+        while gone.len() < 12 {
+            let victim = policy.victim(1, ALL).unwrap_or(ExpertId { layer: 9, expert: 9 });
+            policy.remove(victim);
+            gone.push(victim);
+        }
+        assert!(gone.iter().all(|id| id.layer < 2 && id.expert > 1), "{gone:?}");
+    }
+
+    #[test]
+    fn a_policy_that_starts_warm_forecasts_as_the_one_that_learned() {
+        let mut learned = gating(2, 8);
+        for word in [0, 1, 0, 0, 1, 0] {
+            (0..2).for_each(|layer| learned.observe(layer, &[word * 2, word * 2 + 1], &[1, 1]));
+        }
+        let warm = PolicyConfig { warm: learned.warm_stats(), ..config(2, 8) };
+        let mut warmed = Gating::new(&warm);
+        fill(&mut warmed, 1, 0..4);
+        warmed.observe(0, &[2, 3], &[1, 1]);
+        assert_eq!(warmed.victim(0, ALL), Some(ExpertId { layer: 1, expert: 0 }));
+        let other = PolicyConfig { experts: vec![8; 3], ..warm };
+        assert!(Gating::new(&other).recall.is_empty(), "another shape starts cold");
+    }
+
+    #[test]
+    fn a_slot_lives_as_long_as_loads_are_few() {
+        let mut life = Life::new(40, 2, 2);
+        assert!((life.fade() - 0.9).abs() < 1e-9, "ten passes");
+        for _ in 0..200 {
+            (0..2).for_each(|layer| life.observe(layer));
+            life.loads += 40.0;
+        }
+        assert!((life.fade() - 0.5).abs() < 1e-3, "one pass: {}", life.fade());
     }
 }

@@ -4,7 +4,7 @@
 //! Ties go to the lowest [`ExpertId`]. It knows nothing of layer order; see `gating` for that.
 
 use super::resident::{Candidate, Residents};
-use super::{Policy, PolicyConfig};
+use super::{Policy, PolicyConfig, WarmStats};
 use crate::ExpertId;
 use crate::gating::{GatingStats, HalfLife};
 
@@ -12,14 +12,22 @@ use crate::gating::{GatingStats, HalfLife};
 pub struct Lfu {
     stats: GatingStats,
     residents: Residents,
+    experts: Vec<u32>, // (layers)
+    experts_used: u32,
 }
 
 impl Lfu {
-    /// Empty counts.
+    /// Empty counts, or those of an earlier run.
     pub fn new(config: &PolicyConfig) -> Lfu {
         let half_life = HalfLife { rows: config.lfu_half_life_rows, weight: 1.0 };
-        let stats = GatingStats::new(&config.experts, config.experts_used, &[half_life]);
-        Lfu { stats, residents: Residents::new(&config.experts) }
+        let PolicyConfig { experts, experts_used, .. } = config;
+        let residents = Residents::new(experts);
+        Lfu {
+            stats: config.stats(&[half_life]),
+            residents,
+            experts: experts.clone(),
+            experts_used: *experts_used,
+        }
     }
 }
 
@@ -29,7 +37,7 @@ impl Policy for Lfu {
     }
 
     fn observe(&mut self, layer: u32, experts: &[u32], counts: &[u32]) {
-        let Lfu { stats, residents } = self;
+        let Lfu { stats, residents, .. } = self;
         stats.observe(layer, experts, counts);
         residents.want(layer, stats.probabilities(layer));
     }
@@ -46,6 +54,10 @@ impl Policy for Lfu {
         let Lfu { residents, .. } = self;
         let least = (0..residents.layers()).filter_map(|layer| residents.least(layer, evictable));
         least.min_by(colder).map(|candidate| candidate.id)
+    }
+
+    fn warm_stats(&self) -> Option<WarmStats> {
+        Some(PolicyConfig::keep(&self.experts, self.experts_used, &self.stats))
     }
 }
 

@@ -5,7 +5,7 @@
 
 use lru::LruCache;
 
-use super::{Policy, PolicyConfig};
+use super::{Policy, PolicyConfig, WarmStats};
 use crate::ExpertId;
 
 /// Recency order over all layers, kept by the `lru` crate.
@@ -41,5 +41,9 @@ impl Policy for Lru {
 
     fn victim(&mut self, _layer: u32, evictable: &dyn Fn(ExpertId) -> bool) -> Option<ExpertId> {
         self.order.iter().rev().map(|(id, ())| *id).find(|id| evictable(*id))
+    }
+
+    fn warm_stats(&self) -> Option<WarmStats> {
+        None
     }
 }

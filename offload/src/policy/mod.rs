@@ -9,16 +9,19 @@ mod lfu;
 mod lru;
 mod recall;
 mod resident;
+mod warm;
 
 use serde::{Deserialize, Serialize};
 
 use crate::ExpertId;
+use crate::gating::{GatingStats, HalfLife};
 use crate::index::ExpertIndex;
 
 pub use belady::Belady;
 pub use gating::Gating;
 pub use lfu::Lfu;
 pub use lru::Lru;
+pub use warm::WarmStats;
 
 /// Default of [`PolicyConfig::lfu_half_life_rows`]: ALGORITHMS.md H.2 gives 32-64.
 pub const LFU_HALF_LIFE_ROWS: f64 = 48.0;
@@ -34,14 +37,47 @@ pub struct PolicyConfig {
     pub experts_used: u32,
     /// For `lfu`: rows (tokens) of a layer after which a selection counts half, > 0.
     pub lfu_half_life_rows: f64,
+    /// What an earlier run has learned; ignored by policies without statistics, or of another shape.
+    pub warm: Option<WarmStats>,
 }
+
+/// Rows for which the statistics of an earlier run count: enough to start from, too few to dominate.
+const WARM_ROWS: f64 = 64.0;
 
 impl PolicyConfig {
     /// The configuration for a model's experts, with the default half-life.
     pub fn new(index: &ExpertIndex, slots: usize, experts_used: u32) -> PolicyConfig {
         let experts = (0..index.layers() as u32).map(|layer| index.experts(layer) as u32).collect();
         let (experts_used, lfu_half_life_rows) = (experts_used.max(1), LFU_HALF_LIFE_ROWS);
-        PolicyConfig { experts, slots, experts_used, lfu_half_life_rows }
+        PolicyConfig { experts, slots, experts_used, lfu_half_life_rows, warm: None }
+    }
+
+    /// Empty counts, or those of an earlier run.
+    fn stats(&self, half_lives: &[HalfLife]) -> GatingStats {
+        let mut stats = GatingStats::new(&self.experts, self.experts_used, half_lives);
+        let Some(warm) = self.warm() else { return stats };
+        let mut rest = warm.probabilities.as_slice();
+        for (layer, experts) in (0u32..).zip(&self.experts) {
+            let (probabilities, after) = rest.split_at((*experts as usize).min(rest.len()));
+            stats.seed(layer, probabilities, WARM_ROWS);
+            rest = after;
+        }
+        stats
+    }
+
+    /// `warm`, if it is of this shape.
+    fn warm(&self) -> Option<&WarmStats> {
+        let same =
+            |warm: &&WarmStats| (&warm.experts, warm.experts_used) == (&self.experts, self.experts_used);
+        self.warm.as_ref().filter(same)
+    }
+
+    /// What to keep of `stats` for another run.
+    fn keep(experts: &[u32], experts_used: u32, stats: &GatingStats) -> WarmStats {
+        let layers = (0u32..).zip(experts);
+        let ids = layers.flat_map(|(layer, n)| (0..*n).map(move |expert| (layer, expert)));
+        let probabilities = ids.map(|(layer, expert)| stats.long_run(layer, expert) as f32).collect();
+        WarmStats { experts: experts.to_vec(), experts_used, probabilities, passes: Vec::new() }
     }
 }
 
@@ -65,6 +101,9 @@ pub trait Policy: Send {
     fn remove(&mut self, id: ExpertId);
     /// The expert to evict so that one of `layer` can be loaded.
     fn victim(&mut self, layer: u32, evictable: &dyn Fn(ExpertId) -> bool) -> Option<ExpertId>;
+    /// What is worth keeping for another run; `None` for a policy without statistics. To start from it,
+    /// build the policy with [`PolicyConfig::warm`].
+    fn warm_stats(&self) -> Option<WarmStats>;
 }
 
 /// A policy by name; serialised as its registry name.

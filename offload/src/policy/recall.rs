@@ -9,12 +9,14 @@
 //! This is attention over routing history (a kernel-weighted nearest-neighbour estimate); nothing is
 //! trained. `eval/LOG.md` has the experiments behind the constants.
 
+use super::warm::{PASSES_MAX, words};
+
 /// Passes remembered.
-const PASSES: usize = 2048;
+const PASSES: usize = PASSES_MAX;
 /// Passes that vote.
 const VOTERS: usize = 32;
-/// A shared expert multiplies a pass's vote by e to this.
-const SHARPNESS: f32 = 0.2;
+/// A layer with the same experts multiplies a pass's vote by e to this.
+const SHARPNESS: f32 = 1.2;
 /// How much of the likeness of the previous passes carries over into this one.
 const CARRY: f32 = 0.2;
 /// Passes ahead that are looked at.
@@ -31,7 +33,7 @@ pub(super) struct Recall {
     sizes: Vec<u16>,      // (layers, PASSES): how many
     begun: usize,         // passes begun, the running one included
     layer: Option<usize>, // layer the running pass is at
-    alike: Vec<f32>,      // (PASSES): shared experts with the running pass
+    alike: Vec<f32>,      // (PASSES): layers shared with the running pass, in parts
     voters: Vec<Voter>,
     forecast: Vec<f32>, // (layers, experts): share of votes for the layer's next visits
 }
@@ -41,7 +43,6 @@ struct Shape {
     layers: usize,
     experts: usize, // of the widest layer
     words: usize,
-    used: f64,
 }
 
 #[derive(Clone, Copy)]
@@ -51,11 +52,11 @@ struct Voter {
 }
 
 impl Recall {
-    pub(super) fn new(experts: &[u32], experts_used: u32) -> Recall {
+    /// Remembers `passes` (passes, layers, words) of an earlier run, of the same shape, the oldest first.
+    pub(super) fn new(experts: &[u32], passes: &[u64]) -> Recall {
         let (layers, widest) = (experts.len(), experts.iter().max().map_or(0, |n| *n as usize));
-        let shape =
-            Shape { layers, experts: widest, words: widest.div_ceil(64), used: f64::from(experts_used) };
-        Recall {
+        let shape = Shape { layers, experts: widest, words: words(experts) };
+        let mut recall = Recall {
             shape,
             sets: vec![0; layers * PASSES * shape.words],
             sizes: vec![0; layers * PASSES],
@@ -64,6 +65,29 @@ impl Recall {
             alike: vec![0.0; PASSES],
             voters: Vec::new(),
             forecast: vec![0.0; layers * widest],
+        };
+        passes.chunks_exact((layers * shape.words).max(1)).for_each(|pass| recall.restore(pass));
+        recall
+    }
+
+    /// Sets of the passes before the running one, the oldest first; without those of wide windows.
+    pub(super) fn remembered(&self) -> Vec<u64> {
+        let Shape { layers, words, .. } = self.shape;
+        let known = self.begun.saturating_sub(PASSES)..self.begun.saturating_sub(1);
+        let pass = |pass: usize| {
+            let set = move |layer| &self.sets[(layer * PASSES + pass % PASSES) * words..][..words];
+            (0..layers).flat_map(set).copied().collect::<Vec<u64>>()
+        };
+        known.map(pass).filter(|pass| pass.iter().any(|word| *word != 0)).flatten().collect()
+    }
+
+    fn restore(&mut self, pass: &[u64]) {
+        self.begin();
+        let slot = (self.begun - 1) % PASSES;
+        for (layer, set) in pass.chunks_exact(self.shape.words).enumerate() {
+            let at = layer * PASSES + slot;
+            self.sets[at * self.shape.words..][..self.shape.words].copy_from_slice(set);
+            self.sizes[at] = set.iter().map(|word| word.count_ones() as u16).sum();
         }
     }
 
@@ -97,7 +121,7 @@ impl Recall {
         changed
     }
 
-    /// Share of votes for each expert of a layer, and how far to trust them (0..1).
+    /// Share of votes for each expert of a layer.
     pub(super) fn forecast(&self, layer: usize) -> &[f32] {
         &self.forecast[layer * self.shape.experts..][..self.shape.experts]
     }
@@ -130,7 +154,9 @@ impl Recall {
         let Recall { shape, sets, sizes, begun, alike, .. } = self;
         let mut asked = vec![0u64; shape.words];
         for expert in experts {
-            if let Some(word) = asked.get_mut(*expert as usize / 64) {
+            if let Some(word) =
+                asked.get_mut(*expert as usize / 64).filter(|_| (*expert as usize) < shape.experts)
+            {
                 *word |= 1 << (expert % 64);
             }
         }
@@ -141,7 +167,7 @@ impl Recall {
             let shared: u32 = set.iter().zip(&asked).map(|(a, b)| (a & b).count_ones()).sum();
             // A window of several rows holds more experts, but is not more alike for that.
             let widest = experts.len().max(usize::from(*size)).max(1) as f32;
-            *alike += shared as f32 * shape.used as f32 / widest;
+            *alike += shared as f32 / widest;
         }
         let set = &mut sets[running * shape.words..][..shape.words];
         set.iter_mut().zip(&asked).for_each(|(set, asked)| *set |= asked);
@@ -156,9 +182,7 @@ impl Recall {
         let likeness = |voter: &Voter| alike[voter.pass % PASSES];
         voters.clear();
         voters.extend(known.map(|pass| Voter { pass, weight: 0.0 }));
-        let best_first = |a: &Voter, b: &Voter| {
-            likeness(b).total_cmp(&likeness(a)).then(b.pass.cmp(&a.pass))
-        };
+        let best_first = |a: &Voter, b: &Voter| likeness(b).total_cmp(&likeness(a)).then(b.pass.cmp(&a.pass));
         if voters.len() > VOTERS {
             voters.select_nth_unstable_by(VOTERS, best_first);
             voters.truncate(VOTERS);
@@ -193,5 +217,84 @@ impl Recall {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Layers 2, experts 70 (two words), one used.
+    fn recall() -> Recall {
+        Recall::new(&[70, 70], &[])
+    }
+
+    fn pass(recall: &mut Recall, experts: [u32; 2]) {
+        (0..2).for_each(|layer| _ = recall.observe(layer, &[experts[layer as usize]], 1.0, 0.5));
+    }
+
+    fn likeliest(recall: &Recall, layer: usize) -> usize {
+        let votes = recall.forecast(layer).iter().zip(0..);
+        votes.max_by(|a, b| a.0.total_cmp(b.0)).map_or(0, |(_, expert)| expert)
+    }
+
+    #[test]
+    fn the_passes_most_alike_foretell_this_one_and_the_next() {
+        let mut recall = recall();
+        for _ in 0..40 {
+            pass(&mut recall, [1, 69]);
+            pass(&mut recall, [2, 5]);
+            pass(&mut recall, [3, 64]);
+        }
+        recall.observe(0, &[1], 1.0, 0.1);
+        assert_eq!((likeliest(&recall, 1), likeliest(&recall, 0)), (69, 2));
+        recall.observe(1, &[69], 1.0, 0.1);
+        assert_eq!((likeliest(&recall, 1), likeliest(&recall, 0)), (5, 2));
+    }
+
+    #[test]
+    fn votes_are_shares_and_an_empty_memory_has_none() {
+        let mut recall = recall();
+        pass(&mut recall, [0, 1]);
+        assert!(recall.is_empty(), "the running pass is no memory");
+        (0..100).for_each(|n| pass(&mut recall, [n % 7, n % 5]));
+        for layer in 0..2 {
+            let all: f32 = recall.forecast(layer).iter().sum();
+            assert!((all - 1.0).abs() < 0.05, "one expert a pass: {all}");
+        }
+    }
+
+    #[test]
+    fn memory_is_a_ring_of_the_latest_passes() {
+        let mut recall = recall();
+        (0..PASSES as u32 + 10).for_each(|n| pass(&mut recall, [n % 60, n % 50]));
+        let kept = recall.remembered();
+        assert_eq!(kept.len(), (PASSES - 1) * 4);
+        assert_eq!(kept[..4], [1 << 10, 0, 1 << 10, 0], "pass 10 is the oldest");
+        let again = Recall::new(&[70, 70], &kept);
+        assert_eq!(again.begun, PASSES - 1);
+        assert_eq!(again.sets[2..4], [1 << 11, 0], "pass 11 in layer 0");
+    }
+
+    #[test]
+    fn a_prompt_leaves_no_set_behind_and_pieces_of_a_window_make_one() {
+        let mut recall = recall();
+        (0..2).for_each(|layer| _ = recall.observe(layer, &[1, 2, 3], 400.0, 0.5));
+        for layer in 0..2 {
+            recall.observe(layer, &[1], 1.0, 0.5);
+            recall.observe(layer, &[2], 1.0, 0.5);
+        }
+        pass(&mut recall, [0, 0]);
+        assert_eq!(recall.remembered(), [0b110, 0, 0b110, 0]);
+    }
+
+    #[test]
+    fn experts_and_layers_out_of_range_are_ignored() {
+        let mut recall = recall();
+        assert!(recall.observe(2, &[0], 1.0, 0.5).is_empty());
+        recall.observe(0, &[128, 70, 7], 1.0, 0.5);
+        recall.observe(1, &[0], 1.0, 0.5);
+        pass(&mut recall, [1, 1]);
+        assert_eq!(recall.remembered()[0], 1 << 7);
     }
 }

@@ -19,8 +19,8 @@ pub(super) struct Residents {
 }
 
 struct Layer {
-    resident: Vec<bool>, // (experts)
-    wanted: Vec<f64>,    // (experts)
+    resident: Vec<bool>,      // (experts)
+    wanted: Vec<f64>,         // (experts)
     least: Option<Candidate>, // None when not known
 }
 
