@@ -111,6 +111,11 @@ impl Opened {
         self.blueprint.experts.as_ref().map_or(0, |layers| layers.index.slot_bytes() as u64)
     }
 
+    fn policy_bytes(&self, options: &EngineOptions) -> u64 {
+        let Some(layers) = &self.blueprint.experts else { return 0 };
+        options.policy.memory_bytes(&layers.experts(), options.stats_file.is_some())
+    }
+
     fn kv_bytes(&self) -> u64 {
         self.blueprint.kv_bytes(self.options.context_len)
     }
@@ -367,6 +372,7 @@ fn plan(
         process_bytes: host::peak_rss_bytes()
             + threads * THREAD_BYTES
             + experts_total as u64 * EXPERT_BYTES
+            + target.policy_bytes(options)
             + target.blueprint.dense.load_bytes(),
         dense_bytes: target.blueprint.dense.bytes(),
         kv_bytes: target.kv_bytes(),

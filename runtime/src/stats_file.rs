@@ -41,9 +41,7 @@ impl StatsFile {
 
     /// Counts of earlier runs, if they can be used; the user hears why not.
     pub fn load(&self, layers: &ExpertLayers, used: u32, progress: &mut dyn Progress) -> Option<WarmStats> {
-        let experts: Vec<u32> =
-            (0..layers.index.layers() as u32).map(|layer| layers.index.experts(layer) as u32).collect();
-        match WarmStats::load(&self.path, &self.fingerprint, &experts, used) {
+        match WarmStats::load(&self.path, &self.fingerprint, &layers.experts(), used) {
             Ok(stats) => Some(stats),
             Err(OffloadError::WarmStatsIo { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
                 None

@@ -162,6 +162,15 @@ impl PolicyKind {
         self.entry().name
     }
 
+    /// Memory it takes beside the counts of each expert, for `experts[layer]` experts a layer; `is_kept`
+    /// when what it learns is written to a file, of which there are then copies.
+    pub fn memory_bytes(self, experts: &[u32], is_kept: bool) -> u64 {
+        match self {
+            PolicyKind::Gating => recall::Recall::bytes(experts) * if is_kept { 4 } else { 1 },
+            PolicyKind::Lru | PolicyKind::Lfu => 0,
+        }
+    }
+
     /// A fresh policy.
     pub fn build(self, config: &PolicyConfig) -> Box<dyn Policy> {
         (self.entry().build)(config)

@@ -52,6 +52,13 @@ struct Voter {
 }
 
 impl Recall {
+    /// Bytes of a memory for `experts[layer]` experts a layer.
+    pub(super) fn bytes(experts: &[u32]) -> u64 {
+        let per_layer = PASSES * (words(experts) * size_of::<u64>() + size_of::<u16>());
+        let forecast = experts.iter().max().map_or(0, |widest| *widest as usize) * size_of::<f32>();
+        (experts.len() * (per_layer + forecast) + PASSES * size_of::<f32>()) as u64
+    }
+
     /// Remembers `passes` (passes, layers, words) of an earlier run, of the same shape, the oldest first.
     pub(super) fn new(experts: &[u32], passes: &[u64]) -> Recall {
         let (layers, widest) = (experts.len(), experts.iter().max().map_or(0, |n| *n as usize));

@@ -6,6 +6,8 @@
 //! only tell the cache what to read while nobody waits; the real router decides what is computed. It
 //! must not know residency or files.
 
+use metrics::{Counter, counter};
+
 use crate::kernels::{Input, add_scaled, matmul, rms_norm};
 use crate::models::{MoeSpec, Routed};
 use crate::weights::Vector;
@@ -37,13 +39,26 @@ pub struct Target<'a> {
 }
 
 /// The predictor's state over one pass, and its counts over all.
-#[derive(Default)]
 pub struct Lookahead {
     /// Predicted experts a layer that are worth asking for; 0 is off.
     ranks: usize,
     /// By layer: what was predicted for its next visit.
     pending: Vec<Vec<u32>>,
     counts: [RankCount; RANKS_MAX],
+    predicted: Counter,
+    right: Counter,
+}
+
+impl Default for Lookahead {
+    fn default() -> Lookahead {
+        Lookahead {
+            ranks: 0,
+            pending: Vec::new(),
+            counts: [RankCount::default(); RANKS_MAX],
+            predicted: counter!("drafthorse_lookahead_predicted_total"),
+            right: counter!("drafthorse_lookahead_right_total"),
+        }
+    }
 }
 
 impl Lookahead {
@@ -69,8 +84,11 @@ impl Lookahead {
     pub fn settle(&mut self, layer: u32, chosen: &[u32]) {
         let Some(predicted) = self.pending.get_mut(layer as usize) else { return };
         for (expert, count) in predicted.drain(..).zip(&mut self.counts) {
+            let is_right = chosen.contains(&expert);
             count.predicted += 1;
-            count.right += u64::from(chosen.contains(&expert));
+            count.right += u64::from(is_right);
+            self.predicted.increment(1);
+            self.right.increment(u64::from(is_right));
         }
     }
 

@@ -31,6 +31,11 @@ pub struct ExpertLayers {
 }
 
 impl ExpertLayers {
+    /// Experts of each layer.
+    pub fn experts(&self) -> Vec<u32> {
+        (0..self.index.layers() as u32).map(|layer| self.index.experts(layer) as u32).collect()
+    }
+
     /// Bytes of `used` experts in every layer: what a token reads when nothing is resident.
     pub fn cycle_bytes(&self, used: u64) -> u64 {
         self.shapes.iter().map(|shape| shape.bytes() * used).sum()
