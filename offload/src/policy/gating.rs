@@ -19,7 +19,7 @@ const HALF_LIVES: [HalfLife; 3] = [
     HalfLife { rows: 256.0, weight: 0.5 },
 ];
 /// Share of [`Recall`] in the estimate.
-const RECALL_SHARE: f64 = 0.6;
+const RECALL_SHARE: f64 = 0.8;
 /// Passes over which loads are averaged.
 const LOADS_PASSES: f64 = 16.0;
 /// A chance below which experts do not differ: then the layer that runs last gives.

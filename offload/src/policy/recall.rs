@@ -14,7 +14,7 @@ use super::warm::{PASSES_MAX, words};
 /// Passes remembered.
 const PASSES: usize = PASSES_MAX;
 /// Passes that vote.
-const VOTERS: usize = 32;
+const VOTERS: usize = 16;
 /// A layer with the same experts multiplies a pass's vote by e to this.
 const SHARPNESS: f32 = 1.2;
 /// How much of the likeness of the previous passes carries over into this one.
