@@ -6,9 +6,9 @@
 mod compare;
 mod compare_command;
 mod convert;
+mod replay;
 mod synth;
 mod synth_command;
-mod replay;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -321,7 +321,6 @@ impl ExpertCache {
                 reads.extend(parts.clone().map(|part| self.read(*slot, *id, part)));
             }
         }
-        self.stats.experts_read += started.len() as u64;
         self.meters.reads_in_flight.record((self.io.in_flight() + reads.len()) as f64);
         self.io.demand(reads).inspect_err(|_| self.stopped = true)
     }
@@ -538,7 +537,6 @@ impl ExpertCache {
     fn count_issued(&mut self) {
         let issued = self.io.issued();
         self.meters.prefetch_issued.increment(issued.loads - self.stats.prefetch_issued);
-        self.stats.experts_read += issued.loads - self.stats.prefetch_issued;
         self.stats.prefetch_issued = issued.loads;
         self.stats.prefetch_bytes = issued.bytes;
     }

@@ -25,8 +25,6 @@ pub struct CacheStats {
     pub bytes_read: u64,
     /// Service time of all reads, seconds; reads overlap, so this may exceed the time that passed.
     pub read_s: f64,
-    /// Experts whose reading was begun, on demand or ahead.
-    pub experts_read: u64,
     /// Time with at least one read under way, seconds; ends are noticed at the next look, so a little
     /// more than the disk's own.
     pub io_busy_s: f64,

@@ -240,8 +240,7 @@ fn warming_up_fills_free_slots_in_order_and_evicts_nothing() {
 #[test]
 fn demand_takes_the_slots_of_a_warm_up_that_is_not_read_yet_the_coldest_first() {
     let mut world = World::new();
-    let hottest: Vec<ExpertId> =
-        (0..64).map(|n| ExpertId { layer: 2 + n / 32, expert: n % 32 }).collect();
+    let hottest: Vec<ExpertId> = (0..64).map(|n| ExpertId { layer: 2 + n / 32, expert: n % 32 }).collect();
     world.cache.warm_up(&hottest).unwrap();
     assert_eq!(world.begun.lock().len(), 4, "the first is at the disk, the others wait");
     assert_eq!(world.use_all(0, &[1, 2, 3]).len(), 3 * PARTS, "demand goes first");

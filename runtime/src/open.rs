@@ -203,6 +203,7 @@ pub fn prepare(options: &EngineOptions) -> Result<Prepared, Error> {
     drop(gguf);
     let plan = fit(options, budget, &mut target, draft.as_ref())?;
     notices.extend(memory_notice(&plan));
+    notices.extend(cycle_notice(&target.blueprint, &plan));
     Ok(Prepared { target, draft, tokenizer, plan, prefill_chunk, stats, notices })
 }
 
@@ -262,6 +263,17 @@ fn context_notice(whose: &str, context_len: usize, blueprint: &Blueprint) -> Opt
     let trained = blueprint.spec.context_train;
     (context_len > trained).then(|| {
         format!("{whose}context {context_len} is longer than the {trained} the model was trained for")
+    })
+}
+
+/// Below one token's experts a cache serves little: LRU would serve nothing at all (ALGORITHMS.md 0.2).
+fn cycle_notice(blueprint: &Blueprint, plan: &MemoryPlan) -> Option<String> {
+    let cycle = blueprint.experts.as_ref()?.index.layers() * blueprint.spec.moe?.used;
+    (plan.slots < cycle).then(|| {
+        let slots = plan.slots;
+        format!(
+            "{slots} expert slots are fewer than the {cycle} experts of one token: most are read each time"
+        )
     })
 }
 

@@ -43,7 +43,9 @@ impl StatsFile {
     pub fn load(&self, layers: &ExpertLayers, used: u32, progress: &mut dyn Progress) -> Option<WarmStats> {
         match WarmStats::load(&self.path, &self.fingerprint, &layers.experts(), used) {
             Ok(stats) => Some(stats),
-            Err(OffloadError::WarmStatsIo { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            Err(OffloadError::WarmStatsIo { source, .. })
+                if source.kind() == std::io::ErrorKind::NotFound =>
+            {
                 None
             }
             Err(error) => {

@@ -78,8 +78,6 @@ pub struct PrefetchOutcome {
     pub seconds: f64,
     /// Of these, seconds with at least one read under way (not the sum over reads that overlap).
     pub io_busy_s: f64,
-    /// Experts read, demanded or ahead.
-    pub reads: u64,
     /// Experts that were not in memory when demanded.
     pub misses: u64,
     /// Experts asked for ahead.
@@ -94,7 +92,6 @@ pub struct PrefetchOutcome {
 #[derive(Clone, Debug)]
 pub struct PrefetchController {
     mode: PrefetchMode,
-    layers: f64,
     /// In use while nothing is being compared.
     on: bool,
     /// Steps since the last comparison.
@@ -111,10 +108,8 @@ pub struct PrefetchController {
     drift: Mean,
     /// Experts a step that were not in memory, or are there because of prefetch.
     wanted: Mean,
-    /// Of steps without prefetch: idle share of the disk, idle seconds.
+    /// Of steps without prefetch: idle share of the disk.
     idle: Mean,
-    idle_s: Mean,
-    read_s: Mean,
     issued: f64, // both fade
     used: f64,
     precision: [Mean; PREFETCH_RANKS_MAX],
@@ -140,13 +135,12 @@ enum Verdict {
 }
 
 impl PrefetchController {
-    /// A controller that has measured nothing, for a model with that many routed layers.
-    pub fn new(mode: PrefetchMode, layers: usize) -> PrefetchController {
+    /// A controller that has measured nothing.
+    pub fn new(mode: PrefetchMode) -> PrefetchController {
         let unknown = Mean::prior(0.0, 0.0);
         PrefetchController {
             mode,
-            layers: layers.max(1) as f64,
-            on: false,
+            on: true, // most disks have time: read ahead until a comparison says otherwise
             since: 0,
             gap: WARM_UP,
             account: ACCOUNT_START,
@@ -159,8 +153,6 @@ impl PrefetchController {
             drift: Mean::prior(1.0, 1.0),
             wanted: unknown,
             idle: unknown,
-            idle_s: unknown,
-            read_s: unknown,
             issued: 0.0,
             used: 0.0,
             precision: [Mean::prior(1.0, 1.0); PREFETCH_RANKS_MAX],
@@ -180,12 +172,11 @@ impl PrefetchController {
         }
     }
 
-    /// Ranks before the first that is wrong too often, but no more reads than the disk has time for.
+    /// Ranks before the first that is wrong too often. There is no limit by the disk's idle time: the
+    /// likeliest experts are mostly in memory already, so it is lower ranks that are read, and a read
+    /// whose turn does not come before its layer's is called off (eval/LOG.md has the measurement).
     fn ranks(&self) -> usize {
-        let precise = self.precision.iter().take_while(|precision| precision.value() >= USED_MIN).count();
-        let per_layer = self.idle_s.value() / (self.layers * self.read_s.value());
-        let affordable = if per_layer > 0.0 { per_layer.ceil() as usize } else { PREFETCH_RANKS_MAX };
-        precise.min(affordable).max(1)
+        self.precision.iter().take_while(|precision| precision.value() >= USED_MIN).count().max(1)
     }
 
     /// Learns from the decode step that the last plan led to. Times that cannot be teach nothing.
@@ -209,13 +200,9 @@ impl PrefetchController {
             self.drift.add((outcome.seconds / expected).min(2.0), BLOCK_STEPS as f64);
         }
         self.wanted.add((outcome.misses + outcome.used) as f64, MEMORY);
-        if outcome.reads > 0 {
-            self.read_s.add(outcome.io_busy_s / outcome.reads as f64, MEMORY);
-        }
         if !self.enabled() {
             let idle_s = (outcome.seconds - outcome.io_busy_s).max(0.0);
             self.idle.add(idle_s / outcome.seconds, MEMORY);
-            self.idle_s.add(idle_s, MEMORY);
         }
         let fade = 1.0 - 1.0 / MEMORY;
         self.issued = fade * self.issued + outcome.issued as f64;

@@ -8,9 +8,7 @@ use drafthorse_draft::{NgramConfig, SamplerConfig};
 use drafthorse_offload::ReaderOptions;
 use drafthorse_scheduler::DraftLen;
 
-use super::{
-    Auto, Config, ConfigError, DEMO_TOML, DraftChoice, Layer, ModelChoice, Settings,
-};
+use super::{Auto, Config, ConfigError, DEMO_TOML, DraftChoice, Layer, ModelChoice, Settings};
 use crate::api::{DraftSource, EngineOptions, ExpertGroups, GenerateOptions};
 
 /// The demo pair's target.

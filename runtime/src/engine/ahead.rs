@@ -30,7 +30,7 @@ impl ReadAhead {
         let impossible = (layers > 0 && !ExpertCache::can_prefetch(slots))
             .then(|| format!("{slots} slots are too few to keep some for predictions"));
         let mode = if layers == 0 || impossible.is_some() { PrefetchMode::Off } else { mode };
-        ReadAhead { controller: PrefetchController::new(mode, layers), impossible }
+        ReadAhead { controller: PrefetchController::new(mode), impossible }
     }
 
     /// One line on why nothing is read ahead.
@@ -72,7 +72,6 @@ impl Engine {
 fn between(before: &CacheStats, after: &CacheStats) -> PrefetchOutcome {
     PrefetchOutcome {
         io_busy_s: after.io_busy_s - before.io_busy_s,
-        reads: after.experts_read - before.experts_read,
         misses: after.misses - before.misses,
         issued: after.prefetch_issued - before.prefetch_issued,
         used: after.prefetch_used - before.prefetch_used,
