@@ -195,14 +195,16 @@ fn the_replay_hits_exactly_when_the_cache_does() {
         let index = ExpertIndex::new(vec![vec![unit; 16]; 3]).unwrap();
         let reader = MemoryReader::new(vec![(PathBuf::from("unit"), vec![0])], Faults::default(), None);
         let policy = entry.kind.build(&PolicyConfig::new(&index, 9, 2));
-        let config = CacheConfig { index, slots: 9, policy, reader: Box::new(reader) };
+        let config = CacheConfig { index, slots: 9, policy, reader: Box::new(reader), threads: 1 };
         let mut cache = ExpertCache::new(config).unwrap();
         let mut replay = Replay::new(&workload, 9, entry.kind.build(&workload.policy_config(9)));
         for (at, window) in workload.windows().iter().enumerate() {
             replay.step(window);
             let counts = vec![1; window.experts().len()];
             let mut lease = cache.acquire(window.layer(), window.experts(), &counts).unwrap();
-            while lease.next().unwrap().is_some() {}
+            while !lease.is_done() {
+                lease.arrivals(true).unwrap();
+            }
             drop(lease);
             assert_eq!(replay.hits(), cache.stats().hits, "{}, window {at}", entry.name);
         }
