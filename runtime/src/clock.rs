@@ -3,7 +3,7 @@
 //! Owns the running phase and the totals. It must not know what the phases do; whoever finishes one
 //! says so with [`Clock::lap`].
 
-use std::ops::{AddAssign, Sub};
+use std::ops::Sub;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -57,17 +57,6 @@ impl Spans {
             Phase::Stall => &mut self.stall_s,
             Phase::Sampling => &mut self.sampling_s,
         }
-    }
-}
-
-impl AddAssign for Spans {
-    fn add_assign(&mut self, other: Spans) {
-        self.draft_s += other.draft_s;
-        self.dense_s += other.dense_s;
-        self.router_s += other.router_s;
-        self.experts_s += other.experts_s;
-        self.stall_s += other.stall_s;
-        self.sampling_s += other.sampling_s;
     }
 }
 

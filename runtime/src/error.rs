@@ -12,7 +12,7 @@ use drafthorse_scheduler::{BudgetError, SchedulerError};
 
 use crate::config::ConfigError;
 use crate::gguf::GgufError;
-use crate::models::LoadError;
+use crate::models::{LoadError, PassError};
 use crate::pack::PackError;
 use crate::tokenizer::TokenizerError;
 
@@ -162,6 +162,19 @@ impl From<SchedulerError> for Error {
         match error {
             SchedulerError::Budget(budget) => Error::Budget(budget),
             other => Error::Scheduler(other),
+        }
+    }
+}
+
+impl From<PassError> for Error {
+    fn from(error: PassError) -> Error {
+        match error {
+            PassError::Experts(error) => Error::Offload(error),
+            PassError::Embedding(error) => Error::Load(error),
+            PassError::Token { token, vocab } => Error::TokenOutOfVocabulary { token, vocab },
+            PassError::Context { rows, len, context_len } => {
+                Error::PromptTooLong { prompt: len + rows, context: context_len }
+            }
         }
     }
 }

@@ -12,7 +12,6 @@ use drafthorse_scheduler::{
 };
 
 use super::Engine;
-use crate::Error;
 use crate::models::{Model, PassError};
 
 /// The scheduler's half of reading ahead, or why there is none.
@@ -51,8 +50,8 @@ impl Engine {
         let after = self.cache_stats();
         let mut by_rank = [RankOutcome::default(); PREFETCH_RANKS_MAX];
         for (rank, (now, then)) in self.target.prediction_counts().iter().zip(&ranks).enumerate() {
-            let (predicted, right) = (now.predicted - then.predicted, now.right - then.right);
-            by_rank[rank] = RankOutcome { predicted, right };
+            by_rank[rank] =
+                RankOutcome { predicted: now.predicted - then.predicted, right: now.right - then.right };
         }
         self.read_ahead.controller.observe(&PrefetchOutcome {
             rows: rows.len(),
@@ -76,18 +75,5 @@ fn between(before: &CacheStats, after: &CacheStats) -> PrefetchOutcome {
         issued: after.prefetch_issued - before.prefetch_issued,
         used: after.prefetch_used - before.prefetch_used,
         ..PrefetchOutcome::default()
-    }
-}
-
-impl From<PassError> for Error {
-    fn from(error: PassError) -> Error {
-        match error {
-            PassError::Experts(error) => Error::Offload(error),
-            PassError::Embedding(error) => Error::Load(error),
-            PassError::Token { token, vocab } => Error::TokenOutOfVocabulary { token, vocab },
-            PassError::Context { rows, len, context_len } => {
-                Error::PromptTooLong { prompt: len + rows, context: context_len }
-            }
-        }
     }
 }

@@ -6,29 +6,22 @@
 //! only tell the cache what to read while nobody waits; the real router decides what is computed. It
 //! must not know residency or files.
 
+use drafthorse_scheduler::{PREFETCH_RANKS_MAX, RankOutcome};
 use metrics::{Counter, counter};
 
-use crate::kernels::{Input, add_scaled, matmul, rms_norm};
+use crate::kernels::{Input, add_scaled, rms_norm};
 use crate::models::{MoeSpec, Routed};
 use crate::weights::Vector;
 
 use super::Pass;
-use super::route::{Route, route};
+use super::moe::choose;
+use super::route::Route;
 use super::scratch::{Scratch, sized};
 
 /// Ranks that are counted one by one; later ones are never asked for.
-pub const RANKS_MAX: usize = drafthorse_scheduler::PREFETCH_RANKS_MAX;
+pub const RANKS_MAX: usize = PREFETCH_RANKS_MAX;
 /// Passes of more rows are prefill: its windows want most experts anyway.
 pub const ROWS_MAX: usize = 16;
-
-/// Predictions of one rank (0 is the likeliest expert of a layer) and how many came true.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RankCount {
-    /// Experts predicted at this rank.
-    pub predicted: u64,
-    /// Of those, the ones the router then chose.
-    pub right: u64,
-}
 
 /// A later layer to be predicted.
 pub struct Target<'a> {
@@ -44,7 +37,7 @@ pub struct Lookahead {
     ranks: usize,
     /// By layer: what was predicted for its next visit.
     pending: Vec<Vec<u32>>,
-    counts: [RankCount; RANKS_MAX],
+    counts: [RankOutcome; RANKS_MAX],
     predicted: Counter,
     right: Counter,
 }
@@ -54,7 +47,7 @@ impl Default for Lookahead {
         Lookahead {
             ranks: 0,
             pending: Vec::new(),
-            counts: [RankCount::default(); RANKS_MAX],
+            counts: [RankOutcome::default(); RANKS_MAX],
             predicted: counter!("drafthorse_lookahead_predicted_total"),
             right: counter!("drafthorse_lookahead_right_total"),
         }
@@ -71,7 +64,7 @@ impl Lookahead {
     }
 
     /// Counts by rank since the start.
-    pub fn counts(&self) -> &[RankCount; RANKS_MAX] {
+    pub fn counts(&self) -> &[RankOutcome; RANKS_MAX] {
         &self.counts
     }
 
@@ -136,11 +129,7 @@ fn predicted_routes(
         rms_norm(state, norm, pass.norm_eps, out);
     }
     let logits = sized(router_ahead, pass.rows * router.rows);
-    matmul(pass.pool, router, &Input::new(normed, width), logits);
-    let bias = target.weights.bias.as_ref().map(|bias| pass.dense.vector(bias));
-    let mut routes = Vec::with_capacity(pass.rows * spec.used);
-    logits.chunks_mut(router.rows).for_each(|row| route(spec, row, bias, &mut routes));
-    routes
+    choose(spec, target.weights, pass, &Input::new(normed, width), logits)
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ mod scratch;
 
 pub use attention::{Attention, Gqa, Mla, MlaQuery};
 pub use ffn::{DenseFeedForward, FeedForward, LoadedFeedForward, feed_forward};
-pub use lookahead::{Lookahead, RANKS_MAX, RankCount, Target};
+pub use lookahead::{Lookahead, RANKS_MAX, Target};
 pub use moe::{ExpertShape, MoeLayer, PartShape, RouteSink};
 pub use rope::{Rope, RopeTable};
 pub use route::{Route, route};

@@ -121,12 +121,23 @@ impl MoeLayer<'_> {
         let router = pass.dense.matrix(&self.weights.router);
         let x = Input::new(&scratch.normed[..pass.rows * router.cols], router.cols);
         let logits = sized(&mut scratch.router, pass.rows * router.rows);
-        matmul(pass.pool, router, &x, logits);
-        let bias = self.weights.bias.as_ref().map(|bias| pass.dense.vector(bias));
-        let mut routes = Vec::with_capacity(pass.rows * self.spec.used);
-        logits.chunks_mut(router.rows).for_each(|row| route(self.spec, row, bias, &mut routes));
-        routes
+        choose(self.spec, self.weights, pass, &x, logits)
     }
+}
+
+/// What the layer's router chooses for the rows of `x`, `used` a row; `logits` is `[rows, experts]`.
+pub(super) fn choose(
+    spec: &MoeSpec,
+    weights: &Routed,
+    pass: &mut Pass<'_>,
+    x: &Input<'_>,
+    logits: &mut [f32],
+) -> Vec<Route> {
+    matmul(pass.pool, pass.dense.matrix(&weights.router), x, logits);
+    let bias = weights.bias.as_ref().map(|bias| pass.dense.vector(bias));
+    let mut routes = Vec::with_capacity(x.rows() * spec.used);
+    logits.chunks_mut(spec.experts).for_each(|row| route(spec, row, bias, &mut routes));
+    routes
 }
 
 /// Adds the weighted outputs in router order to what `scratch.branch` holds (the shared expert's).

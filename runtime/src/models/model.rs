@@ -8,14 +8,14 @@ use drafthorse_draft::{LanguageModel, LogitRows, ModelError, TokenId};
 use drafthorse_offload::{
     CacheConfig, CacheStats, ExpertCache, ExpertId, Policy, Reader, Residency, WarmStats,
 };
+use drafthorse_scheduler::RankOutcome;
 use thiserror::Error;
 
 use crate::clock::{Clock, Phase, Spans};
 use crate::kernels::{Input, Pool, add_scaled, matmul, rms_norm};
 use crate::kv::KvCache;
 use crate::layers::{
-    Lookahead, MoeLayer, Pass, RANKS_MAX, RankCount, Rope, RouteSink, Scratch, ScratchPlan, Target,
-    feed_forward, sized,
+    Lookahead, MoeLayer, Pass, RANKS_MAX, Rope, RouteSink, Scratch, ScratchPlan, Target, feed_forward, sized,
 };
 
 use super::assemble::{Block, Blueprint, Ffn};
@@ -179,7 +179,7 @@ impl Model {
     }
 
     /// How often predictions came true, by rank.
-    pub fn prediction_counts(&self) -> &[RankCount; RANKS_MAX] {
+    pub fn prediction_counts(&self) -> &[RankOutcome; RANKS_MAX] {
         self.lookahead.counts()
     }
 
