@@ -76,8 +76,8 @@ pub struct MoeLayer<'a> {
     pub experts: &'a mut ExpertCache,
     /// Who predicts later layers.
     pub lookahead: &'a mut Lookahead,
-    /// The routed layers that come next, nearest first: those worth predicting.
-    pub next: &'a [Target<'a>],
+    /// The next block's routed layer, to be predicted.
+    pub next: Option<Target<'a>>,
 }
 
 impl MoeLayer<'_> {
@@ -102,11 +102,9 @@ impl MoeLayer<'_> {
         pass.clock.lap(Phase::Router);
         run_shared(self.weights, pass, scratch);
         pass.clock.lap(Phase::Dense);
-        if self.lookahead.is_on(pass.rows) {
-            for target in self.next {
-                let likely = self.lookahead.predict(self.spec, target, pass, scratch);
-                lease.prefetch(target.weights.layer, &likely)?;
-            }
+        if let Some(target) = self.next.filter(|_| self.lookahead.is_on(pass.rows)) {
+            let likely = self.lookahead.predict(self.spec, &target, pass, scratch);
+            lease.prefetch(target.weights.layer, &likely)?;
             pass.clock.lap(Phase::Router);
         }
         Window { weights: self.weights, plan: &plan }.run(&mut lease, pass, scratch)?;

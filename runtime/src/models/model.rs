@@ -21,9 +21,6 @@ use crate::layers::{
 use super::assemble::{Block, Blueprint, Ffn};
 use super::{Embedding, LoadError, StreamedTable};
 
-/// Blocks ahead whose routers are asked before their turn.
-const LAYERS_AHEAD: usize = 1;
-
 /// What a pass can fail with.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -283,12 +280,11 @@ impl Model {
                 continue;
             };
             experts.poll()?;
-            let next: Vec<Target<'_>> = targets(&self.blueprint.blocks[index + 1..]).collect();
             let mixture = Mixture {
                 spec,
                 experts,
                 lookahead: &mut self.lookahead,
-                next: &next,
+                next: self.blueprint.blocks.get(index + 1).and_then(target),
                 sink: self.sink.as_deref_mut().map(|sink| sink as &mut dyn RouteSink),
             };
             step.feed_forward(&mut pass, mixture)?;
@@ -319,12 +315,12 @@ impl Model {
     }
 }
 
-/// Routed layers ahead that are predicted: the next [`LAYERS_AHEAD`].
-fn targets(blocks: &[Block]) -> impl Iterator<Item = Target<'_>> {
-    blocks.iter().take(LAYERS_AHEAD).filter_map(|block| match &block.ffn {
+/// What is predicted of a block.
+fn target(block: &Block) -> Option<Target<'_>> {
+    match &block.ffn {
         Ffn::Routed(weights) => Some(Target { norm: &block.ffn_norm, weights }),
         Ffn::Dense(_) => None,
-    })
+    }
 }
 
 /// One block in one pass.
@@ -339,7 +335,7 @@ struct Mixture<'a> {
     spec: &'a super::MoeSpec,
     experts: &'a mut ExpertCache,
     lookahead: &'a mut Lookahead,
-    next: &'a [Target<'a>],
+    next: Option<Target<'a>>,
     sink: Option<&'a mut dyn RouteSink>,
 }
 
