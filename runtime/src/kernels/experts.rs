@@ -8,9 +8,10 @@
 
 use std::ops::Range;
 
-use super::matmul::{Columns, Input, MatrixRef, PARALLEL_MIN_MACS, set};
+use super::cpu::tile::TILE_ROWS_MAX;
+use super::matmul::{Columns, Input, MatrixRef, PARALLEL_MIN_MACS, groups, runs};
 use super::pool::{Pool, SharedOut};
-use super::vector::gated;
+use super::vector::silu_mul;
 
 /// Pieces of a job per thread: balances threads that are disturbed.
 const CHUNKS_PER_THREAD: usize = 8;
@@ -59,13 +60,47 @@ pub fn gate_up_experts(pool: &mut Pool, x: &Input<'_>, experts: &mut [GateUp<'_>
     }
     run(pool, &works, &|expert, range| {
         let (gate, up, rows, out) = parts[expert];
-        let columns = |w| Columns { w, range: range.clone(), x, rows: Some(rows), out };
         // SAFETY: chunks own disjoint columns of disjoint outputs.
-        unsafe {
-            columns(gate).fill(set);
-            columns(up).fill(|hidden, up| *hidden = gated(*hidden, up));
-        }
+        unsafe { gate_up_columns((gate, up), x, rows, range, out) };
     });
+}
+
+/// Weight rows whose up products wait for their gates.
+const UP_RUN_MAX: usize = 32;
+
+/// Columns `range` of one expert's hidden values.
+///
+/// # Safety
+/// Nobody else may touch those columns of `out` meanwhile.
+unsafe fn gate_up_columns(
+    (gate, up): (MatrixRef<'_>, MatrixRef<'_>),
+    x: &Input<'_>,
+    rows: &[u32],
+    range: Range<usize>,
+    out: SharedOut<'_>,
+) {
+    let columns = |w| Columns { w, range: range.clone(), x, rows: Some(rows), out };
+    let (gate, up) = (columns(gate), columns(up));
+    let mut ups = [0f32; TILE_ROWS_MAX * UP_RUN_MAX];
+    let width = gate.w.rows;
+    for run in runs(range.clone(), 2 * gate.w.row_bytes()) {
+        for rows in groups(rows.len()) {
+            for start in run.clone().step_by(UP_RUN_MAX) {
+                let part = start..(start + UP_RUN_MAX).min(run.end);
+                let hidden = out.pointer(rows.start * width + part.start, rows.len(), width, part.len());
+                // SAFETY: the pointer was checked to lead to these rows and columns, which are ours.
+                unsafe {
+                    gate.tile(part.clone(), rows.clone(), hidden, width);
+                    up.tile(part.clone(), rows.clone(), ups.as_mut_ptr(), UP_RUN_MAX);
+                }
+                for (r, ups) in ups.chunks(UP_RUN_MAX).take(rows.len()).enumerate() {
+                    // SAFETY: as above; nobody else holds them.
+                    let hidden = unsafe { out.range((rows.start + r) * width + part.start, part.len()) };
+                    silu_mul(hidden, ups);
+                }
+            }
+        }
+    }
 }
 
 /// `out = hidden down^T` of every expert, as one job.
@@ -83,7 +118,7 @@ pub fn down_experts(pool: &mut Pool, experts: &mut [Down<'_>]) {
     run(pool, &works, &|expert, range| {
         let (w, x, out) = &parts[expert];
         // SAFETY: chunks own disjoint columns of disjoint outputs.
-        unsafe { Columns { w: *w, range, x, rows: None, out: *out }.fill(set) };
+        unsafe { Columns { w: *w, range, x, rows: None, out: *out }.fill() };
     });
 }
 
@@ -124,9 +159,8 @@ fn split(works: &[Work], target_macs: usize) -> Vec<(usize, Range<usize>)> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
     use super::*;
-    use crate::gguf::BlockType;
     use crate::kernels::Format;
-    use crate::kernels::matmul::tests::{SCALES, bytes_of, noise, random_weights};
+    use crate::kernels::cpu::tests::{noise, random_weights};
     use crate::layers::{FeedForward, LoadedFeedForward, feed_forward};
 
     const WIDTH: usize = 512;
@@ -134,21 +168,17 @@ mod tests {
     const EXPERTS: usize = 4;
 
     /// Three matrices an expert, as aligned bytes.
-    struct Bank(BlockType, Vec<[Vec<u16>; 3]>);
+    struct Bank(Format, Vec<[Vec<u8>; 3]>);
 
     impl Bank {
-        fn new(block_type: BlockType, scales: &[usize]) -> Bank {
-            let weights = |seed| random_weights(block_type, scales, INNER * WIDTH, seed);
-            Bank(
-                block_type,
-                (0..EXPERTS as u64).map(|e| [3 * e, 3 * e + 1, 3 * e + 2].map(weights)).collect(),
-            )
+        fn new(format: Format) -> Bank {
+            let weights = |seed| random_weights(format, INNER * WIDTH, seed);
+            Bank(format, (0..EXPERTS as u64).map(|e| [3 * e, 3 * e + 1, 3 * e + 2].map(weights)).collect())
         }
 
         fn expert(&self, expert: usize) -> LoadedFeedForward<'_> {
             let matrix = |part: usize, rows, cols| {
-                let bytes = bytes_of(&self.1[expert][part]);
-                MatrixRef { format: Format::of(self.0).unwrap(), rows, cols, bytes }
+                MatrixRef { format: self.0, rows, cols, bytes: &self.1[expert][part] }
             };
             let (gate, up) = (matrix(0, INNER, WIDTH), matrix(1, INNER, WIDTH));
             FeedForward { gate, up, down: matrix(2, WIDTH, INNER), bias: [None; 3] }
@@ -198,8 +228,8 @@ mod tests {
     #[test]
     fn any_grouping_on_any_threads_is_bitwise_the_plain_pass_of_every_row() {
         let x = noise(16 * WIDTH, 3);
-        for (block_type, scales) in SCALES.iter().copied() {
-            let bank = Bank::new(block_type, scales);
+        for format in Format::all() {
+            let bank = Bank::new(format);
             for m in [1, 2, 5, 16] {
                 let rows = shares(m as u32);
                 let x = &x[..m * WIDTH];
@@ -210,7 +240,7 @@ mod tests {
                         for group in groups {
                             let got = bank.grouped(&mut pool, x, &rows, group);
                             let expected: Vec<_> = group.iter().map(|e| expected[*e].clone()).collect();
-                            assert!(got == expected, "{block_type:?} {m} rows {threads} threads {group:?}");
+                            assert!(got == expected, "{format:?} {m} rows {threads} threads {group:?}");
                         }
                     }
                 }

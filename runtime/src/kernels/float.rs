@@ -1,4 +1,4 @@
-//! Dot products of float weight rows (F32, F16, BF16) with an f32 activation row, and f16 conversion.
+//! Rows of the KV cache: dot products with an f32 row, weighted sums, and conversion to f16.
 //!
 //! Owns the run-time choice between AVX2+FMA+F16C code and portable code. Both add in one fixed
 //! order (32 partial sums, then a fixed tree), so a result depends on the row alone. Weight rows are
@@ -50,35 +50,15 @@ fn dot_with<const FMA: bool, const BYTES: usize>(
     reduce(acc)
 }
 
-#[inline(always)]
-fn decode_f32(cell: &[u8; 4]) -> f32 {
-    f32::from_le_bytes(*cell)
-}
-
-#[inline(always)]
-fn decode_bf16(cell: &[u8; 2]) -> f32 {
-    f32::from_bits(u32::from(u16::from_le_bytes(*cell)) << 16)
-}
-
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
     //! The same loops compiled with AVX2, FMA and F16C.
 
-    use super::{LANES, decode_bf16, decode_f32, dot_with, reduce};
+    use super::{LANES, reduce};
     use std::arch::x86_64::{
         __m128i, _mm_loadu_si128, _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps,
         _mm256_storeu_ps,
     };
-
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) fn dot_f32_bytes(row: &[u8], x: &[f32]) -> f32 {
-        dot_with::<true, 4>(row, x, decode_f32)
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) fn dot_bf16(row: &[u8], x: &[f32]) -> f32 {
-        dot_with::<true, 2>(row, x, decode_bf16)
-    }
 
     /// F16 conversion needs the intrinsic: the compiler does not vectorize `half`'s.
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -148,19 +128,9 @@ macro_rules! dispatch {
     }};
 }
 
-/// Dot product of a little-endian F32 row (`4 * x.len()` bytes) with `x`.
-pub(super) fn dot_f32_bytes(row: &[u8], x: &[f32]) -> f32 {
-    dispatch!(avx2::dot_f32_bytes(row, x), dot_with::<false, 4>(row, x, decode_f32))
-}
-
 /// Dot product of a little-endian F16 row (`2 * x.len()` bytes) with `x`.
 pub(super) fn dot_f16_bytes(row: &[u8], x: &[f32]) -> f32 {
     dispatch!(avx2::dot_f16(row, x), dot_with::<false, 2>(row, x, |cell| f16::from_le_bytes(*cell).to_f32()))
-}
-
-/// Dot product of a little-endian BF16 row (`2 * x.len()` bytes) with `x`.
-pub(super) fn dot_bf16_bytes(row: &[u8], x: &[f32]) -> f32 {
-    dispatch!(avx2::dot_bf16(row, x), dot_with::<false, 2>(row, x, decode_bf16))
 }
 
 /// Dot product of a KV cache row with an f32 row.
@@ -179,7 +149,6 @@ pub(super) fn add_scaled_f16(row: &[f16], scale: f32, out: &mut [f32]) {
 
 /// Plain-old-data that may be looked at as bytes.
 trait Pod {}
-impl Pod for f32 {}
 impl Pod for f16 {}
 
 /// The bytes of a slice. Kernels read little-endian rows, and so do all supported targets.
@@ -212,10 +181,7 @@ mod tests {
             let (a, b) = ramp(n);
             let exact: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
             let halves: Vec<f16> = a.iter().map(|v| f16::from_f32(*v)).collect();
-            let bf: Vec<u8> = a.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
-            assert!((f64::from(dot_f32_bytes(as_bytes(&a), &b)) - exact).abs() < 1e-4, "f32 {n}");
             assert!((f64::from(dot_f16(&halves, &b)) - exact).abs() < 1e-4, "f16 {n}");
-            assert!((f64::from(dot_bf16_bytes(&bf, &b)) - exact).abs() < 0.02 * n as f64 + 1e-6, "bf16 {n}");
         }
     }
 

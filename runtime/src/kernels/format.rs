@@ -1,72 +1,80 @@
-//! The block formats that have a kernel: how each multiplies and what it wants of the activations.
+//! The block formats that have a kernel, and what each wants of the activations.
 //!
-//! Owns the map from [`BlockType`] to a kernel. Quantized dots and the activation quantizers are
-//! candle's (`k_quants::GgmlType`), called on raw GGUF bytes block by block: candle's own matmul is
-//! not used, because it repacks, and runs on a process-wide pool (CANDLE.md 1.4, 1.5).
-
-use candle_core::quantized::GgmlType;
-use candle_core::quantized::k_quants::{
-    BlockQ2K, BlockQ3K, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0,
-};
-use half::{bf16, f16};
+//! Owns the map from [`BlockType`] to a format. Must not know how blocks are decoded (`cpu`).
 
 use crate::gguf::BlockType;
 
-/// A block format with a kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// 32-bit floats.
-    F32,
-    /// IEEE half floats.
-    F16,
-    /// Brain floats.
-    BF16,
-    /// 4 bits, 32 weights, scale.
-    Q4_0,
-    /// 4 bits, 32 weights, scale and minimum.
-    Q4_1,
-    /// 5 bits, 32 weights, scale.
-    Q5_0,
-    /// 5 bits, 32 weights, scale and minimum.
-    Q5_1,
-    /// 8 bits, 32 weights, scale.
-    Q8_0,
-    /// 2-bit K-quant.
-    Q2K,
-    /// 3-bit K-quant.
-    Q3K,
-    /// 4-bit K-quant.
-    Q4K,
-    /// 5-bit K-quant.
-    Q5K,
-    /// 6-bit K-quant.
-    Q6K,
+use super::cpu;
+
+/// Declares [`Format`] and its table at once: a format without a line is refused at load.
+macro_rules! formats {
+    ($($(#[$doc:meta])* $format:ident = $block_type:ident, $side:ident;)*) => {
+        /// A block format with a kernel.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Format {
+            $($(#[$doc])* $format,)*
+        }
+
+        const FORMATS: &[(BlockType, Format, Side)] =
+            &[$((BlockType::$block_type, Format::$format, Side::$side),)*];
+    };
 }
 
-/// Each supported block type and its kernel; a format without a line here is refused at load.
-const FORMATS: &[(BlockType, Format)] = &[
-    (BlockType::F32, Format::F32),
-    (BlockType::F16, Format::F16),
-    (BlockType::BF16, Format::BF16),
-    (BlockType::Q4_0, Format::Q4_0),
-    (BlockType::Q4_1, Format::Q4_1),
-    (BlockType::Q5_0, Format::Q5_0),
-    (BlockType::Q5_1, Format::Q5_1),
-    (BlockType::Q8_0, Format::Q8_0),
-    (BlockType::Q2_K, Format::Q2K),
-    (BlockType::Q3_K, Format::Q3K),
-    (BlockType::Q4_K, Format::Q4K),
-    (BlockType::Q5_K, Format::Q5K),
-    (BlockType::Q6_K, Format::Q6K),
-];
+formats! {
+    /// 32-bit floats.
+    F32 = F32, Float;
+    /// IEEE half floats.
+    F16 = F16, Float;
+    /// Brain floats.
+    BF16 = BF16, Float;
+    /// 4 bits, 32 weights, scale.
+    Q4_0 = Q4_0, X32;
+    /// 4 bits, 32 weights, scale and minimum.
+    Q4_1 = Q4_1, X32;
+    /// 5 bits, 32 weights, scale.
+    Q5_0 = Q5_0, X32;
+    /// 5 bits, 32 weights, scale and minimum.
+    Q5_1 = Q5_1, X32;
+    /// 8 bits, 32 weights, scale.
+    Q8_0 = Q8_0, X32;
+    /// 2-bit K-quant.
+    Q2K = Q2_K, X256;
+    /// 3-bit K-quant.
+    Q3K = Q3_K, X256;
+    /// 4-bit K-quant.
+    Q4K = Q4_K, X256;
+    /// 5-bit K-quant.
+    Q5K = Q5_K, X256;
+    /// 6-bit K-quant.
+    Q6K = Q6_K, X256;
+    /// 4 bits as an index into 16 levels, 32 weights, scale.
+    IQ4NL = IQ4_NL, X32;
+    /// The same levels, 256 weights with scales of 6 bits.
+    IQ4XS = IQ4_XS, X256;
+    /// Codebook of 256 fours, 3.06 bits a weight.
+    IQ3XXS = IQ3_XXS, X256;
+    /// Codebook of 512 fours, 3.44 bits.
+    IQ3S = IQ3_S, X256;
+    /// Codebook of 256 eights, 2.06 bits.
+    IQ2XXS = IQ2_XXS, X256;
+    /// Codebook of 512 eights, 2.31 bits.
+    IQ2XS = IQ2_XS, X256;
+    /// Codebook of 1024 eights, 2.56 bits.
+    IQ2S = IQ2_S, X256;
+    /// Codebook of 2048 ternary eights, 1.56 bits.
+    IQ1S = IQ1_S, X256;
+    /// The same with finer scales, 1.75 bits.
+    IQ1M = IQ1_M, X256;
+    /// Floats of 4 bits (E2M1), 32 weights, a power of two as scale.
+    MXFP4 = MXFP4, X32;
+}
 
 /// What a format's dot product multiplies with: the activation row as it is, or quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
-    F32,
-    Q8_0,
-    Q8_1,
-    Q8K,
+    Float,
+    X32,
+    X256,
 }
 
 /// Whether weights of this type can be computed with.
@@ -76,71 +84,35 @@ pub fn is_supported(block_type: BlockType) -> bool {
 
 /// The names of all supported types, for messages.
 pub fn supported_names() -> String {
-    FORMATS.iter().map(|(block_type, _)| block_type.name()).collect::<Vec<_>>().join(", ")
+    FORMATS.iter().map(|(block_type, ..)| block_type.name()).collect::<Vec<_>>().join(", ")
 }
 
 impl Format {
     /// The kernel for a block type, if there is one.
     pub fn of(block_type: BlockType) -> Option<Format> {
-        FORMATS.iter().find(|(known, _)| *known == block_type).map(|(_, format)| *format)
+        FORMATS.iter().find(|(known, ..)| *known == block_type).map(|(_, format, _)| *format)
+    }
+
+    /// All formats.
+    pub fn all() -> impl Iterator<Item = Format> {
+        FORMATS.iter().map(|(_, format, _)| *format)
     }
 
     /// The block type it computes with.
     pub fn block_type(self) -> BlockType {
-        let known = FORMATS.iter().find(|(_, format)| *format == self);
-        known.expect("invariant: every format stands in the table").0
-    }
-
-    /// Address alignment the kernel needs of a weight row, in bytes.
-    pub fn alignment(self) -> usize {
-        match self {
-            Format::F32 | Format::F16 | Format::BF16 => 1,
-            _ => align_of::<f16>(),
-        }
+        self.entry().0
     }
 
     pub(super) fn side(self) -> Side {
-        match self {
-            Format::F32 | Format::F16 | Format::BF16 => Side::F32,
-            Format::Q4_0 | Format::Q5_0 | Format::Q8_0 => Side::Q8_0,
-            Format::Q4_1 | Format::Q5_1 => Side::Q8_1,
-            Format::Q2K | Format::Q3K | Format::Q4K | Format::Q5K | Format::Q6K => Side::Q8K,
-        }
+        self.entry().2
+    }
+
+    fn entry(self) -> &'static (BlockType, Format, Side) {
+        FORMATS.iter().find(|(_, format, _)| *format == self).expect("invariant: every format has a line")
     }
 
     /// Writes a weight row's values to `out` (embedding look-up, one-time transformations).
     pub fn dequantize(self, row: &[u8], out: &mut [f32]) {
-        match self {
-            Format::F32 => decode(row, out, f32::from_le_bytes),
-            Format::F16 => decode(row, out, |b| f16::from_le_bytes(b).to_f32()),
-            Format::BF16 => decode(row, out, |b| bf16::from_le_bytes(b).to_f32()),
-            Format::Q4_0 => BlockQ4_0::to_float(blocks(row), out),
-            Format::Q4_1 => BlockQ4_1::to_float(blocks(row), out),
-            Format::Q5_0 => BlockQ5_0::to_float(blocks(row), out),
-            Format::Q5_1 => BlockQ5_1::to_float(blocks(row), out),
-            Format::Q8_0 => BlockQ8_0::to_float(blocks(row), out),
-            Format::Q2K => BlockQ2K::to_float(blocks(row), out),
-            Format::Q3K => BlockQ3K::to_float(blocks(row), out),
-            Format::Q4K => BlockQ4K::to_float(blocks(row), out),
-            Format::Q5K => BlockQ5K::to_float(blocks(row), out),
-            Format::Q6K => BlockQ6K::to_float(blocks(row), out),
-        }
+        cpu::dequantize(self, row, out);
     }
-}
-
-fn decode<const N: usize>(row: &[u8], out: &mut [f32], value: impl Fn([u8; N]) -> f32) {
-    for (o, cell) in out.iter_mut().zip(row.as_chunks::<N>().0) {
-        *o = value(*cell);
-    }
-}
-
-/// A weight row's bytes as candle blocks.
-///
-/// # Panics
-/// When the bytes are not aligned for the block: the loader refuses such files beforehand.
-pub(super) fn blocks<T: GgmlType>(row: &[u8]) -> &[T] {
-    assert!(row.as_ptr().addr().is_multiple_of(align_of::<T>()), "invariant: weight rows are aligned");
-    // SAFETY: candle's blocks are `repr(C)` structs of f16 and bytes without padding (their sizes are
-    // asserted in candle), any byte pattern is valid, and the alignment was just checked.
-    unsafe { std::slice::from_raw_parts(row.as_ptr().cast::<T>(), row.len() / size_of::<T>()) }
 }

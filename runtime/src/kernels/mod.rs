@@ -4,23 +4,21 @@
 //! matrix product built on them. It must not know models, files or caches.
 //!
 //! Row invariance (DESIGN I2, ALGORITHMS.md H.6): an output value is one dot product over one
-//! weight row and one activation row, in one fixed order, whatever the number of rows, threads or
-//! chunks around it. Block formats come from `candle_core::quantized::k_quants` (block layouts,
-//! activation quantizers and integer dots on raw GGUF bytes: no copy, no repacking). Float rows are ours,
-//! and for the commonest formats twins of candle's code with the same bits (`quantize`, `rows`).
+//! weight row and one activation row, in one fixed order (`cpu::portable`), whatever the number of rows,
+//! threads or chunks around it, and whatever the processor. Weights are multiplied as they stand in a
+//! GGUF: no copy, no repacking.
 
 mod attend;
+mod cpu;
 mod experts;
 mod float;
 mod format;
 mod matmul;
 mod pool;
-mod quantize;
-#[cfg(target_arch = "x86_64")]
-mod rows;
 mod vector;
 
 pub use attend::{KvView, attend};
+pub use cpu::Isa;
 pub use experts::{Down, GateUp, down_experts, gate_up_experts};
 pub use float::f32_to_f16;
 pub use format::{Format, is_supported, supported_names};

@@ -238,6 +238,18 @@ impl<'a> SharedOut<'a> {
         unsafe { std::slice::from_raw_parts_mut(self.base.add(start), len) }
     }
 
+    /// Where `rows` rows of `len` values begin, `stride` values apart, the first at `start`. Writing through
+    /// it is for whoever owns those values.
+    ///
+    /// # Panics
+    /// When a value would lie outside the slice.
+    pub(super) fn pointer(&self, start: usize, rows: usize, stride: usize, len: usize) -> *mut f32 {
+        let end = rows.checked_sub(1).and_then(|last| last.checked_mul(stride)?.checked_add(start + len));
+        assert!(end.is_some_and(|end| end <= self.len), "invariant: rows inside the output");
+        // SAFETY: `start` is inside the slice.
+        unsafe { self.base.add(start) }
+    }
+
     /// The value at `index`.
     ///
     /// # Safety
