@@ -6,7 +6,6 @@
 //! of a set that is larger than any. `scripts/kernel_table.py` makes a table of the output. Random bits
 //! are as good as weights here; must not be used to judge results.
 
-use std::cell::Cell;
 use std::fmt;
 
 use divan::counter::{BytesCount, ItemsCount};
@@ -64,14 +63,13 @@ fn pool(threads: usize) -> Pool {
 }
 
 fn cases() -> Vec<Case> {
-    let quantized = Format::all().flat_map(|format| {
-        ROWS.map(|rows| Case { format, shape: SHAPES[0], rows, threads: 2 })
-    });
+    let quantized =
+        Format::all().flat_map(|format| ROWS.map(|rows| Case { format, shape: SHAPES[0], rows, threads: 2 }));
     let common = [Format::Q4K, Format::Q6K, Format::Q8_0].into_iter().flat_map(|format| {
         SHAPES[1..].iter().flat_map(move |shape| {
-            THREADS.into_iter().flat_map(move |threads| {
-                ROWS.map(|rows| Case { format, shape: *shape, rows, threads })
-            })
+            THREADS
+                .into_iter()
+                .flat_map(move |threads| ROWS.map(|rows| Case { format, shape: *shape, rows, threads }))
         })
     });
     quantized.chain(common).collect()
@@ -109,7 +107,10 @@ impl fmt::Display for Window {
 
 fn windows() -> Vec<Window> {
     let rows = [1, 2, 4, 8, 64, 512];
-    [Format::Q4K, Format::Q6K].into_iter().flat_map(|format| rows.map(|rows| Window { format, rows })).collect()
+    [Format::Q4K, Format::Q6K]
+        .into_iter()
+        .flat_map(|format| rows.map(|rows| Window { format, rows }))
+        .collect()
 }
 
 #[divan::bench(args = windows(), max_time = 1.0)]
@@ -123,13 +124,15 @@ fn experts(bencher: Bencher<'_, '_>, window: &Window) {
         let start = (3 * expert + part) * len;
         MatrixRef { format, rows, cols, bytes: &set[start..start + len] }
     };
-    let turn = Cell::new(0);
+    let mut turn = 0;
     let x = activations(rows * width);
     let mut pool = pool(2);
     bencher.counter(ItemsCount::new(3 * rows * USED * inner * width)).bench_local(|| {
-        turn.set(turn.get() + 1);
-        let picks = |e: usize| (0..rows as u32).filter(move |m| (0..USED).any(|k| pick(*m as usize, k, turn.get()) == e));
-        let shares: Vec<Vec<u32>> = (0..EXPERTS).map(|e| picks(e).collect()).collect();
+        turn += 1;
+        let mut shares = vec![Vec::new(); EXPERTS];
+        for m in 0..rows {
+            (0..USED).for_each(|k| shares[pick(m, k, turn)].push(m as u32));
+        }
         let busy: Vec<usize> = (0..EXPERTS).filter(|e| !shares[*e].is_empty()).collect();
         let values = |each: usize| busy.iter().map(|e| vec![0f32; shares[*e].len() * each]).collect();
         let (mut hidden, mut out): (Vec<Vec<f32>>, Vec<Vec<f32>>) = (values(inner), values(width));
@@ -150,9 +153,9 @@ fn experts(bencher: Bencher<'_, '_>, window: &Window) {
     });
 }
 
-/// The `k`-th expert of row `m`, spread over all of them.
+/// The `k`-th expert of row `m`: eight different ones, all equally often.
 fn pick(m: usize, k: usize, turn: usize) -> usize {
-    ((m * 8 + k).wrapping_mul(2_654_435_761) / 7 + turn * 13 + k * 16) % 128
+    (m.wrapping_mul(2_654_435_761) / 7 + turn * 13 + k * 16) % 128
 }
 
 mod machine {
@@ -209,7 +212,8 @@ mod machine {
 
     /// Keeps the compiler from computing a product once for all steps, without touching memory.
     #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "avx2")]
     fn black_box_vector(mut x: std::arch::x86_64::__m256i) -> std::arch::x86_64::__m256i {
         // SAFETY: no instruction; the register is only said to have changed.
         unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) x, options(nomem, nostack, preserves_flags)) };

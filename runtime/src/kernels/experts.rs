@@ -177,8 +177,11 @@ mod tests {
         }
 
         fn expert(&self, expert: usize) -> LoadedFeedForward<'_> {
-            let matrix = |part: usize, rows, cols| {
-                MatrixRef { format: self.0, rows, cols, bytes: &self.1[expert][part] }
+            let matrix = |part: usize, rows, cols| MatrixRef {
+                format: self.0,
+                rows,
+                cols,
+                bytes: &self.1[expert][part],
             };
             let (gate, up) = (matrix(0, INNER, WIDTH), matrix(1, INNER, WIDTH));
             FeedForward { gate, up, down: matrix(2, WIDTH, INNER), bias: [None; 3] }

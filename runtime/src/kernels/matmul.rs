@@ -181,7 +181,12 @@ impl Columns<'_> {
         let count = self.rows.map_or_else(|| self.x.rows(), <[u32]>::len);
         for run in runs(self.range.clone(), self.w.row_bytes()) {
             for rows in groups(count) {
-                let out = self.out.pointer(rows.start * self.w.rows + run.start, rows.len(), self.w.rows, run.len());
+                let out = self.out.pointer(
+                    rows.start * self.w.rows + run.start,
+                    rows.len(),
+                    self.w.rows,
+                    run.len(),
+                );
                 // SAFETY: the pointer was checked to lead to these rows and columns, which are ours.
                 unsafe { self.tile(run.clone(), rows, out, self.w.rows) };
             }
@@ -194,7 +199,13 @@ impl Columns<'_> {
     /// # Safety
     /// `out` leads to that many rows, `out_stride` values apart, of `run.len()` values, which nobody else
     /// touches.
-    pub(super) unsafe fn tile(&self, run: Range<usize>, rows: Range<usize>, out: *mut f32, out_stride: usize) {
+    pub(super) unsafe fn tile(
+        &self,
+        run: Range<usize>,
+        rows: Range<usize>,
+        out: *mut f32,
+        out_stride: usize,
+    ) {
         let side = self.w.format.side();
         let mut x = [std::ptr::null(); TILE_ROWS_MAX];
         for (x, i) in x.iter_mut().zip(rows.clone()) {

@@ -19,6 +19,7 @@ mod vector;
 
 pub use attend::{KvView, attend};
 pub use cpu::Isa;
+pub use cpu::activations::quantized_bytes;
 pub use experts::{Down, GateUp, down_experts, gate_up_experts};
 pub use float::f32_to_f16;
 pub use format::{Format, is_supported, supported_names};

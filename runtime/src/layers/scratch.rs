@@ -4,6 +4,7 @@
 //! never grow them. What a pass allocates beside them (routes, one head's rows, quantized activations)
 //! is small, freed at once, and counted here as well.
 
+use crate::kernels::quantized_bytes;
 use crate::models::{AttentionSpec, ModelSpec};
 
 use super::lookahead;
@@ -130,9 +131,9 @@ impl ScratchPlan {
             + 2 * self.inner
             + self.rope;
         let widest = self.width.max(self.inner).max(self.heads).max(self.q_low);
-        // Quantized activations take at most 1.2 bytes a value (Q8_0 34/32, Q8_K 292/256), in up to
-        // two formats at once.
-        let quantized = widest.max(self.used * self.expert_inner) * self.rows * 12 / 5;
+        // Quantized activations, in up to two layouts at once.
+        let quantized =
+            2 * self.rows * quantized_bytes(widest).max(self.used * quantized_bytes(self.expert_inner));
         let ahead = (self.ahead + 1) * self.width + self.ahead * (self.experts + self.used * ROUTE_VALUES);
         ((per_row * self.rows + ahead + self.attention) * size_of::<f32>() + quantized) as u64
     }

@@ -39,9 +39,6 @@ pub enum LoadError {
     #[error("{}: quant type {} of tensor {} is not supported yet (supported: {})", .path.display(), .block_type.name(), shown(.tensor), supported_names())]
     UnsupportedQuant { path: PathBuf, tensor: String, block_type: BlockType },
 
-    #[error("{}: tensor {} starts at offset {offset}, which its quant type {} cannot be read from", .path.display(), shown(.tensor), .block_type.name())]
-    Misaligned { path: PathBuf, tensor: String, offset: u64, block_type: BlockType },
-
     #[error("{}: {problem}", .path.display())]
     Override { path: PathBuf, problem: String },
 

@@ -38,8 +38,9 @@ pub(in crate::kernels) trait Activations: Clone {
     fn quantize(values: &[f32], out: &mut Self);
 }
 
-/// Bytes that `values` activations take in a layout.
-pub(in crate::kernels) const fn quantized_bytes(values: usize) -> usize {
+/// Bytes that a row of `values` activations takes in a layout.
+#[must_use]
+pub const fn quantized_bytes(values: usize) -> usize {
     values.div_ceil(256) * size_of::<X256>()
 }
 
@@ -148,7 +149,8 @@ mod tests {
 
     #[test]
     fn halves_are_rounded_to_even_and_nothing_leaves_the_range() {
-        for (value, rounded) in [(0.5, 0), (1.5, 2), (2.5, 2), (-0.5, 0), (-1.5, -2), (126.5, 126), (127.0, 127)]
+        for (value, rounded) in
+            [(0.5, 0), (1.5, 2), (2.5, 2), (-0.5, 0), (-1.5, -2), (126.5, 126), (127.0, 127)]
         {
             assert_eq!(nearest(value), rounded, "{value}");
         }

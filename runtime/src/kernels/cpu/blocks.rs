@@ -92,7 +92,8 @@ pub(in crate::kernels) fn dequantize32<B: Block32>(row: &[u8], out: &mut [f32]) 
     for (block, out) in row.chunks_exact(B::BYTES).zip(out.as_chunks_mut::<32>().0) {
         let (d, m) = B::unpack(block, &mut q);
         for (value, q) in out.iter_mut().zip(q) {
-            *value = d * (i32::from(q) - B::OFFSET) as f32 + m;
+            let scaled = d * (i32::from(q) - B::OFFSET) as f32;
+            *value = if B::HAS_MIN { scaled + m } else { scaled };
         }
     }
 }

@@ -11,7 +11,7 @@ use super::codebooks::{
     IQ1, IQ1_LEVELS, IQ2_S, IQ2_S_LEVELS, IQ2_XS, IQ2_XS_LEVELS, IQ2_XXS, IQ2_XXS_LEVELS, IQ3_S,
     IQ3_S_LEVELS, IQ3_XXS, IQ3_XXS_LEVELS,
 };
-use super::legacy::{nibbles, nonlinear};
+use super::legacy::{NONLINEAR, levels};
 
 /// d (f16), 8 scales of 6 bits (the high 2 bits of scale i at bit 2 i of a u16, then the low 4 bits, two a
 /// byte), 256 indices into `NONLINEAR` of 4 bits: every 16 bytes as in Q4_0.
@@ -29,8 +29,7 @@ impl Block256 for Iq4Xs {
         let (high, low) = (u16::from_le_bytes(cell(block, 2)), cell::<4>(block, 4));
         set_scales(out, |i| (nibble(&low, i) | (high >> (2 * i) & 3) << 4).cast_signed() - 32);
         for (q, bytes) in out.q.as_chunks_mut::<32>().0.iter_mut().zip(block[8..].as_chunks::<16>().0) {
-            nibbles(*bytes, q);
-            *q = q.map(nonlinear);
+            levels(*bytes, &NONLINEAR, q);
         }
     }
 }
@@ -142,9 +141,8 @@ impl Block256 for Iq2S {
         out.scales = odd_nibbles(cell(block, 74));
         for (j, q) in out.q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
             let high = usize::from(high[j]) << 8;
-            let rows = std::array::from_fn(|i| {
-                IQ2_S_ROWS[usize::from(low[4 * j + i]) | high >> (2 * i) & 0x300]
-            });
+            let rows =
+                std::array::from_fn(|i| IQ2_S_ROWS[usize::from(low[4 * j + i]) | high >> (2 * i) & 0x300]);
             *q = signed(rows, std::array::from_fn(|i| SIGNS[usize::from(signs[4 * j + i])]));
         }
     }
@@ -168,10 +166,9 @@ impl Block256 for Iq1S {
         set_scales(out, |i| odd((high[i] >> 12 & 7).into()));
         for (j, q) in out.q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
             let bits = usize::from(high[j]) << 8;
-            let rows = std::array::from_fn(|i| {
-                IQ1_ROWS[usize::from(low[4 * j + i]) | bits >> (3 * i) & 0x700]
-            });
-            *q = lowered(rows, [u64::from(high[j] >> 15); 4]);
+            let rows =
+                std::array::from_fn(|i| IQ1_ROWS[usize::from(low[4 * j + i]) | bits >> (3 * i) & 0x700]);
+            *q = eighths(rows, [u64::from(high[j] >> 15); 4]);
         }
     }
 }
@@ -188,15 +185,16 @@ impl Block256 for Iq1M {
     fn unpack(block: &[u8], out: &mut Unpacked256) {
         let block = &block[..Self::BYTES];
         clear_mins(out);
-        let (low, high): ([u8; 32], [u8; 16]) = (cell(block, 0), cell(block, 32));
+        let (low, high): ([u8; 32], [u16; 8]) = (cell(block, 0), shorts(block, 32));
         let packed: [u16; 4] = shorts(block, 48);
         let d = packed.iter().rev().fold(0, |d, bits| d << 4 | bits >> 12);
         out.d = half_at(&d.to_le_bytes(), 0) / 8.0;
         out.scales = std::array::from_fn(|i| odd((packed[i / 4] >> (3 * (i % 4)) & 7).into()));
         for (j, q) in out.q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            let bits: [usize; 4] = std::array::from_fn(|i| nibble(&high, 4 * j + i).into());
-            let rows = std::array::from_fn(|i| IQ1_ROWS[usize::from(low[4 * j + i]) | (bits[i] & 7) << 8]);
-            *q = lowered(rows, bits.map(|bits| (bits >> 3) as u64));
+            let bits = usize::from(high[j]) << 8;
+            let rows =
+                std::array::from_fn(|i| IQ1_ROWS[usize::from(low[4 * j + i]) | bits >> (4 * i) & 0x700]);
+            *q = eighths(rows, std::array::from_fn(|i| (bits >> (4 * i + 11) & 1) as u64));
         }
     }
 }
@@ -208,22 +206,20 @@ fn signed(rows: [u64; 4], masks: [u64; 4]) -> [i8; 32] {
     bytes(std::array::from_fn(|i| (rows[i] ^ masks[i]) + (masks[i] & ONES)))
 }
 
-/// The rows of IQ1, 2 taken from each weight where `flags` is 1 (not 0): 8 w - 1 in place of 8 w + 1.
+/// 8 w + 1 for the weights w of [`IQ1_ROWS`], 8 w - 1 where `flags` is 1 (not 0).
 #[inline(always)]
-fn lowered(rows: [u64; 4], flags: [u64; 4]) -> [i8; 32] {
-    let mut q = bytes(rows);
-    let minus = bytes(flags.map(|flag| flag * (2 * ONES)));
-    for (q, minus) in q.iter_mut().zip(minus) {
-        *q -= minus;
-    }
-    q
+fn eighths(rows: [u64; 4], flags: [u64; 4]) -> [i8; 32] {
+    // Rows are 128 too large, so that no byte borrows; the top bits turned over take that off again.
+    bytes(std::array::from_fn(|i| (rows[i] - flags[i] * (2 * ONES)) ^ (128 * ONES)))
 }
 
 #[inline(always)]
 fn bytes(rows: [u64; 4]) -> [i8; 32] {
     let mut q = [0; 32];
     for (q, row) in q.as_chunks_mut::<8>().0.iter_mut().zip(rows) {
-        *q = row.to_le_bytes().map(u8::cast_signed);
+        for (q, byte) in q.iter_mut().zip(row.to_le_bytes()) {
+            *q = byte.cast_signed();
+        }
     }
     q
 }
@@ -288,9 +284,13 @@ static IQ3_S_ROWS: [u32; 512] = rows_of_4(&IQ3_S, IQ3_S_LEVELS);
 static IQ2_XXS_ROWS: [u64; 256] = rows_of_8(&IQ2_XXS, IQ2_XXS_LEVELS);
 static IQ2_XS_ROWS: [u64; 512] = rows_of_8(&IQ2_XS, IQ2_XS_LEVELS);
 static IQ2_S_ROWS: [u64; 1024] = rows_of_8(&IQ2_S, IQ2_S_LEVELS);
-/// Eighths, one added: 8 w + 1.
-static IQ1_ROWS: [u64; 2048] =
-    rows_of_8(&IQ1, [8 * IQ1_LEVELS[0] + 1, 8 * IQ1_LEVELS[1] + 1, 8 * IQ1_LEVELS[2] + 1]);
+/// Bytes of 8 w + 129: what [`eighths`] wants.
+static IQ1_ROWS: [u64; 2048] = rows_of_8(&IQ1, iq1_eighths());
+
+const fn iq1_eighths() -> [i8; 3] {
+    let [minus, zero, plus] = IQ1_LEVELS;
+    [(8 * minus + 1) ^ -128, (8 * zero + 1) ^ -128, (8 * plus + 1) ^ -128]
+}
 
 const fn sign_masks() -> [u64; 256] {
     let mut masks = [0; 256];
@@ -298,7 +298,7 @@ const fn sign_masks() -> [u64; 256] {
     while bits < 256 {
         let mut i = 0;
         while i < 8 {
-            masks[bits] |= (bits as u64 >> i & 1) * 255 << (8 * i);
+            masks[bits] |= (bits as u64 >> i & 1) * (255 << (8 * i));
             i += 1;
         }
         bits += 1;
@@ -347,4 +347,59 @@ const fn row(packed: u16, num: usize, bits: usize, levels: &[i8]) -> u64 {
         i += 1;
     }
     row
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows have bytes 1 to 62; the trick itself holds for 1 to 255.
+    #[test]
+    fn signs_negate_their_bytes_and_no_other() {
+        for bits in 0..=255u8 {
+            for first in 1..=255u8 {
+                let row: [u8; 8] = std::array::from_fn(|i| ((usize::from(first) + 37 * i) % 255 + 1) as u8);
+                let q = signed([u64::from_le_bytes(row); 4], [SIGNS[usize::from(bits)]; 4]);
+                for (i, q) in q.into_iter().enumerate() {
+                    let byte = row[i % 8].cast_signed();
+                    let is_negative = bits >> (i % 8) & 1 == 1;
+                    assert_eq!(q, if is_negative { byte.wrapping_neg() } else { byte }, "{bits} {row:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn seven_signs_have_an_eighth_that_makes_them_even() {
+        for (bits, mask) in EVEN_SIGNS.into_iter().enumerate() {
+            let byte = SIGNS.into_iter().position(|all| all == mask).expect("a mask of signs");
+            assert_eq!((byte & 127, byte.count_ones() % 2), (bits, 0));
+        }
+    }
+
+    #[test]
+    fn codebook_rows_are_distinct_and_have_no_zero() {
+        fn check<const N: usize>(rows: impl ExactSizeIterator<Item = [u8; N]>) {
+            let (num, distinct) = (rows.len(), rows.collect::<std::collections::HashSet<_>>());
+            assert_eq!(distinct.len(), num);
+            assert!(distinct.iter().flatten().all(|byte| *byte != 0));
+        }
+        for rows in [&IQ3_XXS_ROWS[..], &IQ3_S_ROWS] {
+            check(rows.iter().map(|row| row.to_le_bytes()));
+        }
+        for rows in [&IQ2_XXS_ROWS[..], &IQ2_XS_ROWS, &IQ2_S_ROWS, &IQ1_ROWS] {
+            check(rows.iter().map(|row| row.to_le_bytes()));
+        }
+    }
+
+    #[test]
+    fn eighths_lie_around_eight_times_the_weights() {
+        for (row, packed) in IQ1_ROWS.into_iter().zip(IQ1) {
+            let q = eighths([row; 4], [0, 1, 1, 0]);
+            for (i, q) in q.into_iter().enumerate() {
+                let weight = IQ1_LEVELS[usize::from(packed >> (2 * (i % 8)) & 3)];
+                assert_eq!(q, 8 * weight + if (8..24).contains(&i) { -1 } else { 1 });
+            }
+        }
+    }
 }

@@ -107,7 +107,9 @@ impl Block256 for Q6K {
 fn low_pairs(bytes: [u8; 64], q: &mut [i8; 256]) {
     for (q, bytes) in q.as_chunks_mut::<128>().0.iter_mut().zip(bytes.as_chunks::<32>().0) {
         for (plane, q) in q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            *q = bytes.map(|byte| (byte >> (2 * plane) & 3).cast_signed());
+            for (q, byte) in q.iter_mut().zip(bytes) {
+                *q = (byte >> (2 * plane) & 3).cast_signed();
+            }
         }
     }
 }

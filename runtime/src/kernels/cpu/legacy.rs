@@ -72,7 +72,9 @@ impl Block32 for Q8_0 {
 
     #[inline(always)]
     fn unpack(block: &[u8], q: &mut [i8; 32]) -> (f32, f32) {
-        *q = cell::<32>(block, 2).map(u8::cast_signed);
+        for (q, byte) in q.iter_mut().zip(cell::<32>(block, 2)) {
+            *q = byte.cast_signed();
+        }
         (half_at(block, 0), 0.0)
     }
 }
@@ -86,8 +88,7 @@ impl Block32 for Iq4Nl {
 
     #[inline(always)]
     fn unpack(block: &[u8], q: &mut [i8; 32]) -> (f32, f32) {
-        nibbles(cell(block, 2), q);
-        *q = q.map(nonlinear);
+        levels(cell(block, 2), &NONLINEAR, q);
         (half_at(block, 0), 0.0)
     }
 }
@@ -102,19 +103,44 @@ impl Block32 for Mxfp4 {
 
     #[inline(always)]
     fn unpack(block: &[u8], q: &mut [i8; 32]) -> (f32, f32) {
-        nibbles(cell(block, 1), q);
-        *q = q.map(|index| DOUBLED_E2M1[usize::from(index.cast_unsigned() & 15)]);
+        levels(cell(block, 1), &DOUBLED_E2M1, q);
         (half_e8m0(block[0]), 0.0)
     }
 }
 
 /// The low halves of 16 bytes, then the high halves.
 #[inline(always)]
-pub(super) fn nibbles(bytes: [u8; 16], q: &mut [i8; 32]) {
+fn nibbles(bytes: [u8; 16], q: &mut [i8; 32]) {
     for (i, byte) in bytes.into_iter().enumerate() {
         q[i] = (byte & 15).cast_signed();
         q[i + 16] = (byte >> 4).cast_signed();
     }
+}
+
+/// The levels that 32 indices packed as in Q4_0 name.
+#[inline(always)]
+pub(super) fn levels(indices: [u8; 16], levels: &[i8; 16], q: &mut [i8; 32]) {
+    nibbles(indices, q);
+    for q in q {
+        *q = level(*q, levels);
+    }
+}
+
+/// `levels[index]`, chosen bit by bit: unlike a look-up, compilers do this for many weights at once.
+#[inline(always)]
+fn level(index: i8, levels: &[i8; 16]) -> i8 {
+    let mut left = *levels;
+    let mut bit = 0;
+    while bit < 4 {
+        let mask = -(index >> bit & 1);
+        let mut i = 0;
+        while i < 8 >> bit {
+            left[i] = left[2 * i] ^ mask & (left[2 * i] ^ left[2 * i + 1]);
+            i += 1;
+        }
+        bit += 1;
+    }
+    left[0]
 }
 
 /// Adds 16 to the weights whose bit is set.
@@ -128,11 +154,6 @@ fn fifth_bits(bits: [u8; 4], q: &mut [i8; 32]) {
 /// The 16 levels of IQ4_NL and IQ4_XS.
 pub(in crate::kernels) const NONLINEAR: [i8; 16] =
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
-
-#[inline(always)]
-pub(super) fn nonlinear(index: i8) -> i8 {
-    NONLINEAR[usize::from(index.cast_unsigned() & 15)]
-}
 
 /// Twice the floats of sign bit 8, exponent bits 6 and mantissa bit 1.
 pub(super) const DOUBLED_E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];

@@ -14,9 +14,9 @@ mod i_quants;
 mod k_quants;
 mod legacy;
 mod portable;
-pub(super) mod tile;
 #[cfg(test)]
 pub(super) mod tests;
+pub(super) mod tile;
 #[cfg(test)]
 mod unpack_tests;
 

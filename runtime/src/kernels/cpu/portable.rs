@@ -6,7 +6,7 @@
 //!
 //! - 256 formats: eight sums. Lane `l` takes values `4 l .. 4 l + 4` of every 32 (what one vector
 //!   instruction adds), and is multiplied and added once a block: `sum += (d * x.d) * lane`, fused; then
-//!   the minima of group `l` of 32: `sum += -(d_min * x.d) * lane`, fused.
+//!   the minima of group `l` of 32: `sum -= (d_min * x.d) * lane`, fused.
 //! - 32 formats: eight sums. Block `b` belongs to lane `b % 8`: `sum += (d * x.d) * lane`, fused; then
 //!   `sum += m * (x.d * x.sum)`, fused.
 //! - Float formats: sixteen sums, value `i` in lane `i % 16`, fused.

@@ -140,7 +140,10 @@ fn every_kernel_agrees_with_dequantized_arithmetic() {
                 let size = products().map(|p| p * p).sum::<f64>().sqrt();
                 let tolerance = if format.side() == Side::Float { 1e-6 } else { 0.03 };
                 let error = (f64::from(got) - exact).abs();
-                assert!(error <= tolerance * size + 1e-6, "{format:?} {cols}: {got} for {exact}, size {size}");
+                assert!(
+                    error <= tolerance * size + 1e-6,
+                    "{format:?} {cols}: {got} for {exact}, size {size}"
+                );
             }
         }
     }
@@ -169,7 +172,10 @@ fn extreme_integers_do_not_overflow_a_lane() {
                 let mut values = vec![0f32; 512];
                 dequantize(format, &weights, &mut values);
                 let exact: f64 = values.iter().map(|v| f64::from(*v) * f64::from(x[0])).sum();
-                assert!((f64::from(got[0]) - exact).abs() <= 1e-4 * exact.abs() + 1e-3, "{format:?} {fill:#x}");
+                assert!(
+                    (f64::from(got[0]) - exact).abs() <= 1e-4 * exact.abs() + 1e-3,
+                    "{format:?} {fill:#x}"
+                );
             }
         }
     }

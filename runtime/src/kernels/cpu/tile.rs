@@ -40,6 +40,18 @@ impl<'a> Tile<'a> {
         std::array::from_fn(|r| unsafe { std::slice::from_raw_parts(self.x[r].cast::<X>(), len) })
     }
 
+    /// The same job as two, of the first four and of the other four rows: for kernels that have no registers
+    /// for eight.
+    #[inline(always)]
+    pub(super) fn fours(&self) -> [Tile<'a>; 2] {
+        let null = std::ptr::null();
+        let [a, b, c, d, e, f, g, h] = self.x;
+        // In bounds wherever the other four rows exist, and never followed elsewhere.
+        let behind = self.out.wrapping_add(4 * self.out_stride);
+        [([a, b, c, d, null, null, null, null], self.out), ([e, f, g, h, null, null, null, null], behind)]
+            .map(|(x, out)| Tile { x, out, ..*self })
+    }
+
     /// Stores the products of weight row `n`.
     ///
     /// # Safety

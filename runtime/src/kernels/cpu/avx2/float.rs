@@ -41,8 +41,7 @@ impl WideFloat for BF16 {
     }
 }
 
-/// Kernel of a float format. Eight rows are taken four at a time: more sums than registers would be
-/// slower than reading the weights twice.
+/// Kernel of a float format.
 ///
 /// # Safety
 /// As [`TileFn`](super::super::tile::TileFn).
@@ -50,17 +49,12 @@ impl WideFloat for BF16 {
 pub(in crate::kernels) unsafe fn tile_float<F: WideFloat, const R: usize>(tile: &Tile<'_>) {
     // SAFETY: the tile's promise, and this function's instructions.
     unsafe {
+        if R == 8 {
+            return tile.fours().iter().for_each(|tile| tile_float::<F, 4>(tile));
+        }
         let x: [&[f32]; R] = tile.x(tile.cols);
         for (n, row) in tile.rows() {
-            let mut products = [0f32; R];
-            for (x, products) in x.chunks(4).zip(products.chunks_mut(4)) {
-                match x {
-                    [a, b, c, d] => products.copy_from_slice(&dots::<F, 4>(row, [a, b, c, d])),
-                    [a, b] => products.copy_from_slice(&dots::<F, 2>(row, [a, b])),
-                    _ => products.copy_from_slice(&dots::<F, 1>(row, [x[0]])),
-                }
-            }
-            tile.store(n, products);
+            tile.store(n, dots::<F, R>(row, x));
         }
     }
 }
@@ -70,26 +64,28 @@ unsafe fn dots<F: WideFloat, const R: usize>(row: &[u8], x: [&[f32]; R]) -> [f32
     // SAFETY: whole groups of 16 numbers lie in the row and in each `x`, which has a value for each.
     unsafe {
         let groups = x[0].len() / FLOAT_LANES;
-        let mut acc = [[_mm256_setzero_ps(); 2]; R];
+        let (mut low, mut high) = ([_mm256_setzero_ps(); R], [_mm256_setzero_ps(); R]);
         for group in 0..groups {
-            for part in 0..2 {
-                let at = group * FLOAT_LANES + 8 * part;
-                let w = F::load(row.as_ptr().add(at * F::BYTES));
-                for r in 0..R {
-                    acc[r][part] = _mm256_fmadd_ps(w, _mm256_loadu_ps(x[r].as_ptr().add(at)), acc[r][part]);
-                }
+            let at = group * FLOAT_LANES;
+            let (w_low, w_high) =
+                (F::load(row.as_ptr().add(at * F::BYTES)), F::load(row.as_ptr().add((at + 8) * F::BYTES)));
+            for r in 0..R {
+                low[r] = _mm256_fmadd_ps(w_low, _mm256_loadu_ps(x[r].as_ptr().add(at)), low[r]);
+                high[r] = _mm256_fmadd_ps(w_high, _mm256_loadu_ps(x[r].as_ptr().add(at + 8)), high[r]);
             }
         }
         let done = groups * FLOAT_LANES;
-        std::array::from_fn(|r| {
+        let mut products = [0f32; R];
+        for r in 0..R {
             let mut lanes = [0f32; FLOAT_LANES];
-            _mm256_storeu_ps(lanes.as_mut_ptr(), acc[r][0]);
-            _mm256_storeu_ps(lanes.as_mut_ptr().add(8), acc[r][1]);
+            _mm256_storeu_ps(lanes.as_mut_ptr(), low[r]);
+            _mm256_storeu_ps(lanes.as_mut_ptr().add(8), high[r]);
             let rest = row[done * F::BYTES..].chunks_exact(F::BYTES);
             for (lane, (cell, x)) in lanes.iter_mut().zip(rest.zip(&x[r][done..])) {
                 *lane = F::decode(cell).mul_add(*x, *lane);
             }
-            add_lanes(lanes)
-        })
+            products[r] = add_lanes(lanes);
+        }
+        products
     }
 }

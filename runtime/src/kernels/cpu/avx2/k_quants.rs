@@ -20,9 +20,7 @@ unsafe fn half(block: &[u8], at: usize) -> f32 {
 #[inline(always)]
 unsafe fn even_odd_bytes(bytes: __m128i) -> __m128i {
     // SAFETY: the caller has SSSE3.
-    unsafe {
-        _mm_shuffle_epi8(bytes, _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15))
-    }
+    unsafe { _mm_shuffle_epi8(bytes, _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15)) }
 }
 
 #[inline(always)]
@@ -39,12 +37,8 @@ unsafe fn six_bit_head(block: &[u8]) -> Head {
         let word = |at| u32::from_le_bytes(cell(block, at));
         let (a, b, c) = (word(4), word(8), word(12));
         let high = |x: u32| ((x >> 6) & 0x0303_0303) << 4;
-        let scales = _mm_set_epi32(
-            0,
-            0,
-            ((c & 0x0f0f_0f0f) | high(a)).cast_signed(),
-            (a & 0x3f3f_3f3f).cast_signed(),
-        );
+        let scales =
+            _mm_set_epi32(0, 0, ((c & 0x0f0f_0f0f) | high(a)).cast_signed(), (a & 0x3f3f_3f3f).cast_signed());
         let mins = _mm_set_epi32(
             0,
             0,

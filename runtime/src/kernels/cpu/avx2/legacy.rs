@@ -44,12 +44,7 @@ unsafe fn fifth_bits(bits: [u8; 4]) -> __m256i {
         let copies = _mm256_set1_epi32(i32::from_le_bytes(bits));
         let spread = _mm256_shuffle_epi8(
             copies,
-            _mm256_setr_epi64x(
-                0,
-                0x0101_0101_0101_0101,
-                0x0202_0202_0202_0202,
-                0x0303_0303_0303_0303,
-            ),
+            _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303),
         );
         let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201u64.cast_signed());
         let is_set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit);

@@ -19,7 +19,7 @@ pub(in crate::kernels) use legacy::{WideIq4Nl, WideMxfp4, WideQ4_0, WideQ4_1, Wi
 
 use super::activations::{Activations, X32, X256};
 use super::blocks::{Block32, Block256, Unpacked256};
-use super::tile::Tile;
+use super::tile::{TILE_ROWS_MAX, Tile};
 
 /// Rows of activations in 8 bits.
 ///
@@ -120,8 +120,8 @@ unsafe fn even_odd(natural: __m256i) -> __m256i {
     // SAFETY: the caller has AVX2.
     unsafe {
         let order = _mm256_setr_epi8(
-            0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11,
-            14, 15,
+            0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10,
+            11, 14, 15,
         );
         _mm256_permute4x64_epi64(_mm256_shuffle_epi8(natural, order), 0b11_01_10_00)
     }
@@ -176,79 +176,113 @@ pub(in crate::kernels) unsafe fn tile256<W: Wide256, const R: usize>(tile: &Tile
     // SAFETY: the tile's promise, and this function's instructions.
     unsafe {
         let x: [&[X256]; R] = tile.x(tile.cols / 256);
+        let x_d: Vec<[f32; TILE_ROWS_MAX]> =
+            (0..tile.cols / 256).map(|b| scales_across(x.map(|x| &x[b]))).collect();
+        let table: *const __m256i = opaque(BROADCAST.as_ptr().cast());
         let mut buffer = Unpacked256::ZERO;
         for (n, row) in tile.rows() {
             let mut acc = [_mm256_setzero_ps(); R];
-            for (b, block) in row.chunks_exact(W::Block::BYTES).enumerate() {
+            for (b, (block, x_d)) in row.chunks_exact(W::Block::BYTES).zip(&x_d).enumerate() {
                 let x: [&X256; R] = std::array::from_fn(|r| &x[r][b]);
                 let head = W::head(block, &mut buffer);
-                let mut sums = [_mm256_setzero_si256(); R];
-                for half in 0..2 {
-                    let w = W::half(block, &buffer, half);
-                    add_half::<W, R>(w, head.scales, half, x, &mut sums);
-                }
-                for r in 0..R {
-                    acc[r] = add_block::<W>(&head, x[r], sums[r], acc[r]);
-                }
+                let halves = [W::half(block, &buffer, 0), W::half(block, &buffer, 1)];
+                let lanes = integers::<W, R>(halves, head.scales, table, x);
+                add_block::<W, R>(&head, x, x_d, lanes, &mut acc);
             }
-            tile.store(n, std::array::from_fn::<f32, R, _>(|r| add_lanes(acc[r])));
+            tile.store(n, acc.map(|acc| add_lanes(acc)));
         }
     }
 }
 
-/// `sums += scales * (w . x)` over half a block.
+/// The scales of one block of every row.
 #[inline(always)]
-unsafe fn add_half<W: Wide256, const R: usize>(
-    w: [__m256i; 4],
+fn scales_across<const R: usize>(x: [&X256; R]) -> [f32; TILE_ROWS_MAX] {
+    let mut d = [0.0; TILE_ROWS_MAX];
+    d.iter_mut().zip(x).for_each(|(d, x)| *d = x.d);
+    d
+}
+
+/// `scales * (w . x)` of one block, every row in its lanes. All rows take a vector of weights before the
+/// next one: `in_turn` keeps the compiler from finishing row after row, for which it would have to keep
+/// all weights somewhere and load each once a row.
+#[inline(always)]
+unsafe fn integers<W: Wide256, const R: usize>(
+    halves: [[__m256i; 4]; 2],
     scales: __m256i,
-    half: usize,
+    table: *const __m256i,
     x: [&X256; R],
-    sums: &mut [__m256i; R],
-) {
-    // SAFETY: the caller has AVX2.
+) -> [__m256i; R] {
+    // SAFETY: the caller has AVX2; `j` stays below 8.
     unsafe {
-        for (k, w) in w.into_iter().enumerate() {
-            let j = 4 * half + k;
-            let scale = broadcast(scales, j);
+        let mut sums = [_mm256_setzero_si256(); R];
+        for j in 0..8 {
+            let w = halves[j / 4][j % 4];
+            let scale = _mm256_shuffle_epi8(scales, _mm256_loadu_si256(table.add(j)));
             let size = if W::Block::IS_SIGNED { _mm256_abs_epi8(w) } else { w };
             for r in 0..R {
                 let y = load_i8(&x[r].q.as_chunks::<32>().0[j]);
                 let y = if W::Block::IS_SIGNED { _mm256_sign_epi8(y, w) } else { y };
                 let pairs = _mm256_maddubs_epi16(size, y);
-                sums[r] = _mm256_add_epi32(sums[r], _mm256_madd_epi16(scale, pairs));
+                let sum = _mm256_add_epi32(sums[r], _mm256_madd_epi16(scale, pairs));
+                sums[r] = if R == 1 { sum } else { in_turn(sum) };
+            }
+        }
+        sums
+    }
+}
+
+/// The vector it is given. Calls stay in the order they are written in.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn in_turn(mut vector: __m256i) -> __m256i {
+    // SAFETY: no instruction.
+    unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) vector, options(nomem, nostack, preserves_flags)) };
+    vector
+}
+
+/// The pointer it is given, of which the compiler then knows nothing.
+#[inline(always)]
+fn opaque<T>(mut pointer: *const T) -> *const T {
+    // SAFETY: no instruction.
+    unsafe { std::arch::asm!("/* {0} */", inout(reg) pointer, options(nostack, preserves_flags)) };
+    pointer
+}
+
+/// One block's integers into the float sums of all rows.
+#[inline(always)]
+unsafe fn add_block<W: Wide256, const R: usize>(
+    head: &Head,
+    x: [&X256; R],
+    x_d: &[f32; TILE_ROWS_MAX],
+    lanes: [__m256i; R],
+    acc: &mut [__m256; R],
+) {
+    // SAFETY: the caller has AVX2 and FMA; 16 16-bit sums, eight floats.
+    unsafe {
+        // The products of scales through memory: broadcasts from there cost no vector unit.
+        let x_d = _mm256_loadu_ps(x_d.as_ptr());
+        let scales =
+            [_mm256_mul_ps(_mm256_set1_ps(head.d), x_d), _mm256_mul_ps(_mm256_set1_ps(head.d_min), x_d)];
+        let scales = opaque(scales.as_ptr()).cast::<[f32; 8]>();
+        for r in 0..R {
+            let sums = _mm256_load_si256(x[r].sums.as_ptr().cast());
+            let mut lanes = lanes[r];
+            if W::Block::OFFSET != 0 {
+                let of_sums = _mm256_madd_epi16(head.natural, sums);
+                lanes =
+                    _mm256_sub_epi32(lanes, _mm256_mullo_epi32(of_sums, _mm256_set1_epi32(W::Block::OFFSET)));
+            }
+            acc[r] = _mm256_fmadd_ps(_mm256_broadcast_ss(&(*scales)[r]), _mm256_cvtepi32_ps(lanes), acc[r]);
+            if W::Block::HAS_MINS {
+                let mins = _mm256_cvtepi32_ps(_mm256_madd_epi16(head.mins, sums));
+                acc[r] = _mm256_fnmadd_ps(_mm256_broadcast_ss(&(*scales.add(1))[r]), mins, acc[r]);
             }
         }
     }
 }
 
-/// One block's integers into the float sums of a row.
-#[inline(always)]
-unsafe fn add_block<W: Wide256>(head: &Head, x: &X256, mut lanes: __m256i, acc: __m256) -> __m256 {
-    // SAFETY: the caller has AVX2 and FMA; 16 16-bit sums.
-    unsafe {
-        let sums = _mm256_loadu_si256(x.sums.as_ptr().cast());
-        if W::Block::OFFSET != 0 {
-            let of_sums = _mm256_madd_epi16(head.natural, sums);
-            lanes = _mm256_sub_epi32(lanes, _mm256_mullo_epi32(of_sums, _mm256_set1_epi32(W::Block::OFFSET)));
-        }
-        let acc = _mm256_fmadd_ps(_mm256_set1_ps(head.d * x.d), _mm256_cvtepi32_ps(lanes), acc);
-        if !W::Block::HAS_MINS {
-            return acc;
-        }
-        let mins = _mm256_cvtepi32_ps(_mm256_madd_epi16(head.mins, sums));
-        _mm256_fmadd_ps(_mm256_set1_ps(-(head.d_min * x.d)), mins, acc)
-    }
-}
-
 /// Bytes of the largest eight blocks of a 32 format.
 const EIGHT_MAX: usize = 8 * 34;
-
-/// Eight 32 blocks in memory: what all rows of a tile share.
-struct Eight {
-    w: [__m256i; 8],
-    d: __m256,
-    m: __m256,
-}
 
 /// Kernel of a 32 format.
 ///
@@ -258,6 +292,9 @@ struct Eight {
 pub(in crate::kernels) unsafe fn tile32<W: Wide32, const R: usize>(tile: &Tile<'_>) {
     // SAFETY: the tile's promise, and this function's instructions.
     unsafe {
+        if W::Block::IS_SIGNED && R == 8 {
+            return tile.fours().iter().for_each(|tile| tile32::<W, 4>(tile));
+        }
         let x: [&[X32]; R] = tile.x(tile.cols.div_ceil(256));
         for (n, row) in tile.rows() {
             let mut acc = [_mm256_setzero_ps(); R];
@@ -284,58 +321,73 @@ pub(in crate::kernels) unsafe fn tile32<W: Wide32, const R: usize>(tile: &Tile<'
 unsafe fn add_eight<W: Wide32, const R: usize>(blocks: &[u8], x: [&X32; R], acc: &mut [__m256; R]) {
     // SAFETY: the caller has AVX2, FMA and F16C.
     unsafe {
-        let block = |b: usize| &blocks[b * W::Block::BYTES..(b + 1) * W::Block::BYTES];
-        let eight = Eight {
-            w: std::array::from_fn(|b| W::weights(block(b))),
-            d: W::scales(blocks),
-            m: W::mins(blocks),
-        };
+        let (d, m) = (W::scales(blocks), W::mins(blocks));
+        let low = fours::<W, R>(&blocks[..4 * W::Block::BYTES], x, 0);
+        let high = fours::<W, R>(&blocks[4 * W::Block::BYTES..], x, 4);
         for r in 0..R {
-            let lanes = lanes32::<W>(&eight.w, x[r]);
-            let x_d = _mm256_loadu_ps(x[r].d.as_ptr());
-            acc[r] = _mm256_fmadd_ps(_mm256_mul_ps(eight.d, x_d), _mm256_cvtepi32_ps(lanes), acc[r]);
+            let mut lanes = join_halves(low[r], high[r]);
+            if W::Block::OFFSET != 0 {
+                let sums = _mm256_load_si256(x[r].sums.as_ptr().cast());
+                lanes =
+                    _mm256_sub_epi32(lanes, _mm256_mullo_epi32(sums, _mm256_set1_epi32(W::Block::OFFSET)));
+            }
+            let x_d = _mm256_load_ps(x[r].d.as_ptr());
+            acc[r] = _mm256_fmadd_ps(_mm256_mul_ps(d, x_d), _mm256_cvtepi32_ps(lanes), acc[r]);
             if W::Block::HAS_MIN {
-                let sums = _mm256_cvtepi32_ps(_mm256_loadu_si256(x[r].sums.as_ptr().cast()));
-                acc[r] = _mm256_fmadd_ps(eight.m, _mm256_mul_ps(x_d, sums), acc[r]);
+                let sums = _mm256_cvtepi32_ps(_mm256_load_si256(x[r].sums.as_ptr().cast()));
+                acc[r] = _mm256_fmadd_ps(m, _mm256_mul_ps(x_d, sums), acc[r]);
             }
         }
     }
 }
 
-/// The exact products of eight blocks with eight groups of activations, one a lane.
+/// The exact products of four blocks with the groups of every row from `group` on, one a lane: of the
+/// first 16 weights in the lower half, of the others in the upper. Weights stay in registers while all
+/// rows pass.
 #[inline(always)]
-unsafe fn lanes32<W: Wide32>(w: &[__m256i; 8], x: &X32) -> __m256i {
-    // SAFETY: the caller has AVX2.
+unsafe fn fours<W: Wide32, const R: usize>(blocks: &[u8], x: [&X32; R], group: usize) -> [__m256i; R] {
+    // SAFETY: the caller has AVX2; plain loops, since intrinsics are not inlined into library closures.
     unsafe {
-        let q = &x.q.as_chunks::<32>().0;
         let ones = _mm256_set1_epi16(1);
-        let pairs = |b: usize| {
-            if W::Block::IS_SIGNED {
-                _mm256_maddubs_epi16(_mm256_abs_epi8(w[b]), _mm256_sign_epi8(load_i8(&q[b]), w[b]))
-            } else {
-                _mm256_maddubs_epi16(w[b], load_i8(&q[b]))
+        let (mut w, mut size) = ([_mm256_setzero_si256(); 4], [_mm256_setzero_si256(); 4]);
+        for b in 0..4 {
+            w[b] = W::weights(&blocks[b * W::Block::BYTES..(b + 1) * W::Block::BYTES]);
+            size[b] = if W::Block::IS_SIGNED { _mm256_abs_epi8(w[b]) } else { w[b] };
+        }
+        let mut fours = [_mm256_setzero_si256(); R];
+        for r in 0..R {
+            let mut p = [_mm256_setzero_si256(); 4];
+            for b in 0..4 {
+                let y = load_i8(&x[r].q.as_chunks::<32>().0[group + b]);
+                let y = if W::Block::IS_SIGNED { _mm256_sign_epi8(y, w[b]) } else { y };
+                p[b] = _mm256_maddubs_epi16(size[b], y);
+                if W::Block::IS_SIGNED {
+                    p[b] = _mm256_madd_epi16(p[b], ones);
+                }
             }
-        };
-        // Unsigned weights have at most 5 bits: four pairs together still fit 16 bits.
-        let fours = |b: usize| {
-            if W::Block::IS_SIGNED {
-                let p: [__m256i; 4] = std::array::from_fn(|i| _mm256_madd_epi16(pairs(b + i), ones));
+            fours[r] = if W::Block::IS_SIGNED {
                 _mm256_hadd_epi32(_mm256_hadd_epi32(p[0], p[1]), _mm256_hadd_epi32(p[2], p[3]))
             } else {
-                let p: [__m256i; 4] = std::array::from_fn(|i| pairs(b + i));
+                // Unsigned weights have at most 5 bits: four pairs together still fit 16 bits.
                 let p = _mm256_hadd_epi16(_mm256_hadd_epi16(p[0], p[1]), _mm256_hadd_epi16(p[2], p[3]));
                 _mm256_madd_epi16(p, ones)
+            };
+            if R > 1 {
+                fours[r] = in_turn(fours[r]);
             }
-        };
-        let (low, high) = (fours(0), fours(4));
-        let lanes = _mm256_add_epi32(
+        }
+        fours
+    }
+}
+
+/// Lanes 0-3 from `low`, 4-7 from `high`, each the sum of both halves.
+#[inline(always)]
+unsafe fn join_halves(low: __m256i, high: __m256i) -> __m256i {
+    // SAFETY: the caller has AVX2.
+    unsafe {
+        _mm256_add_epi32(
             _mm256_permute2x128_si256(low, high, 0x20),
             _mm256_permute2x128_si256(low, high, 0x31),
-        );
-        if W::Block::OFFSET == 0 {
-            return lanes;
-        }
-        let sums = _mm256_loadu_si256(x.sums.as_ptr().cast());
-        _mm256_sub_epi32(lanes, _mm256_mullo_epi32(sums, _mm256_set1_epi32(W::Block::OFFSET)))
+        )
     }
 }
