@@ -6,6 +6,8 @@
 mod compare;
 mod compare_command;
 mod convert;
+mod ppl;
+mod ppl_command;
 mod replay;
 mod synth;
 mod synth_command;
@@ -33,6 +35,8 @@ enum Command {
     Synth(synth_command::SynthArgs),
     /// Measure ours against another engine: same file, ids and memory limit, in turns.
     Compare(compare_command::CompareArgs),
+    /// Perplexity over a text, and the distance from another run's predictions.
+    Ppl(ppl_command::PplArgs),
     /// Replay a routing trace over eviction policies and cache sizes.
     Replay(ReplayArgs),
 }
@@ -101,6 +105,7 @@ fn main() -> ExitCode {
         Command::Gguf(args) => gguf(args),
         Command::Synth(args) => synth_command::run(args),
         Command::Compare(args) => compare_command::run(args),
+        Command::Ppl(args) => ppl_command::run(args),
         Command::Replay(args) => replay_trace(&args),
     };
     match result {
@@ -117,6 +122,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     None.or_else(|| error.downcast_ref().map(ConvertError::exit_code))
         .or_else(|| error.downcast_ref().map(synth::SynthError::exit_code))
         .or_else(|| error.downcast_ref().map(compare::CompareError::exit_code))
+        .or_else(|| error.downcast_ref().map(ppl::PplError::exit_code))
         .unwrap_or(1)
 }
 

@@ -23,9 +23,9 @@ pub struct SynthArgs {
     /// Layers, fewer than the shape has.
     #[arg(long, value_name = "N")]
     layers: Option<u64>,
-    /// Skew of the routing: exponent of the experts' popularity, 0 is even.
-    #[arg(long, value_name = "S", default_value_t = 0.8)]
-    zipf: f64,
+    /// Skew of the routing: exponent of the experts' popularity, 0 is even [default: 0.8].
+    #[arg(long, value_name = "S")]
+    zipf: Option<f64>,
     /// The same seed gives the same file.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,

@@ -16,7 +16,7 @@ use drafthorse_runtime::gguf::{BlockType, Gguf};
 use drafthorse_runtime::tokenizer::AddSpecial;
 use tempfile::TempDir;
 
-const TINY: [&str; 3] = ["tiny-deepseek2", "tiny-qwen3moe", "tiny-mixtral"];
+const TINY: [&str; 5] = ["tiny-deepseek2", "tiny-qwen3moe", "tiny-mixtral", "tiny-llama", "tiny-qwen3"];
 
 fn synth(args: &[&str], output: &Path) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_drafthorse-eval"));
@@ -138,6 +138,18 @@ fn the_file_says_that_it_is_synthetic_and_what_was_cut() {
 }
 
 #[test]
+fn a_dense_shape_has_no_experts_and_says_no_routing() {
+    let (_folder, model) = made(&["--shape", "tiny-qwen3", "--quant", "q4_k", "--layers", "2"]);
+    let gguf = Gguf::open(&model).unwrap();
+    let recipe = "random weights: synthetic tiny-qwen3, 2 of 4 layers, Q4_K, seed 1";
+    assert_eq!(gguf.metadata.str("drafthorse.synthetic").unwrap(), Some(recipe));
+    assert_eq!(gguf.metadata.u64("qwen3.expert_count").unwrap(), None);
+    assert_eq!(gguf.tensor("blk.1.ffn_down.weight").unwrap().dims, [512, 256]);
+    assert_eq!(gguf.tensor("blk.1.attn_k_norm.weight").unwrap().dims, [32]);
+    assert!(gguf.tensor("blk.1.ffn_gate_inp.weight").is_none());
+}
+
+#[test]
 fn a_seed_fixes_the_bytes_and_another_changes_them() {
     let bytes = |seed| {
         let (_folder, model) = made(&["--shape", "tiny-mixtral", "--quant", "q3_k", "--seed", seed]);
@@ -176,6 +188,8 @@ fn what_cannot_be_made_is_refused_in_one_line_and_leaves_no_file() {
         (&["--shape", "tiny-mixtral", "--quant", "q4_k", "--experts", "1"][..], "--experts 1"),
         (&["--shape", "tiny-mixtral", "--quant", "q4_k", "--layers", "9"], "--layers 9"),
         (&["--shape", "tiny-mixtral", "--quant", "q4_k", "--zipf", "nan"], "--zipf"),
+        (&["--shape", "tiny-llama", "--quant", "q4_k", "--experts", "8"], "no experts"),
+        (&["--shape", "tiny-llama", "--quant", "q4_k", "--zipf", "0.4"], "routes to no experts"),
         (&["--shape", "gpt-5", "--quant", "q4_k"], "gpt-5"),
         (&["--shape", "tiny-mixtral", "--quant", "iq2_s"], "iq2_s"),
     ] {

@@ -7,17 +7,14 @@
 // Nothing is sampled. Weights are not repacked unless --repack asks for it: a repacked copy lies in
 // anonymous memory, and a process limited to less than the model is killed for it.
 // One JSON object per pass on stdout; exit code 1 when something fails, 2 for bad arguments.
-#include "llama.h"
+#define PROGRAM "decode_ids"
+#include "ids.hpp"
 
 #include <sys/resource.h>
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
-#include <cstdint>
 #include <cstdio>
-#include <cstdlib>
-#include <cstring>
 #include <string>
 #include <vector>
 
@@ -26,20 +23,6 @@ struct Options {
     int passes = 2, threads = 2;
     bool repack = false, mmap = true;
 };
-
-[[noreturn]] static void fail(int code, const std::string & message) {
-    fprintf(stderr, "decode_ids: %s\n", message.c_str());
-    exit(code);
-}
-
-static int number(const char * flag, const char * text, long max) {
-    char * end = nullptr;
-    const long value = strtol(text, &end, 10);
-    if (*text == 0 || *end != 0 || value < 1 || value > max) {
-        fail(2, std::string(flag) + ": expected a number from 1 to " + std::to_string(max));
-    }
-    return (int) value;
-}
 
 static Options parse(int argc, char ** argv) {
     Options options;
@@ -59,37 +42,6 @@ static Options parse(int argc, char ** argv) {
     }
     if (options.model.empty() || options.ids.empty()) fail(2, "-m MODEL and -i IDS are needed");
     return options;
-}
-
-static std::vector<llama_token> read_ids(const std::string & path) {
-    FILE * file = fopen(path.c_str(), "r");
-    if (!file) fail(2, "cannot open " + path);
-    std::string text;
-    char chunk[4096];
-    for (size_t n; (n = fread(chunk, 1, sizeof chunk, file)) > 0;) text.append(chunk, n);
-    fclose(file);
-    for (char & c : text) if (c == ',') c = ' ';
-    std::vector<llama_token> ids;
-    for (const char * at = text.c_str();;) {
-        at += strspn(at, " \t\r\n");
-        if (*at == 0) break;
-        char * end = nullptr;
-        const long value = strtol(at, &end, 10);
-        if (end == at || value < 0 || value > INT32_MAX) fail(2, path + ": not a token id");
-        ids.push_back((llama_token) value);
-        at = end;
-    }
-    if (ids.empty()) fail(2, path + ": no token ids");
-    return ids;
-}
-
-// FNV-1a, 64 bits, over the ids' little-endian bytes, as drafthorse prints it.
-static uint64_t ids_hash(const std::vector<llama_token> & ids) {
-    uint64_t hash = 0xcbf29ce484222325ull;
-    for (const llama_token id : ids) {
-        for (int byte = 0; byte < 4; byte++) hash = (hash ^ ((uint32_t) id >> 8 * byte & 255)) * 0x100000001b3ull;
-    }
-    return hash;
 }
 
 static double now() {
@@ -150,9 +102,7 @@ static void run_pass(llama_context * context, std::vector<llama_token> ids, int 
 int main(int argc, char ** argv) {
     const Options options = parse(argc, argv);
     const std::vector<llama_token> ids = read_ids(options.ids);
-    llama_log_set([](ggml_log_level level, const char * text, void *) {
-        if (level >= GGML_LOG_LEVEL_ERROR) fputs(text, stderr);
-    }, nullptr);
+    quiet_log();
     llama_backend_init();
     const double start = now();
     llama_model_params params = llama_model_default_params();
@@ -161,7 +111,7 @@ int main(int argc, char ** argv) {
     llama_model * model = llama_model_load_from_file(options.model.c_str(), params);
     if (!model) fail(1, "cannot load " + options.model);
     const int vocab = llama_vocab_n_tokens(llama_model_get_vocab(model));
-    for (const llama_token id : ids) if (id >= vocab) fail(2, "id " + std::to_string(id) + " is outside the vocabulary");
+    check_ids(ids, vocab);
     llama_context * context = open_context(model, ids.size(), options.threads);
     const double load_s = now() - start;
     for (int pass = 1; pass <= options.passes; pass++) run_pass(context, ids, vocab, pass, load_s);

@@ -1,4 +1,4 @@
-//! Synthetic models: GGUF files with the exact shapes of published mixtures of experts, random inside.
+//! Synthetic models: GGUF files with the exact shapes of published models, random inside.
 //!
 //! For measuring where the weights' meaning does not matter: a machine without the real file, a disk
 //! too small for it (`experts` and `layers` cut it down), a routing skew of one's choice. Activations
@@ -35,6 +35,8 @@ const QUANTIZATION_VERSION: u32 = 2;
 const DISK_MARGIN_BYTES: u64 = 64 << 20;
 /// The largest exponent: beyond it the same experts are always chosen.
 const ZIPF_MAX: f64 = 8.0;
+/// The exponent where none is asked for.
+pub const ZIPF_DEFAULT: f64 = 0.8;
 
 /// What to make.
 pub struct SynthOptions {
@@ -46,8 +48,8 @@ pub struct SynthOptions {
     pub experts: Option<u64>,
     /// Layers, fewer than the shape has.
     pub layers: Option<u64>,
-    /// Exponent of the experts' popularity; 0 is even.
-    pub zipf: f64,
+    /// Exponent of the experts' popularity, [`ZIPF_DEFAULT`] if None; 0 is even. An error for a dense shape.
+    pub zipf: Option<f64>,
     /// The same seed gives the same bytes.
     pub seed: u64,
     /// The file whose tokenizer to copy; None makes one up.
@@ -60,11 +62,17 @@ pub struct SynthOptions {
 pub struct Synthetic {
     /// Length of the file.
     pub file_bytes: u64,
-    /// Bytes of all routed experts.
-    pub expert_bytes: u64,
-    /// Bytes of one expert in all its parts.
-    pub each_expert_bytes: u64,
-    /// Bytes of experts that one token uses.
+    /// What of it is routed experts; None for a dense shape.
+    pub experts: Option<Experts>,
+}
+
+/// The routed experts of a file.
+pub struct Experts {
+    /// Bytes of all of them.
+    pub all_bytes: u64,
+    /// Bytes of one in all its parts.
+    pub each_bytes: u64,
+    /// Bytes of those that one token uses.
     pub token_bytes: u64,
     /// Share of choices on the most popular fifth of the experts, as simulated.
     pub top_fifth: f64,
@@ -129,12 +137,13 @@ pub fn synth(options: &SynthOptions, hooks: &mut Hooks<'_>) -> Result<Synthetic,
     if let Some(line) = shape.notice() {
         (hooks.notice)(line);
     }
-    let routing = simulate(&shape, options.zipf, options.seed);
-    let tensors = plan(&shape, options.quant, &routing);
+    let zipf = options.zipf.unwrap_or(ZIPF_DEFAULT);
+    let routing = (!shape.is_dense()).then(|| simulate(&shape, zipf, options.seed));
+    let tensors = plan(&shape, options.quant, routing.as_ref());
     let bytes: u64 = tensors.iter().map(Planned::bytes).sum();
     check_disk(options, bytes, hooks)?;
 
-    let filler = Filler::new(options.seed, options.zipf, hooks.advance);
+    let filler = Filler::new(options.seed, zipf, hooks.advance);
     let mut writer = Writer::new();
     add_metadata(&mut writer, &shape, options);
     vocabulary.add_metadata(&mut writer);
@@ -144,23 +153,31 @@ pub fn synth(options: &SynthOptions, hooks: &mut Hooks<'_>) -> Result<Synthetic,
     }
     (hooks.begin)(bytes);
     let file_bytes = writer.write(&options.output)?;
-    Ok(summary(&shape, &tensors, (file_bytes, &routing)))
+    let experts = routing.map(|routing| experts(&shape, &tensors, &routing));
+    Ok(Synthetic { file_bytes, experts })
 }
 
 fn shape(options: &SynthOptions) -> Result<Shape, SynthError> {
-    if !(0.0..=ZIPF_MAX).contains(&options.zipf) {
-        return Err(SynthError::Option(format!("--zipf {}: expected 0 to {ZIPF_MAX}", options.zipf)));
+    if let Some(zipf) = options.zipf.filter(|zipf| !(0.0..=ZIPF_MAX).contains(zipf)) {
+        return Err(SynthError::Option(format!("--zipf {zipf}: expected 0 to {ZIPF_MAX}")));
     }
     let shape = Shape::find(&options.shape).ok_or_else(|| {
         let names: Vec<&str> = SHAPES.iter().map(|shape| shape.name).collect();
         SynthError::Option(format!("--shape {}: not one of {}", options.shape, names.join(", ")))
     })?;
+    if let (true, Some(zipf)) = (shape.is_dense(), options.zipf) {
+        return Err(SynthError::Option(format!("--zipf {zipf}: {} routes to no experts", shape.name)));
+    }
     shape.cut(options.layers, options.experts).map_err(SynthError::Option)
 }
 
 fn add_metadata(writer: &mut Writer<'_>, shape: &Shape, options: &SynthOptions) {
-    let SynthOptions { quant, zipf, seed, .. } = options;
-    let recipe = format!("random weights: {}, {quant}, zipf {zipf}, seed {seed}", shape.title());
+    let SynthOptions { quant, seed, .. } = options;
+    let skew = match shape.is_dense() {
+        true => String::new(),
+        false => format!(", zipf {}", options.zipf.unwrap_or(ZIPF_DEFAULT)),
+    };
+    let recipe = format!("random weights: {}, {quant}{skew}, seed {seed}", shape.title());
     writer
         .metadata("general.architecture", shape.architecture.name())
         .metadata("general.name", shape.title())
@@ -170,29 +187,27 @@ fn add_metadata(writer: &mut Writer<'_>, shape: &Shape, options: &SynthOptions) 
     shape.add_metadata(writer);
 }
 
-fn summary(shape: &Shape, tensors: &[Planned], (file_bytes, routing): (u64, &Routing)) -> Synthetic {
-    let expert_bytes = tensors.iter().filter(|tensor| tensor.is_expert()).map(Planned::bytes).sum();
-    let layers = shape.blocks - shape.leading_dense;
-    let each_expert_bytes = expert_bytes / (layers * shape.experts);
-    Synthetic {
-        file_bytes,
-        expert_bytes,
-        each_expert_bytes,
-        token_bytes: each_expert_bytes * layers * shape.used,
-        top_fifth: routing.top_fifth,
-    }
+fn experts(shape: &Shape, tensors: &[Planned], routing: &Routing) -> Experts {
+    let all_bytes = tensors.iter().filter(|tensor| tensor.is_expert()).map(Planned::bytes).sum();
+    let layers = shape.routed_blocks();
+    let each_bytes = all_bytes / (layers * shape.experts);
+    let token_bytes = each_bytes * layers * shape.used;
+    Experts { all_bytes, each_bytes, token_bytes, top_fifth: routing.top_fifth }
 }
 
 impl fmt::Display for Synthetic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Synthetic { file_bytes, expert_bytes, each_expert_bytes, token_bytes, top_fifth } = *self;
+        write!(f, "{} bytes", self.file_bytes)?;
+        let Some(Experts { all_bytes, each_bytes, token_bytes, top_fifth }) = self.experts else {
+            return Ok(());
+        };
         write!(
             f,
-            "{file_bytes} bytes, of which experts {} ({:.1} %); one expert {}, a token's experts {}; the top \
-             fifth of a layer's experts takes {:.0} % of its choices",
-            format_bytes(expert_bytes),
-            100.0 * expert_bytes as f64 / file_bytes as f64,
-            format_bytes(each_expert_bytes),
+            ", of which experts {} ({:.1} %); one expert {}, a token's experts {}; the top fifth of a \
+             layer's experts takes {:.0} % of its choices",
+            format_bytes(all_bytes),
+            100.0 * all_bytes as f64 / self.file_bytes as f64,
+            format_bytes(each_bytes),
             format_bytes(token_bytes),
             100.0 * top_fifth
         )

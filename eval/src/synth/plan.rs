@@ -8,7 +8,7 @@
 use drafthorse_runtime::gguf::BlockType;
 
 use super::routing::Routing;
-use super::shape::{Architecture, Attention, Shape};
+use super::shape::{Attention, Shape};
 
 /// Deviation that one attention or feed-forward branch adds to the residual.
 pub const BRANCH_STD: f64 = 0.15;
@@ -88,8 +88,8 @@ fn output_type(quant: BlockType) -> BlockType {
     }
 }
 
-/// All tensors of a shape, in file order.
-pub fn plan(shape: &Shape, quant: BlockType, routing: &Routing) -> Vec<Planned> {
+/// All tensors of a shape, in file order; a dense shape has no `routing`.
+pub fn plan(shape: &Shape, quant: BlockType, routing: Option<&Routing>) -> Vec<Planned> {
     let mut planner = Planner { shape, quant, routing, tensors: Vec::new() };
     planner.add("token_embd.weight".into(), &[shape.width, shape.vocab], (quant, Content::Embedding));
     for block in 0..shape.blocks {
@@ -105,7 +105,7 @@ pub fn plan(shape: &Shape, quant: BlockType, routing: &Routing) -> Vec<Planned> 
 struct Planner<'a> {
     shape: &'a Shape,
     quant: BlockType,
-    routing: &'a Routing,
+    routing: Option<&'a Routing>,
     tensors: Vec<Planned>,
 }
 
@@ -132,17 +132,17 @@ impl Planner<'_> {
         self.attention(&name);
         self.ones(name("ffn_norm"), shape.width);
         let gain = BRANCH_STD / SWIGLU_RMS;
-        if block < shape.leading_dense {
+        let Some(routing) = self.routing.filter(|_| block >= shape.leading_dense) else {
             self.feed_forward(&name, ("", shape.inner, None), gain);
             return;
-        }
+        };
         // The residual has taken two branches of every block before, and this block's attention.
         let branches = (2 * block + 1) as f64 * BRANCH_STD.powi(2);
         let rms = (CONSTANT_SHARE + 1.0 + branches).sqrt();
         let content = Content::Router { block, constant: constant(shape.width) / rms };
         self.add(name("ffn_gate_inp"), &[shape.width, shape.experts], (BlockType::F32, content));
         let routed = ("_exps", shape.expert_inner, Some(shape.experts));
-        self.feed_forward(&name, routed, gain / self.routing.weight_rms);
+        self.feed_forward(&name, routed, gain / routing.weight_rms);
         if shape.shared > 0 {
             self.feed_forward(&name, ("_shexp", shape.expert_inner * shape.shared, None), gain);
         }
@@ -156,7 +156,7 @@ impl Planner<'_> {
                 self.matrix(name("attn_q"), &[width, heads * head], 1.0);
                 self.matrix(name("attn_k"), &[width, kv_heads * head], 1.0);
                 self.matrix(name("attn_v"), &[width, kv_heads * head], 1.0);
-                if self.shape.architecture == Architecture::Qwen3Moe {
+                if self.shape.architecture.has_normed_heads() {
                     self.ones(name("attn_q_norm"), head);
                     self.ones(name("attn_k_norm"), head);
                 }
@@ -220,7 +220,8 @@ mod tests {
 
     fn totals(name: &str, quant: BlockType) -> (u64, u64) {
         let routing = Routing { top_fifth: 0.2, weight_rms: 0.5 };
-        let tensors = plan(&Shape::find(name).unwrap(), quant, &routing);
+        let shape = Shape::find(name).unwrap();
+        let tensors = plan(&shape, quant, Some(&routing).filter(|_| !shape.is_dense()));
         let elements = |tensor: &Planned| tensor.dims.iter().product::<u64>();
         let experts = tensors.iter().filter(|tensor| tensor.is_expert()).map(elements).sum();
         (tensors.iter().map(elements).sum(), experts)
@@ -228,12 +229,15 @@ mod tests {
 
     #[test]
     fn parameter_counts_are_the_published_ones() {
-        // 236B (235.74), 15.7B, 30.5B and 46.7B, of their model cards.
+        // 236B (235.74), 15.7B, 30.5B, 46.7B and 1.1B, of their model cards; Qwen3-1.7B's card counts its
+        // shared embedding once (1.72B), the file has it twice.
         for (name, billions) in [
             ("deepseek-v2", 235.7),
             ("deepseek-v2-lite", 15.7),
             ("qwen3-30b-a3b", 30.5),
             ("mixtral-8x7b", 46.7),
+            ("tinyllama-1.1b", 1.1),
+            ("qwen3-1.7b", 1.72 + 0.311),
         ] {
             let (all, experts) = totals(name, Q4_K);
             let got = all as f64 / 1e9;
@@ -248,7 +252,8 @@ mod tests {
     fn rows_are_whole_blocks_in_every_shape_and_type() {
         for shape in super::super::shape::SHAPES {
             for quant in drafthorse_runtime::gguf::QUANTIZABLE {
-                for tensor in plan(shape, quant, &Routing { top_fifth: 0.2, weight_rms: 0.5 }) {
+                let routing = Routing { top_fifth: 0.2, weight_rms: 0.5 };
+                for tensor in plan(shape, quant, Some(&routing).filter(|_| !shape.is_dense())) {
                     assert!(tensor.dims[0].is_multiple_of(tensor.block_type.block_len()), "{tensor:?}");
                     assert!(tensor.bytes() > 0);
                 }

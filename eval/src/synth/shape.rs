@@ -1,8 +1,10 @@
-//! The shapes of published mixtures of experts, as plain numbers, and their GGUF keys.
+//! The shapes of published models, as plain numbers, and their GGUF keys.
 //!
-//! Sources: the models' `config.json` (DeepSeek-V2, arXiv 2405.04434; Qwen3-30B-A3B; Mixtral-8x7B).
-//! Deviations, for files that every engine computes alike: no YaRN, and no expert groups in V2 (engines
-//! disagree on how V2 ranks groups). Knows no tensors and no random numbers.
+//! Sources: the models' `config.json` (DeepSeek-V2, arXiv 2405.04434; Qwen3-30B-A3B; Mixtral-8x7B;
+//! TinyLlama-1.1B; Qwen3-1.7B). Deviations, for files that every engine computes alike: no YaRN, and no
+//! expert groups in V2 (engines disagree on how V2 ranks groups). Qwen3-1.7B gets a classifier of its own
+//! where the original shares the embedding: a made-up embedding makes no sane logits. Knows no tensors
+//! and no random numbers.
 
 use drafthorse_runtime::gguf::Writer;
 
@@ -13,7 +15,9 @@ pub enum Architecture {
     Deepseek2,
     /// Grouped-query attention with normed heads.
     Qwen3Moe,
-    /// Mixtral.
+    /// The same, dense.
+    Qwen3,
+    /// Dense, or Mixtral.
     Llama,
 }
 
@@ -23,8 +27,14 @@ impl Architecture {
         match self {
             Architecture::Deepseek2 => "deepseek2",
             Architecture::Qwen3Moe => "qwen3moe",
+            Architecture::Qwen3 => "qwen3",
             Architecture::Llama => "llama",
         }
+    }
+
+    /// Whether queries and keys are normed head by head.
+    pub fn has_normed_heads(self) -> bool {
+        matches!(self, Architecture::Qwen3Moe | Architecture::Qwen3)
     }
 }
 
@@ -57,6 +67,7 @@ pub struct Shape {
     pub width: u64,
     /// Inner width of dense feed-forward layers.
     pub inner: u64,
+    /// Routed experts of a layer; 0: a dense model.
     pub experts: u64,
     pub used: u64,
     /// Inner width of a routed expert.
@@ -142,6 +153,38 @@ const MIXTRAL_8X7B: Shape = Shape {
     vocab: 32_000,
 };
 
+const TINYLLAMA_1_1B: Shape = Shape {
+    name: "tinyllama-1.1b",
+    architecture: Architecture::Llama,
+    blocks: 22,
+    leading_dense: 0,
+    width: 2048,
+    inner: 5632,
+    experts: 0,
+    used: 0,
+    expert_inner: 0,
+    shared: 0,
+    attention: Attention::Gqa { heads: 32, kv_heads: 4, head: 64 },
+    weighting: SUM_TO_ONE,
+    rope_base: 10_000.0,
+    norm_eps: 1e-5,
+    context: 2048,
+    vocab: 32_000,
+};
+
+const QWEN3_1_7B: Shape = Shape {
+    name: "qwen3-1.7b",
+    architecture: Architecture::Qwen3,
+    blocks: 28,
+    inner: 6144,
+    attention: Attention::Gqa { heads: 16, kv_heads: 8, head: 128 },
+    rope_base: 1_000_000.0,
+    norm_eps: 1e-6,
+    context: 40_960,
+    vocab: 151_936,
+    ..TINYLLAMA_1_1B
+};
+
 /// The standard benchmark model: a few GB with the proportions of a large one.
 const MID: Shape = Shape {
     name: "mid",
@@ -200,22 +243,55 @@ const TINY_MIXTRAL: Shape = Shape {
     ..MIXTRAL_8X7B
 };
 
+const TINY_LLAMA: Shape = Shape {
+    name: "tiny-llama",
+    blocks: 4,
+    width: 256,
+    inner: 512,
+    attention: Attention::Gqa { heads: 8, kv_heads: 2, head: 32 },
+    context: 512,
+    vocab: 512,
+    ..TINYLLAMA_1_1B
+};
+
+const TINY_QWEN3: Shape = Shape {
+    name: "tiny-qwen3",
+    architecture: Architecture::Qwen3,
+    rope_base: 1_000_000.0,
+    norm_eps: 1e-6,
+    ..TINY_LLAMA
+};
+
 /// All shapes, by name.
 pub const SHAPES: &[Shape] = &[
     DEEPSEEK_V2,
     DEEPSEEK_V2_LITE,
     QWEN3_30B_A3B,
     MIXTRAL_8X7B,
+    TINYLLAMA_1_1B,
+    QWEN3_1_7B,
     MID,
     TINY_DEEPSEEK2,
     TINY_QWEN3MOE,
     TINY_MIXTRAL,
+    TINY_LLAMA,
+    TINY_QWEN3,
 ];
 
 impl Shape {
     /// The shape of that name.
     pub fn find(name: &str) -> Option<Shape> {
         SHAPES.iter().copied().find(|shape| shape.name == name)
+    }
+
+    /// Whether no layer has routed experts.
+    pub fn is_dense(&self) -> bool {
+        self.experts == 0
+    }
+
+    /// Blocks with routed experts.
+    pub fn routed_blocks(&self) -> u64 {
+        if self.is_dense() { 0 } else { self.blocks - self.leading_dense }
     }
 
     /// Writes the architecture's keys.
@@ -229,10 +305,12 @@ impl Shape {
         size("embedding_length", self.width);
         size("block_count", self.blocks);
         size("feed_forward_length", self.inner);
-        size("expert_count", self.experts);
-        size("expert_used_count", self.used);
-        if self.architecture != Architecture::Llama {
-            size("expert_feed_forward_length", self.expert_inner);
+        if !self.is_dense() {
+            size("expert_count", self.experts);
+            size("expert_used_count", self.used);
+            if self.architecture != Architecture::Llama {
+                size("expert_feed_forward_length", self.expert_inner);
+            }
         }
         match self.attention {
             Attention::Gqa { heads, kv_heads, head } => {
@@ -272,6 +350,9 @@ impl Shape {
     /// # Errors
     /// A number outside what the shape allows, in words.
     pub fn cut(mut self, layers: Option<u64>, experts: Option<u64>) -> Result<Shape, String> {
+        if let (true, Some(experts)) = (self.is_dense(), experts) {
+            return Err(format!("--experts {experts}: {} has no experts", self.name));
+        }
         let layers = layers.unwrap_or(self.blocks);
         let experts = experts.unwrap_or(self.experts);
         let (layers_min, experts_min) = (self.leading_dense + 1, self.used);
@@ -326,6 +407,9 @@ mod tests {
             assert!(shape.cut(layers, experts).is_err());
         }
         assert!(Shape::find("gpt-5").is_none());
+        let dense = Shape::find("tinyllama-1.1b").unwrap();
+        assert_eq!(dense.cut(Some(2), None).unwrap().title(), "synthetic tinyllama-1.1b, 2 of 22 layers");
+        assert!(dense.cut(None, Some(8)).unwrap_err().contains("no experts"));
     }
 
     #[test]
