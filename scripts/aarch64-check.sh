@@ -1,7 +1,7 @@
 #!/bin/sh
 # aarch64-check.sh [CACHE [CARGO-TEST-ARGUMENT...]] : compiles tests for aarch64 Linux and runs them on
 # an x86-64 Debian machine, under qemu's user-mode emulator. Compiler, standard library, linker, C library
-# and emulator are Debian packages, unpacked into CACHE (1.7 GB with the build; first run: about
+# and emulator are Debian packages, unpacked into CACHE (3 GB with the build; first run: about
 # 350 MB to fetch). Needs root, or user namespaces. Default: the kernels' unit tests.
 #
 # CPUS="max cortex-a76 cortex-a53" names the emulated processors, one run each: those three have
@@ -35,7 +35,7 @@ for cpu in ${CPUS:-max cortex-a76 cortex-a53}; do
         mount --bind "$PWD" "$root/src"
         mount --bind "$cargo" "$root/cargo"
         mount --bind "$cache/target" "$root/target"
-        exec env -i HOME=/root PATH=/usr/bin CARGO_HOME=/cargo CARGO_TARGET_DIR=/target RUST_BACKTRACE=1 \
+        exec env -i HOME=/root PATH=/usr/bin:/usr/sbin CARGO_HOME=/cargo CARGO_TARGET_DIR=/target RUST_BACKTRACE=1 \
             CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
             CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu $cpu -L /usr/aarch64-linux-gnu" \
             chroot "$root" /bin/sh -c "cd /src && exec cargo test --offline --locked --release --target $target \"\$@\"" sh "$@"
