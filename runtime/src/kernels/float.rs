@@ -1,4 +1,4 @@
-//! Dot products of float weight rows (F32, F16, BF16) with an f32 activation row, and f16 conversion.
+//! Dot products of float weight rows (F32, F16, BF16) with an f32 activation row.
 //!
 //! Owns the run-time choice between AVX2+FMA+F16C code and portable code. Both add in one fixed
 //! order (32 partial sums, then a fixed tree), so a result depends on the row alone. Weight rows are
@@ -108,26 +108,6 @@ mod avx2 {
         }
         reduce(lanes)
     }
-
-    /// out[i] += scale * f16 row[i]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) fn add_scaled_f16(row: &[half::f16], scale: f32, out: &mut [f32]) {
-        use std::arch::x86_64::_mm256_set1_ps;
-        let (rows, row_tail) = row.as_chunks::<8>();
-        let (outs, out_tail) = out.as_chunks_mut::<8>();
-        let scales = _mm256_set1_ps(scale);
-        for (w, o) in rows.iter().zip(outs) {
-            // SAFETY: 8 halves and 8 floats are there by the chunking; `f16` is a `u16` in memory.
-            unsafe {
-                let w = _mm256_cvtph_ps(_mm_loadu_si128(w.as_ptr().cast::<__m128i>()));
-                let sum = _mm256_fmadd_ps(w, scales, _mm256_loadu_ps(o.as_ptr()));
-                _mm256_storeu_ps(o.as_mut_ptr(), sum);
-            }
-        }
-        for (w, o) in row_tail.iter().zip(out_tail) {
-            *o = w.to_f32().mul_add(scale, *o);
-        }
-    }
 }
 
 /// Whether the AVX2+FMA+F16C code may run (cached by the standard library).
@@ -163,39 +143,6 @@ pub(super) fn dot_bf16_bytes(row: &[u8], x: &[f32]) -> f32 {
     dispatch!(avx2::dot_bf16(row, x), dot_with::<false, 2>(row, x, decode_bf16))
 }
 
-/// Dot product of a KV cache row with an f32 row.
-pub(super) fn dot_f16(row: &[f16], x: &[f32]) -> f32 {
-    dot_f16_bytes(as_bytes(row), x)
-}
-
-/// `out[i] += scale * row[i]`, each element on its own: no reduction, so no order to keep.
-pub(super) fn add_scaled_f16(row: &[f16], scale: f32, out: &mut [f32]) {
-    dispatch!(avx2::add_scaled_f16(row, scale, out), {
-        for (o, w) in out.iter_mut().zip(row) {
-            *o += w.to_f32() * scale;
-        }
-    })
-}
-
-/// Plain-old-data that may be looked at as bytes.
-trait Pod {}
-impl Pod for f32 {}
-impl Pod for f16 {}
-
-/// The bytes of a slice. Kernels read little-endian rows, and so do all supported targets.
-fn as_bytes<T: Pod>(values: &[T]) -> &[u8] {
-    const { assert!(cfg!(target_endian = "little")) };
-    // SAFETY: `Pod` types have no padding and any byte is a valid `u8`; the length is exact.
-    unsafe { std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values)) }
-}
-
-/// Rounds f32 values to f16 (ties to even); both slices have one length.
-pub fn f32_to_f16(values: &[f32], out: &mut [f16]) {
-    for (o, v) in out.iter_mut().zip(values) {
-        *o = f16::from_f32(*v);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -211,24 +158,12 @@ mod tests {
         for n in [0, 1, 7, 31, 32, 33, 63, 64, 100, 576] {
             let (a, b) = ramp(n);
             let exact: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-            let halves: Vec<f16> = a.iter().map(|v| f16::from_f32(*v)).collect();
+            let halves: Vec<u8> = a.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect();
+            let floats: Vec<u8> = a.iter().flat_map(|v| v.to_le_bytes()).collect();
             let bf: Vec<u8> = a.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
-            assert!((f64::from(dot_f32_bytes(as_bytes(&a), &b)) - exact).abs() < 1e-4, "f32 {n}");
-            assert!((f64::from(dot_f16(&halves, &b)) - exact).abs() < 1e-4, "f16 {n}");
+            assert!((f64::from(dot_f32_bytes(&floats, &b)) - exact).abs() < 1e-4, "f32 {n}");
+            assert!((f64::from(dot_f16_bytes(&halves, &b)) - exact).abs() < 1e-4, "f16 {n}");
             assert!((f64::from(dot_bf16_bytes(&bf, &b)) - exact).abs() < 0.02 * n as f64 + 1e-6, "bf16 {n}");
-        }
-    }
-
-    #[test]
-    fn adding_a_scaled_half_row_changes_every_element() {
-        for n in [1, 8, 13, 64] {
-            let (a, b) = ramp(n);
-            let halves: Vec<f16> = a.iter().map(|v| f16::from_f32(*v)).collect();
-            let mut out = b.clone();
-            add_scaled_f16(&halves, 0.5, &mut out);
-            for i in 0..n {
-                assert!((out[i] - (b[i] + 0.5 * halves[i].to_f32())).abs() < 1e-6);
-            }
         }
     }
 }

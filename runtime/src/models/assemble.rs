@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 
 use crate::gguf::{Gguf, TensorInfo};
-use crate::kv::{KvCache, KvShape};
+use crate::kv::{KvShape, KvType, WidthError};
 use crate::layers::{Attention, DenseFeedForward, ExpertShape, FeedForward, Gqa, Mla, MlaQuery};
 use crate::weights::{DenseStore, Matrix, Vector};
 
@@ -124,20 +124,21 @@ impl Blueprint {
     }
 
     /// Shape of a block's cache rows.
-    pub fn kv_shape(&self) -> KvShape {
-        match self.spec.attention {
-            AttentionSpec::Gqa { kv_heads, key_dim, value_dim, .. } => {
-                KvShape { heads: kv_heads, key_dim, value_dim }
-            }
+    ///
+    /// # Errors
+    /// The type does not hold rows of this model's widths.
+    pub fn kv_shape(&self, kv_type: KvType) -> Result<KvShape, WidthError> {
+        Ok(match self.spec.attention {
+            AttentionSpec::Gqa { kv_heads, key_dim, value_dim, .. } => KvShape {
+                heads: kv_heads,
+                key: kv_type.layout("keys", key_dim)?,
+                value: Some(kv_type.layout("values", value_dim)?),
+            },
             AttentionSpec::Mla { kv_lora, .. } => {
-                KvShape { heads: 1, key_dim: kv_lora + self.spec.rope.dim, value_dim: 0 }
+                let key = kv_type.layout("latent keys", kv_lora + self.spec.rope.dim)?;
+                KvShape { heads: 1, key, value: None }
             }
-        }
-    }
-
-    /// Bytes of the cache for `context_len` positions.
-    pub fn kv_bytes(&self, context_len: usize) -> u64 {
-        KvCache::bytes(self.kv_shape(), self.spec.blocks, context_len)
+        })
     }
 
     /// Widest feed-forward row of any layer.

@@ -12,7 +12,7 @@ use drafthorse_draft::{NgramConfig, SamplerConfig, TokenId};
 use drafthorse_offload::reader::PreadReader;
 use drafthorse_offload::{PolicyConfig, PolicyKind, Reader, ReaderOptions};
 use drafthorse_runtime::Error;
-use drafthorse_runtime::api::{DraftSource, EngineOptions, GenerateOptions, Generation, Silent};
+use drafthorse_runtime::api::{DraftSource, EngineOptions, GenerateOptions, Generation, KvType, Silent};
 use drafthorse_runtime::engine::Engine;
 use drafthorse_runtime::gguf::Gguf;
 use drafthorse_runtime::models::{
@@ -28,11 +28,18 @@ pub struct Setup {
     pub threads: usize,
     pub rows_max: usize,
     pub context_len: usize,
+    pub kv_type: KvType,
 }
 
 /// Everything resident, one thread, long passes.
-pub const PLAIN: Setup =
-    Setup { slots: usize::MAX, policy: PolicyKind::Lru, threads: 1, rows_max: 64, context_len: 128 };
+pub const PLAIN: Setup = Setup {
+    slots: usize::MAX,
+    policy: PolicyKind::Lru,
+    threads: 1,
+    rows_max: 64,
+    context_len: 128,
+    kv_type: KvType::F16,
+};
 
 pub fn load(path: &Path, setup: Setup) -> Model {
     let gguf = Gguf::open(path).unwrap();
@@ -48,6 +55,7 @@ pub fn try_load_with(gguf: &Gguf, setup: Setup, reader: Box<dyn Reader>) -> Resu
     let blueprint = Blueprint::new(gguf, &Overrides::default()).unwrap();
     let options = ModelOptions {
         context_len: setup.context_len,
+        kv: blueprint.kv_shape(setup.kv_type).unwrap(),
         rows_max: setup.rows_max,
         threads: setup.threads,
         thread_name: "test",
@@ -76,6 +84,7 @@ pub fn plain_options(model: &Path) -> EngineOptions {
         memory_bytes: Some(4 << 30),
         memory_share: 0.75,
         context_len: 128,
+        kv_type: KvType::F16,
         prefill_chunk: Some(64),
         threads: 1,
         draft_threads: 1,
