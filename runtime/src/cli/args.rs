@@ -52,7 +52,7 @@ pub struct EngineArgs {
     /// Positions of the KV cache, or auto
     #[arg(long, value_name = "N", value_parser = auto_or_number, help_heading = "Engine")]
     pub context: Option<Value>,
-    /// What cached keys and values are rounded to: f16, or q8_0 for 47 % less memory
+    /// What cached keys and values are rounded to: f16, or q8_0 for about half the memory
     #[arg(long, value_name = "TYPE", help_heading = "Engine")]
     pub kv_type: Option<String>,
     /// Compute threads, or auto

@@ -197,10 +197,10 @@ impl AttendSpace {
                 scale::<L>(output, factor);
                 query.max = max;
             }
-            for chunk in weights.as_chunks_mut::<LANES>().0 {
-                for (weight, sum) in chunk.iter_mut().zip(&mut query.sums) {
-                    *weight = exp(*weight - max);
-                    *sum += *weight;
+            weights.iter_mut().for_each(|weight| *weight = exp(*weight - max));
+            for chunk in weights.as_chunks::<LANES>().0 {
+                for (sum, weight) in query.sums.iter_mut().zip(chunk) {
+                    *sum += weight;
                 }
             }
         }
@@ -214,21 +214,24 @@ impl AttendSpace {
         let (rows, stride) =
             if values_are_keys { (&*keys, row_len(*key_dim)) } else { (&*values, row_len(*value_dim)) };
         let tile = Tile { rows, stride, weights, output_len: row_len(*value_dim) };
+        // What is left of the queries after blocks of four goes alone, as wide as the accumulators reach.
+        let blocks = progress.len() / 4 * 4;
         for at in (0..*value_dim).step_by(2 * LANES) {
-            let mut index = 0;
-            while index < progress.len() {
-                let block = &progress[index..];
-                if block.len() >= 4 {
-                    let common = block[..4].iter().map(|query| query.seen(first)).min().unwrap_or(0);
-                    tile.add::<L, 4, 2>(outputs, (index, at), 0..common);
-                    for (i, query) in block[..4].iter().enumerate() {
-                        tile.add::<L, 1, 2>(outputs, (index + i, at), common..query.seen(first));
-                    }
-                    index += 4;
-                } else {
-                    tile.add::<L, 1, 2>(outputs, (index, at), 0..block[0].seen(first));
-                    index += 1;
+            for (block, index) in progress[..blocks].as_chunks::<4>().0.iter().zip((0..).step_by(4)) {
+                let common = block.iter().map(|query| query.seen(first)).min().unwrap_or(0);
+                tile.add::<L, 4, 2>(outputs, (index, at), 0..common);
+                for (i, query) in block.iter().enumerate() {
+                    tile.add::<L, 1, 2>(outputs, (index + i, at), common..query.seen(first));
                 }
+            }
+        }
+        for (index, query) in progress.iter().enumerate().skip(blocks) {
+            let wide = *value_dim / (ACCUMULATORS * LANES) * (ACCUMULATORS * LANES);
+            for at in (0..wide).step_by(ACCUMULATORS * LANES) {
+                tile.add::<L, 1, ACCUMULATORS>(outputs, (index, at), 0..query.seen(first));
+            }
+            for at in (wide..*value_dim).step_by(2 * LANES) {
+                tile.add::<L, 1, 2>(outputs, (index, at), 0..query.seen(first));
             }
         }
     }

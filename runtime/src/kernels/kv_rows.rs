@@ -94,12 +94,15 @@ pub struct KvRows<'a> {
 }
 
 impl KvRows<'_> {
-    /// Unpacks `count` rows from position `first` on into rows of `stride` floats.
+    /// Unpacks `count` rows from position `first` on into rows of `stride` floats. As many behind them are
+    /// expected to be wanted next: they arrive while these are computed with.
     #[inline(always)]
     pub(super) fn unpack<L: Lanes>(self, first: usize, count: usize, out: &mut [f32], stride: usize) {
         let row_bytes = self.layout.bytes();
-        let rows = self.bytes[first * row_bytes..(first + count) * row_bytes].chunks_exact(row_bytes);
-        for (row, out) in rows.zip(out.chunks_exact_mut(stride)) {
+        let (rows, behind) = self.bytes[first * row_bytes..].split_at(count * row_bytes);
+        let mut behind = behind.chunks_exact(row_bytes);
+        for (row, out) in rows.chunks_exact(row_bytes).zip(out.chunks_exact_mut(stride)) {
+            L::expect(behind.next().unwrap_or_default());
             self.layout.unpack::<L>(row, out);
         }
     }

@@ -35,6 +35,9 @@ pub(super) trait Lanes: Copy {
 
     /// Eight signed bytes.
     fn from_bytes(bytes: &[u8; LANES]) -> Self;
+
+    /// Says that these bytes will be read soon.
+    fn expect(bytes: &[u8]);
 }
 
 /// Plain Rust.
@@ -81,6 +84,10 @@ impl Lanes for Plain {
     fn from_bytes(bytes: &[u8; LANES]) -> Self {
         Plain(bytes.map(|byte| f32::from(byte.cast_signed())))
     }
+
+    /// There is no portable way to say so.
+    #[inline(always)]
+    fn expect(_bytes: &[u8]) {}
 }
 
 /// Whether code for AVX2, FMA and F16C may run (cached by the standard library).
@@ -96,9 +103,10 @@ pub(super) use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
     use std::arch::x86_64::{
-        __m128i, __m256, _mm_add_ps, _mm_loadl_epi64, _mm_loadu_si128, _mm_storeu_ps, _mm256_castps256_ps128,
-        _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_extractf128_ps, _mm256_fmadd_ps,
-        _mm256_hadd_ps, _mm256_loadu_ps, _mm256_mul_ps, _mm256_set1_ps, _mm256_storeu_ps,
+        __m128i, __m256, _MM_HINT_T0, _mm_add_ps, _mm_loadl_epi64, _mm_loadu_si128, _mm_prefetch,
+        _mm_storeu_ps, _mm256_castps256_ps128, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtph_ps,
+        _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_hadd_ps, _mm256_loadu_ps, _mm256_mul_ps,
+        _mm256_set1_ps, _mm256_storeu_ps,
     };
 
     use super::{LANES, Lanes};
@@ -165,6 +173,14 @@ mod avx2 {
                 let wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(bytes.as_ptr().cast::<__m128i>()));
                 _mm256_cvtepi32_ps(wide)
             })
+        }
+
+        #[inline(always)]
+        fn expect(bytes: &[u8]) {
+            for line in bytes.chunks(64) {
+                // SAFETY: a hint about memory that is there.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast::<i8>()) };
+            }
         }
     }
 }

@@ -34,10 +34,8 @@ pub(super) fn exp(x: f32) -> f32 {
     let rounded = x * std::f32::consts::LOG2_E + ROUND;
     let n = rounded - ROUND;
     let r = (x - n * LN_2[0]) - n * LN_2[1];
-    let mut sum = COEFFICIENTS[0];
-    for coefficient in &COEFFICIENTS[1..] {
-        sum = sum * r + coefficient;
-    }
+    let [a, b, c, d, e, f] = COEFFICIENTS;
+    let sum = ((((a * r + b) * r + c) * r + d) * r + e) * r + f;
     let power = (sum * (r * r) + r) + 1.0;
     // 2^n in two factors: n is -150 to 128, beyond what one holds.
     let n = (rounded.to_bits().wrapping_sub(ROUND.to_bits())).cast_signed();

@@ -8,6 +8,7 @@
 use std::collections::HashSet;
 
 use crate::gguf::{Gguf, TensorInfo};
+use crate::kernels::RowLayout;
 use crate::kv::{KvShape, KvType, WidthError};
 use crate::layers::{Attention, DenseFeedForward, ExpertShape, FeedForward, Gqa, Mla, MlaQuery};
 use crate::weights::{DenseStore, Matrix, Vector};
@@ -135,7 +136,9 @@ impl Blueprint {
                 value: Some(kv_type.layout("values", value_dim)?),
             },
             AttentionSpec::Mla { kv_lora, .. } => {
-                let key = kv_type.layout("latent keys", kv_lora + self.spec.rope.dim)?;
+                // The rotated part stays in f16: it is a ninth of the row, and says where a position is.
+                let latent = kv_type.layout("latent rows", kv_lora)?;
+                let key = RowLayout { halves: latent.halves + self.spec.rope.dim, ..latent };
                 KvShape { heads: 1, key, value: None }
             }
         })
