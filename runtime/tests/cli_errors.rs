@@ -214,6 +214,16 @@ fn slots_outside_the_models_range_say_the_range() {
 }
 
 #[test]
+fn a_cache_type_that_does_not_hold_a_models_rows_is_refused() {
+    let (narrow, wide) = (golden_path("mixtral"), golden_path("llama_tied"));
+    for draft in [&[][..], &["--draft", &narrow]] {
+        let model = if draft.is_empty() { &narrow } else { &wide };
+        let args = [&["run", model, "--tokens", "1,2", "--kv-type", "q8_0"], draft].concat();
+        says(&refused(&args, 2), &[&narrow, "model.kv_type = \"q8_0\"", "multiple of 32", "keys have 16"]);
+    }
+}
+
+#[test]
 fn a_prompt_the_model_cannot_take_is_refused() {
     let model = golden_path("mixtral");
     let line = refused(&["run", &model, "--tokens", "1,128", "--json"], 2);

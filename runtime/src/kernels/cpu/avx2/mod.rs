@@ -139,12 +139,6 @@ static BROADCAST: [[[u8; 2]; 16]; 8] = {
 };
 
 #[inline(always)]
-unsafe fn broadcast(numbers: __m256i, j: usize) -> __m256i {
-    // SAFETY: the caller has AVX2; a row of the table is 32 bytes.
-    unsafe { _mm256_shuffle_epi8(numbers, _mm256_loadu_si256(BROADCAST[j].as_ptr().cast())) }
-}
-
-#[inline(always)]
 unsafe fn load(bytes: &[u8; 32]) -> __m256i {
     // SAFETY: 32 bytes are there; the caller has AVX2.
     unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
