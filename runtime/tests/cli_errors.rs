@@ -145,7 +145,7 @@ fn a_quant_type_without_a_kernel_is_named_with_its_tensor() {
     {
         let path = files.path("m.gguf");
         Mixture { unsupported: Some(tensor), ..shape }.write(&path);
-        let line = format!("quant type IQ2_S of tensor {name} is not supported yet");
+        let line = format!("quant type TQ2_0 of tensor {name} is not supported yet");
         no_model(path.to_str().unwrap(), &[&line, "Q4_K"]);
     }
 }

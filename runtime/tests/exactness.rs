@@ -12,12 +12,13 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use common::pairwise::pairwise;
-use common::synthetic::write_coarse_copy;
+use common::synthetic::{Mixture, write_coarse_copy, write_copy_in};
 use common::{PLAIN, Setup, ask, bits, generate, golden, load, logits_of, open, plain_options, tokens};
 use drafthorse_draft::{LanguageModel, LogitRows, TokenId};
 use drafthorse_offload::PolicyKind;
 use drafthorse_runtime::api::{DraftSource, EngineOptions, KvType, Silent};
 use drafthorse_runtime::gguf::Gguf;
+use drafthorse_runtime::kernels::Format;
 use drafthorse_runtime::models::{Blueprint, Model, Overrides};
 use drafthorse_scheduler::DraftLen;
 use tempfile::TempDir;
@@ -342,4 +343,31 @@ fn logits_in_between_do_not_disturb_a_text() {
     let before = generate(&mut engine, &prompt(), &ask(GENERATED, 0.0)).tokens;
     logits_of(&mut engine, &tokens(9, 30), false);
     assert_eq!(generate(&mut engine, &prompt(), &ask(GENERATED, 0.0)).tokens, before);
+}
+
+#[test]
+fn in_every_block_format_a_draft_and_a_wide_pass_change_no_bit() {
+    let folder = TempDir::new().unwrap();
+    let (exact, model) = (folder.path().join("f16.gguf"), folder.path().join("model.gguf"));
+    Mixture { width: 256, inner: 256, experts: 4, blocks: 2, unsupported: None }.write(&exact);
+    for format in Format::all() {
+        write_copy_in(format.block_type(), &exact, &model);
+        let plain = EngineOptions { prefill_chunk: Some(1), threads: 1, ..plain_options(&model) };
+        let wide = EngineOptions { prefill_chunk: Some(64), threads: 2, ..plain.clone() };
+        let drafted = EngineOptions {
+            draft: DraftSource::Model(model.clone()),
+            draft_len: DraftLen::Fixed(4),
+            ..wide.clone()
+        };
+        let prompt = tokens(7, 21);
+        let (mut plain, mut wide, mut drafted) = (open(&plain), open(&wide), open(&drafted));
+        let rows = |rows: Vec<Vec<f32>>| rows.iter().map(|row| bits(row)).collect::<Vec<_>>();
+        let alone = rows(logits_of(&mut plain, &prompt, true));
+        assert_eq!(rows(logits_of(&mut wide, &prompt, true)), alone, "{format:?}");
+        assert_eq!(rows(logits_of(&mut wide, &prompt, false)), alone[20..], "{format:?}");
+        let expected = generate(&mut plain, &prompt, &ask(24, 0.8)).tokens;
+        let got = generate(&mut drafted, &prompt, &ask(24, 0.8));
+        assert_eq!(got.tokens, expected, "{format:?}");
+        assert!(got.speculation.accepted > 0, "{format:?}: nothing was verified");
+    }
 }
