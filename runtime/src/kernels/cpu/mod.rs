@@ -192,7 +192,7 @@ fn portable_kernel(format: Format) -> Kernel {
 }
 
 /// The kernel of a format out of the functions `tile_float`, `tile32` and `tile256` in scope, which take
-/// formats in registers.
+/// formats in registers, some of them as `Buffered`.
 #[cfg(target_arch = "x86_64")]
 macro_rules! vector_kernel {
     ($format:expr) => {
@@ -213,39 +213,39 @@ macro_rules! vector_kernel {
             Format::Q5K => rows!(tile256<avx2::WideQ5K>),
             Format::Q6K => rows!(tile256<avx2::WideQ6K>),
             Format::IQ4XS => rows!(tile256<avx2::WideIq4Xs>),
-            Format::IQ3XXS => rows!(tile256<avx2::Buffered<Iq3Xxs>>),
-            Format::IQ3S => rows!(tile256<avx2::Buffered<Iq3S>>),
-            Format::IQ2XXS => rows!(tile256<avx2::Buffered<Iq2Xxs>>),
-            Format::IQ2XS => rows!(tile256<avx2::Buffered<Iq2Xs>>),
-            Format::IQ2S => rows!(tile256<avx2::Buffered<Iq2S>>),
-            Format::IQ1S => rows!(tile256<avx2::Buffered<Iq1S>>),
-            Format::IQ1M => rows!(tile256<avx2::Buffered<Iq1M>>),
+            Format::IQ3XXS => rows!(tile256<Buffered<Iq3Xxs>>),
+            Format::IQ3S => rows!(tile256<Buffered<Iq3S>>),
+            Format::IQ2XXS => rows!(tile256<Buffered<Iq2Xxs>>),
+            Format::IQ2XS => rows!(tile256<Buffered<Iq2Xs>>),
+            Format::IQ2S => rows!(tile256<Buffered<Iq2S>>),
+            Format::IQ1S => rows!(tile256<Buffered<Iq1S>>),
+            Format::IQ1M => rows!(tile256<Buffered<Iq1M>>),
         }
     };
 }
 
 #[cfg(target_arch = "x86_64")]
 fn avx2_kernel(format: Format) -> Kernel {
-    use avx2::{tile_float, tile32, tile256};
+    use avx2::{Buffered, tile_float, tile32, tile256};
     vector_kernel!(format)
 }
 
 #[cfg(target_arch = "x86_64")]
 fn avx_vnni_kernel(format: Format) -> Kernel {
-    use avx2::{tile_float, tile32_vnni as tile32, tile256_vnni as tile256};
+    use avx2::{Buffered, tile_float, tile32_vnni as tile32, tile256_vnni as tile256};
     vector_kernel!(format)
 }
 
 #[cfg(target_arch = "x86_64")]
 fn avx512_kernel(format: Format) -> Kernel {
     use avx2::tile32;
-    use avx512::{tile_float, tile256};
+    use avx512::{Buffered, tile_float, tile256};
     vector_kernel!(format)
 }
 
 #[cfg(target_arch = "x86_64")]
 fn avx512_vnni_kernel(format: Format) -> Kernel {
-    use avx512::{tile_float, tile32, tile256_vnni as tile256};
+    use avx512::{Buffered, tile_float, tile32, tile256_vnni as tile256};
     vector_kernel!(format)
 }
 

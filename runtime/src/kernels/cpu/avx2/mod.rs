@@ -134,12 +134,8 @@ impl<B: Block256> Wide256 for Buffered<B> {
     #[inline(always)]
     unsafe fn head(block: &[u8], buffer: &mut Unpacked256) -> Head {
         B::unpack(block, buffer);
-        // SAFETY: the caller has AVX2; arrays of 16 16-bit numbers.
-        unsafe {
-            let natural = _mm256_loadu_si256(buffer.scales.as_ptr().cast());
-            let mins = _mm256_loadu_si256(buffer.mins.as_ptr().cast());
-            Head { scales: even_odd(natural), natural, mins, d: buffer.d, d_min: buffer.d_min }
-        }
+        // SAFETY: the caller has AVX2.
+        unsafe { buffered_head(buffer) }
     }
 
     #[inline(always)]
@@ -147,6 +143,17 @@ impl<B: Block256> Wide256 for Buffered<B> {
         let q = &buffer.q.as_chunks::<32>().0;
         // SAFETY: the caller has AVX2.
         std::array::from_fn(|k| unsafe { load_i8(&q[4 * half + k]) })
+    }
+}
+
+/// The head of a block in `buffer`.
+#[inline(always)]
+pub(super) unsafe fn buffered_head(buffer: &Unpacked256) -> Head {
+    // SAFETY: the caller has AVX2; arrays of 16 16-bit numbers.
+    unsafe {
+        let natural = _mm256_loadu_si256(buffer.scales.as_ptr().cast());
+        let mins = _mm256_loadu_si256(buffer.mins.as_ptr().cast());
+        Head { scales: even_odd(natural), natural, mins, d: buffer.d, d_min: buffer.d_min }
     }
 }
 

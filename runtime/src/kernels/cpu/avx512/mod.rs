@@ -15,7 +15,7 @@ use std::marker::PhantomData;
 pub(in crate::kernels) use float::tile_float;
 
 use super::activations::{X32, X256};
-use super::avx2::{Buffered, Head, Lanes32, Lanes256, Wide32, Wide256, tile32_by, tile256_by};
+use super::avx2::{self, Head, Lanes32, Lanes256, Wide32, Wide256, buffered_head, tile32_by, tile256_by};
 use super::blocks::{Block32, Block256, Unpacked256};
 use super::tile::Tile;
 
@@ -35,8 +35,38 @@ pub(super) trait Wide512: Wide256 {
     }
 }
 
-/// Half vectors, since whole ones would not meet in the store buffer what was just written in smaller ones.
+/// Any 256 format by way of its plain unpacker.
+pub(in crate::kernels) struct Buffered<B>(PhantomData<B>);
+
+impl<B: Block256> Wide256 for Buffered<B> {
+    type Block = B;
+
+    #[inline(always)]
+    unsafe fn head(block: &[u8], buffer: &mut Unpacked256) -> Head {
+        // SAFETY: the caller has AVX-512, thus AVX2.
+        unsafe {
+            unpack::<B>(block, buffer);
+            buffered_head(buffer)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn half(block: &[u8], buffer: &Unpacked256, half: usize) -> [__m256i; 4] {
+        // SAFETY: the caller has AVX2.
+        unsafe { avx2::Buffered::<B>::half(block, buffer, half) }
+    }
+}
+
+/// Half vectors: whole ones would not find in the store buffer what was just written in smaller ones.
 impl<B: Block256> Wide512 for Buffered<B> {}
+
+/// [`Block256::unpack`] without AVX-512, in which the compiler would look codebooks up by gather
+/// instructions. Many processors take longer for those than for the loads.
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn unpack<B: Block256>(block: &[u8], buffer: &mut Unpacked256) {
+    B::unpack(block, buffer);
+}
 
 /// A 32 format in 512-bit registers.
 pub(super) trait Wide64: Wide32 {
