@@ -15,7 +15,7 @@ use super::{Head, Lanes32, Lanes256, Wide32, Wide256, load_i8, opaque};
 /// # Safety
 /// All functions: inlined into a function with the instructions that the implementor is named after.
 pub(in crate::kernels::cpu) trait MulAdd: Copy {
-    /// Whether [`MulAdd::fours`] takes any unsigned bytes.
+    /// Whether [`MulAdd::fours`] takes any unsigned bytes, not only those up to 128.
     const ANY_BYTES: bool;
 
     /// `sums + a * b`, the products of 16-bit neighbours added.
@@ -30,7 +30,7 @@ pub(in crate::kernels::cpu) trait MulAdd: Copy {
 pub(in crate::kernels::cpu) struct Plain;
 
 impl MulAdd for Plain {
-    /// Up to 128: two products make 16 bits.
+    /// Two products have to fit 16 bits.
     const ANY_BYTES: bool = false;
 
     #[inline(always)]
@@ -181,12 +181,12 @@ unsafe fn fours<W: Wide32, M: MulAdd, const R: usize>(
             for b in 0..4 {
                 let y = load_i8(&x[r].q.as_chunks::<32>().0[group + b]);
                 p[b] = match (W::Block::IS_SIGNED, M::ANY_BYTES) {
-                    (_, true) => M::fours(size[b], y),
+                    (true, true) => M::fours(size[b], y),
                     (true, false) => M::fours(size[b], _mm256_sign_epi8(y, w[b])),
-                    (false, false) => _mm256_maddubs_epi16(size[b], y),
+                    (false, _) => _mm256_maddubs_epi16(size[b], y),
                 };
             }
-            fours[r] = if W::Block::IS_SIGNED || M::ANY_BYTES {
+            fours[r] = if W::Block::IS_SIGNED {
                 _mm256_hadd_epi32(_mm256_hadd_epi32(p[0], p[1]), _mm256_hadd_epi32(p[2], p[3]))
             } else {
                 // Unsigned weights have at most 5 bits: four pairs together still fit 16 bits.

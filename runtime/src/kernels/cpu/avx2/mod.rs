@@ -243,14 +243,15 @@ pub(super) unsafe fn tile256_by<W: Wide256, L: Lanes256<W>, const R: usize>(tile
     // SAFETY: the tile's promise, and the caller's instructions.
     unsafe {
         let x: [&[X256]; R] = tile.x(tile.cols / 256);
-        let x_d: Vec<[f32; TILE_ROWS_MAX]> =
-            (0..tile.cols / 256).map(|b| scales_across(x.map(|x| &x[b]))).collect();
+        let x_d = scales_across(x);
         let by = L::start();
         let mut buffer = Unpacked256::ZERO;
         for (n, row) in tile.rows() {
             let mut acc = [_mm256_setzero_ps(); R];
             for (b, (block, x_d)) in row.chunks_exact(W::Block::BYTES).zip(&x_d).enumerate() {
-                let x: [&X256; R] = std::array::from_fn(|r| &x[r][b]);
+                std::hint::assert_unchecked(block.len() == W::Block::BYTES);
+                // In bounds: `x_d` is as long as every row.
+                let x: [&X256; R] = x.map(|x| x.get_unchecked(b));
                 let head = W::head(block, &mut buffer);
                 let lanes = by.lanes(block, &buffer, &head, x);
                 add_block::<W, R>(&head, x, x_d, lanes, &mut acc);
@@ -260,12 +261,14 @@ pub(super) unsafe fn tile256_by<W: Wide256, L: Lanes256<W>, const R: usize>(tile
     }
 }
 
-/// The scales of one block of every row.
-#[inline(always)]
-fn scales_across<const R: usize>(x: [&X256; R]) -> [f32; TILE_ROWS_MAX] {
-    let mut d = [0.0; TILE_ROWS_MAX];
-    d.iter_mut().zip(x).for_each(|(d, x)| *d = x.d);
-    d
+/// For every block the scales of all rows.
+fn scales_across<const R: usize>(x: [&[X256]; R]) -> Vec<[f32; TILE_ROWS_MAX]> {
+    let of_block = |b: usize| {
+        let mut d = [0.0; TILE_ROWS_MAX];
+        d.iter_mut().zip(x).for_each(|(d, x)| *d = x[b].d);
+        d
+    };
+    (0..x[0].len()).map(of_block).collect()
 }
 
 /// The pointer it is given, of which the compiler then knows nothing.
@@ -287,11 +290,12 @@ unsafe fn add_block<W: Wide256, const R: usize>(
 ) {
     // SAFETY: the caller has AVX2 and FMA; 16 16-bit sums, eight floats.
     unsafe {
-        // The products of scales through memory: broadcasts from there cost no vector unit.
         let x_d = _mm256_loadu_ps(x_d.as_ptr());
         let scales =
             [_mm256_mul_ps(_mm256_set1_ps(head.d), x_d), _mm256_mul_ps(_mm256_set1_ps(head.d_min), x_d)];
-        let scales = opaque(scales.as_ptr()).cast::<[f32; 8]>();
+        // The products of scales through memory: broadcasts from there cost no vector unit. One row would
+        // wait for it.
+        let stored = if R == 1 { scales.as_ptr() } else { opaque(scales.as_ptr()) }.cast::<[f32; 8]>();
         for r in 0..R {
             let sums = _mm256_load_si256(x[r].sums.as_ptr().cast());
             let mut lanes = lanes[r];
@@ -300,10 +304,10 @@ unsafe fn add_block<W: Wide256, const R: usize>(
                 lanes =
                     _mm256_sub_epi32(lanes, _mm256_mullo_epi32(of_sums, _mm256_set1_epi32(W::Block::OFFSET)));
             }
-            acc[r] = _mm256_fmadd_ps(_mm256_broadcast_ss(&(*scales)[r]), _mm256_cvtepi32_ps(lanes), acc[r]);
+            acc[r] = _mm256_fmadd_ps(_mm256_broadcast_ss(&(*stored)[r]), _mm256_cvtepi32_ps(lanes), acc[r]);
             if W::Block::HAS_MINS {
                 let mins = _mm256_cvtepi32_ps(_mm256_madd_epi16(head.mins, sums));
-                acc[r] = _mm256_fnmadd_ps(_mm256_broadcast_ss(&(*scales.add(1))[r]), mins, acc[r]);
+                acc[r] = _mm256_fnmadd_ps(_mm256_broadcast_ss(&(*stored.add(1))[r]), mins, acc[r]);
             }
         }
     }

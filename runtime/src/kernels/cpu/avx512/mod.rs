@@ -83,6 +83,12 @@ unsafe fn join(low: __m256i, high: __m256i) -> __m512i {
     unsafe { _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1) }
 }
 
+#[inline(always)]
+unsafe fn add_halves(x: __m512i) -> __m256i {
+    // SAFETY: the caller has AVX-512.
+    unsafe { _mm256_add_epi32(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1)) }
+}
+
 /// Values `64 k..64 k + 64`.
 #[inline(always)]
 unsafe fn values(q: &[i8; 256], k: usize) -> __m512i {
@@ -119,8 +125,21 @@ impl MulAdd for Vnni {
     #[inline(always)]
     unsafe fn pairs(sums: __m512i, a: __m512i, b: __m512i) -> __m512i {
         // SAFETY: the caller has VNNI.
-        unsafe { _mm512_dpwssd_epi32(sums, a, b) }
+        unsafe { add_pairs(sums, a, b) }
     }
+}
+
+/// VNNI's 16-bit instruction. The compiler would take the intrinsic apart again where it sees a chain of
+/// sums: the parts make a shorter one, which does not count where other blocks and rows run beside it.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn add_pairs(mut sums: __m512i, a: __m512i, b: __m512i) -> __m512i {
+    // SAFETY: registers only.
+    unsafe {
+        std::arch::asm!("vpdpwssd {0}, {1}, {2}", inout(zmm_reg) sums, in(zmm_reg) a, in(zmm_reg) b,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    sums
 }
 
 /// Sums in 512-bit registers.
@@ -170,13 +189,17 @@ impl<W: Wide512, M: MulAdd> Lanes256<W> for Zmm<M> {
                 for r in 0..R {
                     let y = values(&x[r].q, k);
                     let y = _mm512_mask_sub_epi8(y, is_negative, _mm512_setzero_si512(), y);
-                    sums[r] = M::pairs(sums[r], scale, _mm512_maddubs_epi16(size, y));
+                    let pairs = _mm512_maddubs_epi16(size, y);
+                    sums[r] = if k == 0 {
+                        _mm512_madd_epi16(scale, pairs)
+                    } else {
+                        M::pairs(sums[r], scale, pairs)
+                    };
                 }
             }
             let mut lanes = [_mm256_setzero_si256(); R];
             for r in 0..R {
-                let (low, high) = (_mm512_castsi512_si256(sums[r]), _mm512_extracti64x4_epi64(sums[r], 1));
-                lanes[r] = _mm256_add_epi32(low, high);
+                lanes[r] = add_halves(sums[r]);
             }
             lanes
         }
@@ -236,16 +259,15 @@ unsafe fn sums_of_eight(p: [__m512i; 4]) -> __m256i {
     // SAFETY: the caller has AVX-512.
     unsafe {
         let twos = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+        // Of every block four parts, in the lower or the upper half of either register: at 0, 2, 4, 6 of
+        // the first vector's, at 1, 3, 5, 7 of the second's.
         let (a, b) = (twos(p[0], p[1]), twos(p[2], p[3]));
-        // A quarter of this register has a number of each vector: two from its first half, two from its
-        // second.
-        let quarters = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
-        let first = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 0, 0, 0, 0, 0, 0, 0, 0);
-        let second = _mm512_setr_epi32(4, 12, 5, 13, 6, 14, 7, 15, 0, 0, 0, 0, 0, 0, 0, 0);
-        _mm256_add_epi32(
-            _mm512_castsi512_si256(_mm512_permutexvar_epi32(first, quarters)),
-            _mm512_castsi512_si256(_mm512_permutexvar_epi32(second, quarters)),
-        )
+        let first = _mm512_setr_epi32(0, 8, 1, 9, 16, 24, 17, 25, 2, 10, 3, 11, 18, 26, 19, 27);
+        let second = _mm512_setr_epi32(4, 12, 5, 13, 20, 28, 21, 29, 6, 14, 7, 15, 22, 30, 23, 31);
+        add_halves(_mm512_add_epi32(
+            _mm512_permutex2var_epi32(a, first, b),
+            _mm512_permutex2var_epi32(a, second, b),
+        ))
     }
 }
 
