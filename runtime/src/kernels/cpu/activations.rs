@@ -6,7 +6,7 @@
 //! weights.
 
 /// 256 activations for the 256 formats.
-#[repr(C, align(32))]
+#[repr(C, align(64))]
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::kernels) struct X256 {
     /// -127..=127.
@@ -18,7 +18,7 @@ pub(in crate::kernels) struct X256 {
 }
 
 /// Up to eight groups of 32 activations for the 32 formats; groups beyond the row are zero.
-#[repr(C, align(32))]
+#[repr(C, align(64))]
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::kernels) struct X32 {
     /// -127..=127.

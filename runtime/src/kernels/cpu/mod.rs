@@ -8,6 +8,8 @@
 pub(super) mod activations;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 pub(super) mod blocks;
 mod codebooks;
 mod i_quants;
@@ -37,6 +39,15 @@ pub enum Isa {
     /// AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// Those and AVX-VNNI (from Alder Lake on).
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni,
+    /// AVX-512 F, BW, VL and DQ (from Skylake-X on).
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// Those and AVX-512 VNNI (from Ice Lake and Zen 4 on).
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
 }
 
 /// A kernel function for 1, 2, 4 and 8 rows.
@@ -55,24 +66,56 @@ impl Isa {
     /// The best this processor has (the standard library looks once).
     #[must_use]
     pub fn best() -> Isa {
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c")
-        {
-            return Isa::Avx2;
-        }
-        Isa::Portable
+        let best = Isa::ALL.iter().rev().find(|isa| isa.is_available());
+        *best.expect("invariant: plain Rust runs anywhere")
     }
 
-    /// All that this processor has.
+    /// All that this processor has, the best last.
     #[cfg(test)]
     pub(super) fn available() -> Vec<Isa> {
-        let mut all = vec![Isa::Portable];
-        if Isa::best() != Isa::Portable {
-            all.push(Isa::best());
+        Isa::ALL.iter().copied().filter(|isa| isa.is_available()).collect()
+    }
+
+    /// All on this kind of processor, better ones behind.
+    const ALL: &[Isa] = &[
+        Isa::Portable,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2,
+        #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni,
+    ];
+
+    /// Whether this processor has the instructions.
+    fn is_available(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        let avx2 = || {
+            is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c")
+        };
+        #[cfg(target_arch = "x86_64")]
+        let avx512 = || {
+            avx2()
+                && is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512dq")
+        };
+        match self {
+            Isa::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => avx2() && is_x86_feature_detected!("avxvnni"),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => avx512() && is_x86_feature_detected!("avx512vnni"),
         }
-        all
     }
 
     /// Its name, for reports.
@@ -82,6 +125,12 @@ impl Isa {
             Isa::Portable => "portable",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => "avx-vnni",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => "avx512-vnni",
         }
     }
 
@@ -91,6 +140,12 @@ impl Isa {
             Isa::Portable => portable_kernel(format),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2_kernel(format),
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => avx_vnni_kernel(format),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512_kernel(format),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => avx512_vnni_kernel(format),
         }
     }
 
@@ -99,8 +154,10 @@ impl Isa {
         match self {
             Isa::Portable => activations::quantize_rows(values, width, out),
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: whoever has this value has seen that the instructions are there.
-            Isa::Avx2 => unsafe { avx2::quantize_rows(values, width, out) },
+            // SAFETY: whoever has this value has seen that the instructions are there; all have AVX2.
+            Isa::Avx2 | Isa::AvxVnni | Isa::Avx512 | Isa::Avx512Vnni => unsafe {
+                avx2::quantize_rows(values, width, out)
+            },
         }
     }
 }
@@ -134,37 +191,62 @@ fn portable_kernel(format: Format) -> Kernel {
     }
 }
 
+/// The kernel of a format out of the functions `tile_float`, `tile32` and `tile256` in scope, which take
+/// formats in registers, some of them as `Buffered`.
+#[cfg(target_arch = "x86_64")]
+macro_rules! vector_kernel {
+    ($format:expr) => {
+        match $format {
+            Format::F32 => rows!(tile_float<F32>),
+            Format::F16 => rows!(tile_float<F16>),
+            Format::BF16 => rows!(tile_float<BF16>),
+            Format::Q4_0 => rows!(tile32<avx2::WideQ4_0>),
+            Format::Q4_1 => rows!(tile32<avx2::WideQ4_1>),
+            Format::Q5_0 => rows!(tile32<avx2::WideQ5_0>),
+            Format::Q5_1 => rows!(tile32<avx2::WideQ5_1>),
+            Format::Q8_0 => rows!(tile32<avx2::WideQ8_0>),
+            Format::IQ4NL => rows!(tile32<avx2::WideIq4Nl>),
+            Format::MXFP4 => rows!(tile32<avx2::WideMxfp4>),
+            Format::Q2K => rows!(tile256<avx2::WideQ2K>),
+            Format::Q3K => rows!(tile256<avx2::WideQ3K>),
+            Format::Q4K => rows!(tile256<avx2::WideQ4K>),
+            Format::Q5K => rows!(tile256<avx2::WideQ5K>),
+            Format::Q6K => rows!(tile256<avx2::WideQ6K>),
+            Format::IQ4XS => rows!(tile256<avx2::WideIq4Xs>),
+            Format::IQ3XXS => rows!(tile256<Buffered<Iq3Xxs>>),
+            Format::IQ3S => rows!(tile256<Buffered<Iq3S>>),
+            Format::IQ2XXS => rows!(tile256<Buffered<Iq2Xxs>>),
+            Format::IQ2XS => rows!(tile256<Buffered<Iq2Xs>>),
+            Format::IQ2S => rows!(tile256<Buffered<Iq2S>>),
+            Format::IQ1S => rows!(tile256<Buffered<Iq1S>>),
+            Format::IQ1M => rows!(tile256<Buffered<Iq1M>>),
+        }
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 fn avx2_kernel(format: Format) -> Kernel {
-    use avx2::{
-        Buffered, WideIq4Nl, WideMxfp4, WideQ2K, WideQ3K, WideQ4_0, WideQ4_1, WideQ4K, WideQ5_0, WideQ5_1,
-        WideQ5K, WideQ6K, WideQ8_0, tile_float, tile32, tile256,
-    };
-    match format {
-        Format::F32 => rows!(tile_float<F32>),
-        Format::F16 => rows!(tile_float<F16>),
-        Format::BF16 => rows!(tile_float<BF16>),
-        Format::Q4_0 => rows!(tile32<WideQ4_0>),
-        Format::Q4_1 => rows!(tile32<WideQ4_1>),
-        Format::Q5_0 => rows!(tile32<WideQ5_0>),
-        Format::Q5_1 => rows!(tile32<WideQ5_1>),
-        Format::Q8_0 => rows!(tile32<WideQ8_0>),
-        Format::IQ4NL => rows!(tile32<WideIq4Nl>),
-        Format::MXFP4 => rows!(tile32<WideMxfp4>),
-        Format::Q2K => rows!(tile256<WideQ2K>),
-        Format::Q3K => rows!(tile256<WideQ3K>),
-        Format::Q4K => rows!(tile256<WideQ4K>),
-        Format::Q5K => rows!(tile256<WideQ5K>),
-        Format::Q6K => rows!(tile256<WideQ6K>),
-        Format::IQ4XS => rows!(tile256<Buffered<Iq4Xs>>),
-        Format::IQ3XXS => rows!(tile256<Buffered<Iq3Xxs>>),
-        Format::IQ3S => rows!(tile256<Buffered<Iq3S>>),
-        Format::IQ2XXS => rows!(tile256<Buffered<Iq2Xxs>>),
-        Format::IQ2XS => rows!(tile256<Buffered<Iq2Xs>>),
-        Format::IQ2S => rows!(tile256<Buffered<Iq2S>>),
-        Format::IQ1S => rows!(tile256<Buffered<Iq1S>>),
-        Format::IQ1M => rows!(tile256<Buffered<Iq1M>>),
-    }
+    use avx2::{Buffered, tile_float, tile32, tile256};
+    vector_kernel!(format)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn avx_vnni_kernel(format: Format) -> Kernel {
+    use avx2::{Buffered, tile_float, tile32_vnni as tile32, tile256_vnni as tile256};
+    vector_kernel!(format)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn avx512_kernel(format: Format) -> Kernel {
+    use avx2::tile32;
+    use avx512::{Buffered, tile_float, tile256};
+    vector_kernel!(format)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn avx512_vnni_kernel(format: Format) -> Kernel {
+    use avx512::{Buffered, tile_float, tile32, tile256_vnni as tile256};
+    vector_kernel!(format)
 }
 
 /// Writes a weight row's values.

@@ -82,12 +82,21 @@ unsafe fn dots<F: WideFloat, const R: usize>(row: &[u8], x: [&[f32]; R]) -> [f32
             let mut lanes = [0f32; FLOAT_LANES];
             _mm256_storeu_ps(lanes.as_mut_ptr(), low[r]);
             _mm256_storeu_ps(lanes.as_mut_ptr().add(8), high[r]);
-            let rest = row[done * F::BYTES..].chunks_exact(F::BYTES);
-            for (lane, (cell, x)) in lanes.iter_mut().zip(rest.zip(&x[r][done..])) {
-                *lane = F::decode(cell).mul_add(*x, *lane);
-            }
-            products[r] = add_lanes(lanes);
+            products[r] = finish::<F>(lanes, &row[done * F::BYTES..], &x[r][done..]);
         }
         products
     }
+}
+
+/// The product, given the sums of whole groups of lanes, and the weights and values behind them.
+#[inline(always)]
+pub(in crate::kernels::cpu) fn finish<F: Float>(
+    mut lanes: [f32; FLOAT_LANES],
+    weights: &[u8],
+    x: &[f32],
+) -> f32 {
+    for (lane, (cell, x)) in lanes.iter_mut().zip(weights.chunks_exact(F::BYTES).zip(x)) {
+        *lane = F::decode(cell).mul_add(*x, *lane);
+    }
+    add_lanes(lanes)
 }

@@ -4,17 +4,7 @@ use std::arch::x86_64::*;
 
 use super::super::blocks::{Unpacked256, cell, half_at};
 use super::super::k_quants::{Q2K, Q3K, Q4K, Q5K, Q6K};
-use super::{Head, Wide256, load};
-
-/// A half float by the instruction for it.
-#[inline(always)]
-unsafe fn half(block: &[u8], at: usize) -> f32 {
-    // SAFETY: the caller has F16C.
-    unsafe {
-        let bits = i32::from(u16::from_le_bytes(cell(block, at)));
-        _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)))
-    }
-}
+use super::{Head, Wide256, half_float, load};
 
 /// The 16 bytes in natural order -> even ones, then odd ones.
 #[inline(always)]
@@ -49,8 +39,8 @@ unsafe fn six_bit_head(block: &[u8]) -> Head {
             scales: _mm256_broadcastsi128_si256(_mm_cvtepu8_epi16(scales)),
             natural: _mm256_setzero_si256(),
             mins: _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(mins, mins)),
-            d: half(block, 0),
-            d_min: half(block, 2),
+            d: half_float(block, 0),
+            d_min: half_float(block, 2),
         }
     }
 }
@@ -96,8 +86,8 @@ impl Wide256 for WideQ2K {
                 scales: _mm256_cvtepu8_epi16(even_odd_bytes(_mm_and_si128(both, low))),
                 natural: _mm256_setzero_si256(),
                 mins: _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16(both, 4), low)),
-                d: half(block, 80),
-                d_min: half(block, 82),
+                d: half_float(block, 80),
+                d_min: half_float(block, 82),
             }
         }
     }
@@ -225,7 +215,7 @@ impl Wide256 for WideQ6K {
                 scales: _mm256_cvtepi8_epi16(even_odd_bytes(scales)),
                 natural: _mm256_cvtepi8_epi16(scales),
                 mins: _mm256_setzero_si256(),
-                d: half(block, 208),
+                d: half_float(block, 208),
                 d_min: 0.0,
             }
         }

@@ -121,7 +121,7 @@ impl Wide32 for WideQ8_0 {
 
 /// Nibbles as indices into 16 signed values.
 #[inline(always)]
-unsafe fn looked_up(bytes: &[u8; 16], values: [i8; 16]) -> __m256i {
+pub(super) unsafe fn looked_up(bytes: &[u8; 16], values: [i8; 16]) -> __m256i {
     // SAFETY: the caller has AVX2; 16 values are there.
     unsafe {
         let values = _mm256_broadcastsi128_si256(_mm_loadu_si128(values.as_ptr().cast()));

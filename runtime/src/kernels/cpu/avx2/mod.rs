@@ -1,25 +1,31 @@
-//! Kernels with AVX2, FMA and F16C.
+//! Kernels with AVX2, FMA and F16C, and with AVX-VNNI.
 //!
 //! Owns the loops: a block's weights are unpacked into registers once for all activation rows of the
 //! tile. What differs between formats is behind [`Wide256`] and [`Wide32`] (`k_quants`, `legacy`, and
-//! the formats that go through their plain unpacker). Bits are those of `portable`. Every function here
-//! is inlined into one that has the instructions; must not be called from elsewhere without checking
-//! for them.
+//! the formats that go through their plain unpacker), what differs between instructions behind
+//! [`Lanes256`] and [`Lanes32`] (`lanes`, `avx512`). Bits are those of `portable`. Every function here is
+//! inlined into one that has the instructions; must not be called from elsewhere without checking for
+//! them.
 
 mod float;
+mod i_quants;
 mod k_quants;
+mod lanes;
 mod legacy;
 
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
+pub(super) use float::finish;
 pub(in crate::kernels) use float::tile_float;
+pub(in crate::kernels) use i_quants::WideIq4Xs;
 pub(in crate::kernels) use k_quants::{WideQ2K, WideQ3K, WideQ4K, WideQ5K, WideQ6K};
 pub(in crate::kernels) use legacy::{WideIq4Nl, WideMxfp4, WideQ4_0, WideQ4_1, WideQ5_0, WideQ5_1, WideQ8_0};
 
 use super::activations::{Activations, X32, X256};
-use super::blocks::{Block32, Block256, Unpacked256};
+use super::blocks::{Block32, Block256, Unpacked256, cell};
 use super::tile::{TILE_ROWS_MAX, Tile};
+use lanes::{Plain, Vnni, Ymm};
 
 /// Rows of activations in 8 bits.
 ///
@@ -89,6 +95,36 @@ pub(super) trait Wide32 {
     }
 }
 
+/// How a 256 block's integers become the eight lanes of every row.
+pub(super) trait Lanes256<W: Wide256>: Copy {
+    /// What is the same for all blocks of a tile.
+    fn start() -> Self;
+
+    /// `scales * (w . x)` of one block.
+    ///
+    /// # Safety
+    /// Inlined into a function with the implementor's instructions; [`Wide256::head`] made `head`.
+    unsafe fn lanes<const R: usize>(
+        self,
+        block: &[u8],
+        buffer: &Unpacked256,
+        head: &Head,
+        x: [&X256; R],
+    ) -> [__m256i; R];
+}
+
+/// How eight 32 blocks' integers become the eight lanes of every row.
+pub(super) trait Lanes32<W: Wide32> {
+    /// What the integers in the lanes are too large by, times the activations.
+    const OFFSET: i32;
+
+    /// `w . x` of eight blocks.
+    ///
+    /// # Safety
+    /// Inlined into a function with the implementor's instructions; `blocks` are eight.
+    unsafe fn lanes<const R: usize>(blocks: &[u8], x: [&X32; R]) -> [__m256i; R];
+}
+
 /// Any 256 format by way of its plain unpacker.
 pub(in crate::kernels) struct Buffered<B>(PhantomData<B>);
 
@@ -98,12 +134,8 @@ impl<B: Block256> Wide256 for Buffered<B> {
     #[inline(always)]
     unsafe fn head(block: &[u8], buffer: &mut Unpacked256) -> Head {
         B::unpack(block, buffer);
-        // SAFETY: the caller has AVX2; arrays of 16 16-bit numbers.
-        unsafe {
-            let natural = _mm256_loadu_si256(buffer.scales.as_ptr().cast());
-            let mins = _mm256_loadu_si256(buffer.mins.as_ptr().cast());
-            Head { scales: even_odd(natural), natural, mins, d: buffer.d, d_min: buffer.d_min }
-        }
+        // SAFETY: the caller has AVX2.
+        unsafe { buffered_head(buffer) }
     }
 
     #[inline(always)]
@@ -111,6 +143,17 @@ impl<B: Block256> Wide256 for Buffered<B> {
         let q = &buffer.q.as_chunks::<32>().0;
         // SAFETY: the caller has AVX2.
         std::array::from_fn(|k| unsafe { load_i8(&q[4 * half + k]) })
+    }
+}
+
+/// The head of a block in `buffer`.
+#[inline(always)]
+pub(super) unsafe fn buffered_head(buffer: &Unpacked256) -> Head {
+    // SAFETY: the caller has AVX2; arrays of 16 16-bit numbers.
+    unsafe {
+        let natural = _mm256_loadu_si256(buffer.scales.as_ptr().cast());
+        let mins = _mm256_loadu_si256(buffer.mins.as_ptr().cast());
+        Head { scales: even_odd(natural), natural, mins, d: buffer.d, d_min: buffer.d_min }
     }
 }
 
@@ -127,19 +170,8 @@ unsafe fn even_odd(natural: __m256i) -> __m256i {
     }
 }
 
-/// Shuffles that broadcast 16-bit number `j` of each half.
-static BROADCAST: [[[u8; 2]; 16]; 8] = {
-    let mut table = [[[0; 2]; 16]; 8];
-    let mut j = 0;
-    while j < 8 {
-        table[j] = [[2 * j as u8, 2 * j as u8 + 1]; 16];
-        j += 1;
-    }
-    table
-};
-
 #[inline(always)]
-unsafe fn load(bytes: &[u8; 32]) -> __m256i {
+pub(super) unsafe fn load(bytes: &[u8; 32]) -> __m256i {
     // SAFETY: 32 bytes are there; the caller has AVX2.
     unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
 }
@@ -148,6 +180,16 @@ unsafe fn load(bytes: &[u8; 32]) -> __m256i {
 unsafe fn load_i8(values: &[i8; 32]) -> __m256i {
     // SAFETY: as `load`.
     unsafe { _mm256_loadu_si256(values.as_ptr().cast()) }
+}
+
+/// A half float by the instruction for it.
+#[inline(always)]
+unsafe fn half_float(block: &[u8], at: usize) -> f32 {
+    // SAFETY: the caller has F16C.
+    unsafe {
+        let bits = i32::from(u16::from_le_bytes(cell(block, at)));
+        _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(bits)))
+    }
 }
 
 /// `add_lanes` of eight floats.
@@ -169,12 +211,23 @@ const AHEAD_BYTES: usize = 1536;
 
 /// Asks for as many bytes as are read now, some way ahead of them.
 #[inline(always)]
-unsafe fn prefetch(read: &[u8]) {
+pub(in crate::kernels) unsafe fn prefetch(read: &[u8]) {
     let ahead = read.as_ptr().wrapping_add(AHEAD_BYTES);
     for line in 0..read.len().div_ceil(64) {
         // SAFETY: a prefetch reads nothing that the program could see, whatever the address.
         unsafe { _mm_prefetch(ahead.wrapping_add(64 * line).cast(), _MM_HINT_T0) };
     }
+}
+
+/// `add_lanes` of every row.
+#[inline(always)]
+unsafe fn add_all<const R: usize>(acc: [__m256; R]) -> [f32; R] {
+    let mut sums = [0.0; R];
+    for r in 0..R {
+        // SAFETY: the caller has AVX.
+        sums[r] = unsafe { add_lanes(acc[r]) };
+    }
+    sums
 }
 
 /// Kernel of a 256 format.
@@ -184,73 +237,57 @@ unsafe fn prefetch(read: &[u8]) {
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(in crate::kernels) unsafe fn tile256<W: Wide256, const R: usize>(tile: &Tile<'_>) {
     // SAFETY: the tile's promise, and this function's instructions.
+    unsafe { tile256_by::<W, Ymm<Plain>, R>(tile) }
+}
+
+/// [`tile256`] with AVX-VNNI.
+///
+/// # Safety
+/// As [`TileFn`](super::tile::TileFn).
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+pub(in crate::kernels) unsafe fn tile256_vnni<W: Wide256, const R: usize>(tile: &Tile<'_>) {
+    // SAFETY: the tile's promise, and this function's instructions.
+    unsafe { tile256_by::<W, Ymm<Vnni>, R>(tile) }
+}
+
+/// The loop of every 256 kernel. Plain loops: intrinsics are not inlined into library closures.
+///
+/// # Safety
+/// As [`TileFn`](super::tile::TileFn); inlined into a function with AVX2, FMA, F16C and `L`'s instructions.
+#[inline(always)]
+pub(super) unsafe fn tile256_by<W: Wide256, L: Lanes256<W>, const R: usize>(tile: &Tile<'_>) {
+    // SAFETY: the tile's promise, and the caller's instructions.
     unsafe {
         let x: [&[X256]; R] = tile.x(tile.cols / 256);
-        let x_d: Vec<[f32; TILE_ROWS_MAX]> =
-            (0..tile.cols / 256).map(|b| scales_across(x.map(|x| &x[b]))).collect();
-        let table: *const __m256i = opaque(BROADCAST.as_ptr().cast());
+        let x_d = scales_across(x);
+        let by = L::start();
         let mut buffer = Unpacked256::ZERO;
         for (n, row) in tile.rows() {
             let mut acc = [_mm256_setzero_ps(); R];
             for (b, (block, x_d)) in row.chunks_exact(W::Block::BYTES).zip(&x_d).enumerate() {
-                let x: [&X256; R] = std::array::from_fn(|r| &x[r][b]);
                 if R <= STREAMED_ROWS_MAX {
                     prefetch(block);
                 }
+                std::hint::assert_unchecked(block.len() == W::Block::BYTES);
+                // In bounds: `x_d` is as long as every row.
+                let x: [&X256; R] = x.map(|x| x.get_unchecked(b));
                 let head = W::head(block, &mut buffer);
-                let halves = [W::half(block, &buffer, 0), W::half(block, &buffer, 1)];
-                let lanes = integers::<W, R>(halves, head.scales, table, x);
+                let lanes = by.lanes(block, &buffer, &head, x);
                 add_block::<W, R>(&head, x, x_d, lanes, &mut acc);
             }
-            tile.store(n, acc.map(|acc| add_lanes(acc)));
+            tile.store(n, add_all(acc));
         }
     }
 }
 
-/// The scales of one block of every row.
-#[inline(always)]
-fn scales_across<const R: usize>(x: [&X256; R]) -> [f32; TILE_ROWS_MAX] {
-    let mut d = [0.0; TILE_ROWS_MAX];
-    d.iter_mut().zip(x).for_each(|(d, x)| *d = x.d);
-    d
-}
-
-/// `scales * (w . x)` of one block, every row in its lanes. All rows take a vector of weights before the
-/// next one: `in_turn` keeps the compiler from finishing row after row, for which it would have to keep
-/// all weights somewhere and load each once a row.
-#[inline(always)]
-unsafe fn integers<W: Wide256, const R: usize>(
-    halves: [[__m256i; 4]; 2],
-    scales: __m256i,
-    table: *const __m256i,
-    x: [&X256; R],
-) -> [__m256i; R] {
-    // SAFETY: the caller has AVX2; `j` stays below 8.
-    unsafe {
-        let mut sums = [_mm256_setzero_si256(); R];
-        for j in 0..8 {
-            let w = halves[j / 4][j % 4];
-            let scale = _mm256_shuffle_epi8(scales, _mm256_loadu_si256(table.add(j)));
-            let size = if W::Block::IS_SIGNED { _mm256_abs_epi8(w) } else { w };
-            for r in 0..R {
-                let y = load_i8(&x[r].q.as_chunks::<32>().0[j]);
-                let y = if W::Block::IS_SIGNED { _mm256_sign_epi8(y, w) } else { y };
-                let pairs = _mm256_maddubs_epi16(size, y);
-                let sum = _mm256_add_epi32(sums[r], _mm256_madd_epi16(scale, pairs));
-                sums[r] = if R == 1 { sum } else { in_turn(sum) };
-            }
-        }
-        sums
-    }
-}
-
-/// The vector it is given. Calls stay in the order they are written in.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn in_turn(mut vector: __m256i) -> __m256i {
-    // SAFETY: no instruction.
-    unsafe { std::arch::asm!("/* {0} */", inout(ymm_reg) vector, options(nomem, nostack, preserves_flags)) };
-    vector
+/// For every block the scales of all rows.
+fn scales_across<const R: usize>(x: [&[X256]; R]) -> Vec<[f32; TILE_ROWS_MAX]> {
+    let of_block = |b: usize| {
+        let mut d = [0.0; TILE_ROWS_MAX];
+        d.iter_mut().zip(x).for_each(|(d, x)| *d = x[b].d);
+        d
+    };
+    (0..x[0].len()).map(of_block).collect()
 }
 
 /// The pointer it is given, of which the compiler then knows nothing.
@@ -272,11 +309,12 @@ unsafe fn add_block<W: Wide256, const R: usize>(
 ) {
     // SAFETY: the caller has AVX2 and FMA; 16 16-bit sums, eight floats.
     unsafe {
-        // The products of scales through memory: broadcasts from there cost no vector unit.
         let x_d = _mm256_loadu_ps(x_d.as_ptr());
         let scales =
             [_mm256_mul_ps(_mm256_set1_ps(head.d), x_d), _mm256_mul_ps(_mm256_set1_ps(head.d_min), x_d)];
-        let scales = opaque(scales.as_ptr()).cast::<[f32; 8]>();
+        // The products of scales through memory: broadcasts from there cost no vector unit. One row would
+        // wait for it.
+        let stored = if R == 1 { scales.as_ptr() } else { opaque(scales.as_ptr()) }.cast::<[f32; 8]>();
         for r in 0..R {
             let sums = _mm256_load_si256(x[r].sums.as_ptr().cast());
             let mut lanes = lanes[r];
@@ -285,10 +323,10 @@ unsafe fn add_block<W: Wide256, const R: usize>(
                 lanes =
                     _mm256_sub_epi32(lanes, _mm256_mullo_epi32(of_sums, _mm256_set1_epi32(W::Block::OFFSET)));
             }
-            acc[r] = _mm256_fmadd_ps(_mm256_broadcast_ss(&(*scales)[r]), _mm256_cvtepi32_ps(lanes), acc[r]);
+            acc[r] = _mm256_fmadd_ps(_mm256_broadcast_ss(&(*stored)[r]), _mm256_cvtepi32_ps(lanes), acc[r]);
             if W::Block::HAS_MINS {
                 let mins = _mm256_cvtepi32_ps(_mm256_madd_epi16(head.mins, sums));
-                acc[r] = _mm256_fnmadd_ps(_mm256_broadcast_ss(&(*scales.add(1))[r]), mins, acc[r]);
+                acc[r] = _mm256_fnmadd_ps(_mm256_broadcast_ss(&(*stored.add(1))[r]), mins, acc[r]);
             }
         }
     }
@@ -308,6 +346,28 @@ pub(in crate::kernels) unsafe fn tile32<W: Wide32, const R: usize>(tile: &Tile<'
         if W::Block::IS_SIGNED && R == 8 {
             return tile.fours().iter().for_each(|tile| tile32::<W, 4>(tile));
         }
+        tile32_by::<W, Ymm<Plain>, R>(tile);
+    }
+}
+
+/// [`tile32`] with AVX-VNNI.
+///
+/// # Safety
+/// As [`TileFn`](super::tile::TileFn).
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+pub(in crate::kernels) unsafe fn tile32_vnni<W: Wide32, const R: usize>(tile: &Tile<'_>) {
+    // SAFETY: the tile's promise, and this function's instructions.
+    unsafe { tile32_by::<W, Ymm<Vnni>, R>(tile) }
+}
+
+/// The loop of every 32 kernel, as [`tile256_by`].
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+pub(super) unsafe fn tile32_by<W: Wide32, L: Lanes32<W>, const R: usize>(tile: &Tile<'_>) {
+    // SAFETY: the tile's promise, and the caller's instructions.
+    unsafe {
         let x: [&[X32]; R] = tile.x(tile.cols.div_ceil(256));
         for (n, row) in tile.rows() {
             let mut acc = [_mm256_setzero_ps(); R];
@@ -317,7 +377,7 @@ pub(in crate::kernels) unsafe fn tile32<W: Wide32, const R: usize>(tile: &Tile<'
                 if R <= STREAMED_ROWS_MAX {
                     prefetch(blocks);
                 }
-                add_eight::<W, R>(blocks, std::array::from_fn(|r| &x[r][b]), &mut acc);
+                add_eight::<W, L, R>(blocks, std::array::from_fn(|r| &x[r][b]), &mut acc);
                 b += 1;
             }
             let rest = eights.remainder();
@@ -326,26 +386,28 @@ pub(in crate::kernels) unsafe fn tile32<W: Wide32, const R: usize>(tile: &Tile<'
                 let mut padded = [0u8; EIGHT_MAX];
                 padded[..rest.len()].copy_from_slice(rest);
                 let blocks = &padded[..8 * W::Block::BYTES];
-                add_eight::<W, R>(blocks, std::array::from_fn(|r| &x[r][b]), &mut acc);
+                add_eight::<W, L, R>(blocks, std::array::from_fn(|r| &x[r][b]), &mut acc);
             }
-            tile.store(n, std::array::from_fn::<f32, R, _>(|r| add_lanes(acc[r])));
+            tile.store(n, add_all(acc));
         }
     }
 }
 
 #[inline(always)]
-unsafe fn add_eight<W: Wide32, const R: usize>(blocks: &[u8], x: [&X32; R], acc: &mut [__m256; R]) {
+unsafe fn add_eight<W: Wide32, L: Lanes32<W>, const R: usize>(
+    blocks: &[u8],
+    x: [&X32; R],
+    acc: &mut [__m256; R],
+) {
     // SAFETY: the caller has AVX2, FMA and F16C.
     unsafe {
         let (d, m) = (W::scales(blocks), W::mins(blocks));
-        let low = fours::<W, R>(&blocks[..4 * W::Block::BYTES], x, 0);
-        let high = fours::<W, R>(&blocks[4 * W::Block::BYTES..], x, 4);
+        let lanes = L::lanes(blocks, x);
         for r in 0..R {
-            let mut lanes = join_halves(low[r], high[r]);
-            if W::Block::OFFSET != 0 {
+            let mut lanes = lanes[r];
+            if L::OFFSET != 0 {
                 let sums = _mm256_load_si256(x[r].sums.as_ptr().cast());
-                lanes =
-                    _mm256_sub_epi32(lanes, _mm256_mullo_epi32(sums, _mm256_set1_epi32(W::Block::OFFSET)));
+                lanes = _mm256_sub_epi32(lanes, _mm256_mullo_epi32(sums, _mm256_set1_epi32(L::OFFSET)));
             }
             let x_d = _mm256_load_ps(x[r].d.as_ptr());
             acc[r] = _mm256_fmadd_ps(_mm256_mul_ps(d, x_d), _mm256_cvtepi32_ps(lanes), acc[r]);
@@ -354,56 +416,5 @@ unsafe fn add_eight<W: Wide32, const R: usize>(blocks: &[u8], x: [&X32; R], acc:
                 acc[r] = _mm256_fmadd_ps(m, _mm256_mul_ps(x_d, sums), acc[r]);
             }
         }
-    }
-}
-
-/// The exact products of four blocks with the groups of every row from `group` on, one a lane: of the
-/// first 16 weights in the lower half, of the others in the upper. Weights stay in registers while all
-/// rows pass.
-#[inline(always)]
-unsafe fn fours<W: Wide32, const R: usize>(blocks: &[u8], x: [&X32; R], group: usize) -> [__m256i; R] {
-    // SAFETY: the caller has AVX2; plain loops, since intrinsics are not inlined into library closures.
-    unsafe {
-        let ones = _mm256_set1_epi16(1);
-        let (mut w, mut size) = ([_mm256_setzero_si256(); 4], [_mm256_setzero_si256(); 4]);
-        for b in 0..4 {
-            w[b] = W::weights(&blocks[b * W::Block::BYTES..(b + 1) * W::Block::BYTES]);
-            size[b] = if W::Block::IS_SIGNED { _mm256_abs_epi8(w[b]) } else { w[b] };
-        }
-        let mut fours = [_mm256_setzero_si256(); R];
-        for r in 0..R {
-            let mut p = [_mm256_setzero_si256(); 4];
-            for b in 0..4 {
-                let y = load_i8(&x[r].q.as_chunks::<32>().0[group + b]);
-                let y = if W::Block::IS_SIGNED { _mm256_sign_epi8(y, w[b]) } else { y };
-                p[b] = _mm256_maddubs_epi16(size[b], y);
-                if W::Block::IS_SIGNED {
-                    p[b] = _mm256_madd_epi16(p[b], ones);
-                }
-            }
-            fours[r] = if W::Block::IS_SIGNED {
-                _mm256_hadd_epi32(_mm256_hadd_epi32(p[0], p[1]), _mm256_hadd_epi32(p[2], p[3]))
-            } else {
-                // Unsigned weights have at most 5 bits: four pairs together still fit 16 bits.
-                let p = _mm256_hadd_epi16(_mm256_hadd_epi16(p[0], p[1]), _mm256_hadd_epi16(p[2], p[3]));
-                _mm256_madd_epi16(p, ones)
-            };
-            if R > 1 {
-                fours[r] = in_turn(fours[r]);
-            }
-        }
-        fours
-    }
-}
-
-/// Lanes 0-3 from `low`, 4-7 from `high`, each the sum of both halves.
-#[inline(always)]
-unsafe fn join_halves(low: __m256i, high: __m256i) -> __m256i {
-    // SAFETY: the caller has AVX2.
-    unsafe {
-        _mm256_add_epi32(
-            _mm256_permute2x128_si256(low, high, 0x20),
-            _mm256_permute2x128_si256(low, high, 0x31),
-        )
     }
 }
