@@ -13,6 +13,8 @@ mod codebooks;
 mod i_quants;
 mod k_quants;
 mod legacy;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 #[cfg(test)]
 pub(super) mod tests;
@@ -37,42 +39,65 @@ pub enum Isa {
     /// AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// NEON, which every aarch64 has.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    /// NEON with SDOT.
+    #[cfg(target_arch = "aarch64")]
+    NeonDot,
 }
 
 /// A kernel function for 1, 2, 4 and 8 rows.
 macro_rules! rows {
-    ($($kernel:ident)::+ <$format:ty>) => {
+    ($kernel:ident <$($type:ty),+>) => {
         Kernel([
-            $($kernel)::+::<$format, 1>,
-            $($kernel)::+::<$format, 2>,
-            $($kernel)::+::<$format, 4>,
-            $($kernel)::+::<$format, 8>,
+            $kernel::<$($type),+, 1>,
+            $kernel::<$($type),+, 2>,
+            $kernel::<$($type),+, 4>,
+            $kernel::<$($type),+, 8>,
         ])
     };
 }
 
 impl Isa {
-    /// The best this processor has (the standard library looks once).
+    /// All there are for this architecture, better ones later.
+    const ALL: &[Isa] = &[
+        Isa::Portable,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2,
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon,
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonDot,
+    ];
+
+    /// Whether this processor has it (the standard library looks once).
+    fn is_here(self) -> bool {
+        match self {
+            Isa::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => true,
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDot => std::arch::is_aarch64_feature_detected!("dotprod"),
+        }
+    }
+
+    /// The best this processor has.
     #[must_use]
     pub fn best() -> Isa {
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c")
-        {
-            return Isa::Avx2;
-        }
-        Isa::Portable
+        *Isa::ALL.iter().rfind(|isa| isa.is_here()).expect("invariant: Portable is always here")
     }
 
     /// All that this processor has.
     #[cfg(test)]
     pub(super) fn available() -> Vec<Isa> {
-        let mut all = vec![Isa::Portable];
-        if Isa::best() != Isa::Portable {
-            all.push(Isa::best());
-        }
-        all
+        Isa::ALL.iter().copied().filter(|isa| isa.is_here()).collect()
     }
 
     /// Its name, for reports.
@@ -82,6 +107,10 @@ impl Isa {
             Isa::Portable => "portable",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => "avx2",
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDot => "neon with dotprod",
         }
     }
 
@@ -91,6 +120,10 @@ impl Isa {
             Isa::Portable => portable_kernel(format),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2_kernel(format),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => neon_kernel::<neon::Widening>(format),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDot => neon_kernel::<neon::DotProd>(format),
         }
     }
 
@@ -101,6 +134,9 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: whoever has this value has seen that the instructions are there.
             Isa::Avx2 => unsafe { avx2::quantize_rows(values, width, out) },
+            // Compilers have NEON in plain code.
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon | Isa::NeonDot => activations::quantize_rows(values, width, out),
         }
     }
 }
@@ -164,6 +200,39 @@ fn avx2_kernel(format: Format) -> Kernel {
         Format::IQ2S => rows!(tile256<Buffered<Iq2S>>),
         Format::IQ1S => rows!(tile256<Buffered<Iq1S>>),
         Format::IQ1M => rows!(tile256<Buffered<Iq1M>>),
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+fn neon_kernel<D: neon::Dot>(format: Format) -> Kernel {
+    use neon::{
+        Buffered, WideIq4Nl, WideIq4Xs, WideMxfp4, WideQ2K, WideQ3K, WideQ4_0, WideQ4_1, WideQ4K, WideQ5_0,
+        WideQ5_1, WideQ5K, WideQ6K, WideQ8_0, tile_float, tile32, tile256,
+    };
+    match format {
+        Format::F32 => rows!(tile_float<F32>),
+        Format::F16 => rows!(tile_float<F16>),
+        Format::BF16 => rows!(tile_float<BF16>),
+        Format::Q4_0 => rows!(tile32<D, WideQ4_0>),
+        Format::Q4_1 => rows!(tile32<D, WideQ4_1>),
+        Format::Q5_0 => rows!(tile32<D, WideQ5_0>),
+        Format::Q5_1 => rows!(tile32<D, WideQ5_1>),
+        Format::Q8_0 => rows!(tile32<D, WideQ8_0>),
+        Format::IQ4NL => rows!(tile32<D, WideIq4Nl>),
+        Format::MXFP4 => rows!(tile32<D, WideMxfp4>),
+        Format::Q2K => rows!(tile256<D, WideQ2K>),
+        Format::Q3K => rows!(tile256<D, WideQ3K>),
+        Format::Q4K => rows!(tile256<D, WideQ4K>),
+        Format::Q5K => rows!(tile256<D, WideQ5K>),
+        Format::Q6K => rows!(tile256<D, WideQ6K>),
+        Format::IQ4XS => rows!(tile256<D, WideIq4Xs>),
+        Format::IQ3XXS => rows!(tile256<D, Buffered<Iq3Xxs>>),
+        Format::IQ3S => rows!(tile256<D, Buffered<Iq3S>>),
+        Format::IQ2XXS => rows!(tile256<D, Buffered<Iq2Xxs>>),
+        Format::IQ2XS => rows!(tile256<D, Buffered<Iq2Xs>>),
+        Format::IQ2S => rows!(tile256<D, Buffered<Iq2S>>),
+        Format::IQ1S => rows!(tile256<D, Buffered<Iq1S>>),
+        Format::IQ1M => rows!(tile256<D, Buffered<Iq1M>>),
     }
 }
 
