@@ -4,7 +4,7 @@ use std::arch::aarch64::*;
 
 use super::super::portable::{BF16, F16, F32, FLOAT_LANES, Float, add_lanes};
 use super::super::tile::Tile;
-use super::legacy::halves;
+use super::halves;
 
 /// A float format in registers.
 pub(in crate::kernels) trait WideFloat: Float {
@@ -65,13 +65,13 @@ unsafe fn dots<F: WideFloat, const R: usize>(row: &[u8], x: [&[f32]; R]) -> [f32
     // SAFETY: whole groups lie in the row and in each `x`, which has a value for each.
     unsafe {
         let groups = x[0].len() / FLOAT_LANES;
-        let mut sums = [[vdupq_n_f32(0.0); VECTORS]; R];
+        let mut sums = [[vdupq_n_f32(0.0); R]; VECTORS];
         for group in 0..groups {
-            for v in 0..VECTORS {
+            for (v, sums) in sums.iter_mut().enumerate() {
                 let at = group * FLOAT_LANES + 4 * v;
                 let w = F::load(row.as_ptr().add(at * F::BYTES));
                 for r in 0..R {
-                    sums[r][v] = vfmaq_f32(sums[r][v], w, vld1q_f32(x[r].as_ptr().add(at)));
+                    sums[r] = vfmaq_f32(sums[r], w, vld1q_f32(x[r].as_ptr().add(at)));
                 }
             }
         }
@@ -79,8 +79,8 @@ unsafe fn dots<F: WideFloat, const R: usize>(row: &[u8], x: [&[f32]; R]) -> [f32
         let mut products = [0f32; R];
         for r in 0..R {
             let mut lanes = [0f32; FLOAT_LANES];
-            for (lanes, sums) in lanes.as_chunks_mut::<4>().0.iter_mut().zip(sums[r]) {
-                vst1q_f32(lanes.as_mut_ptr(), sums);
+            for (lanes, sums) in lanes.as_chunks_mut::<4>().0.iter_mut().zip(&sums) {
+                vst1q_f32(lanes.as_mut_ptr(), sums[r]);
             }
             let rest = row[done * F::BYTES..].chunks_exact(F::BYTES);
             for (lane, (cell, x)) in lanes.iter_mut().zip(rest.zip(&x[r][done..])) {

@@ -3,10 +3,9 @@
 
 use std::arch::aarch64::*;
 
-use super::super::blocks::{Unpacked256, cell};
+use super::super::blocks::{Unpacked256, cell, half_at};
 use super::super::i_quants::Iq4Xs;
 use super::super::legacy::NONLINEAR;
-use super::k_quants::half;
 use super::legacy::levels;
 use super::{Head, Wide256, load, twice};
 
@@ -28,7 +27,7 @@ impl Wide256 for WideIq4Xs {
             let low = vmovl_u8(vzip1_u8(vand_u8(low, vdup_n_u8(15)), vshr_n_u8::<4>(low)));
             let high = vandq_u16(vshlq_u16(vdupq_n_u16(high), vld1q_s16(UP.as_ptr())), vdupq_n_u16(0x30));
             let scales = vsubq_s16(vreinterpretq_s16_u16(vorrq_u16(low, high)), vdupq_n_s16(32));
-            Head { scales: twice(scales), mins: [vdupq_n_s16(0); 2], d: half(block, 0), d_min: 0.0 }
+            Head { scales: twice(scales), mins: [vdupq_n_s16(0); 2], d: half_at(block, 0), d_min: 0.0 }
         }
     }
 

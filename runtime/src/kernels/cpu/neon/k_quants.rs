@@ -1,28 +1,10 @@
 //! K-quants in registers. Layouts: see `cpu::k_quants`, whose integers these are.
 
 use std::arch::aarch64::*;
-use std::arch::asm;
 
-use super::super::blocks::{Unpacked256, cell};
+use super::super::blocks::{Unpacked256, cell, half_at};
 use super::super::k_quants::{Q2K, Q3K, Q4K, Q5K, Q6K};
 use super::{Head, Wide256, load, nibbles, twice};
-
-/// A half float by the instruction for it, which every aarch64 has.
-#[inline(always)]
-pub(super) unsafe fn half(block: &[u8], at: usize) -> f32 {
-    let bits = u16::from_le_bytes(cell(block, at));
-    let value: f32;
-    // SAFETY: registers only.
-    unsafe {
-        asm!(
-            "fcvt {value:s}, {bits:h}",
-            value = lateout(vreg) value,
-            bits = in(vreg) bits,
-            options(pure, nomem, nostack, preserves_flags)
-        );
-    }
-    value
-}
 
 /// Unsigned bytes as 16-bit numbers.
 #[inline(always)]
@@ -96,7 +78,7 @@ unsafe fn six_bit_head(block: &[u8]) -> Head {
     // SAFETY: NEON is a part of aarch64.
     unsafe {
         let numbers = |bytes: u64| twice(vreinterpretq_s16_u16(vmovl_u8(vcreate_u8(bytes))));
-        Head { scales: numbers(scales), mins: numbers(mins), d: half(block, 0), d_min: half(block, 2) }
+        Head { scales: numbers(scales), mins: numbers(mins), d: half_at(block, 0), d_min: half_at(block, 2) }
     }
 }
 
@@ -111,7 +93,12 @@ impl Wide256 for WideQ2K {
         // SAFETY: loads check their bounds.
         unsafe {
             let [scales, mins] = nibbles(load(block, 0));
-            Head { scales: widen(scales), mins: widen(mins), d: half(block, 80), d_min: half(block, 82) }
+            Head {
+                scales: widen(scales),
+                mins: widen(mins),
+                d: half_at(block, 80),
+                d_min: half_at(block, 82),
+            }
         }
     }
 
@@ -141,7 +128,7 @@ impl Wide256 for WideQ3K {
         unsafe {
             let scales = vreinterpretq_s8_u32(vld1q_u32(scales.as_ptr()));
             let scales = widen_signed(vsubq_s8(scales, vdupq_n_s8(32)));
-            Head { scales, mins: none(), d: half(block, 108), d_min: 0.0 }
+            Head { scales, mins: none(), d: half_at(block, 108), d_min: 0.0 }
         }
     }
 
@@ -213,7 +200,7 @@ impl Wide256 for WideQ6K {
         // SAFETY: loads check their bounds.
         unsafe {
             let scales = widen_signed(vreinterpretq_s8_u8(load(block, 192)));
-            Head { scales, mins: none(), d: half(block, 208), d_min: 0.0 }
+            Head { scales, mins: none(), d: half_at(block, 208), d_min: 0.0 }
         }
     }
 

@@ -1,28 +1,11 @@
 //! The 32 formats in registers. Layouts: see `cpu::legacy`, whose integers these are.
 
 use std::arch::aarch64::*;
-use std::arch::asm;
 use std::marker::PhantomData;
 
 use super::super::blocks::{Block32, cell};
 use super::super::legacy::{DOUBLED_E2M1, Iq4Nl, Mxfp4, NONLINEAR, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, half_e8m0};
-use super::{Wide32, load, nibbles};
-
-/// Four half floats.
-#[inline(always)]
-pub(super) unsafe fn halves(bits: uint16x4_t) -> float32x4_t {
-    let values: float32x4_t;
-    // SAFETY: registers only; every aarch64 has the instruction (`vcvt_f32_f16` needs a newer compiler).
-    unsafe {
-        asm!(
-            "fcvtl {values:v}.4s, {bits:v}.4h",
-            values = lateout(vreg) values,
-            bits = in(vreg) bits,
-            options(pure, nomem, nostack, preserves_flags)
-        );
-    }
-    values
-}
+use super::{Wide32, halves, load, nibbles};
 
 /// The half floats at byte `at` of four blocks.
 #[inline(always)]

@@ -13,6 +13,7 @@ mod k_quants;
 mod legacy;
 
 use std::arch::aarch64::*;
+use std::arch::asm;
 use std::marker::PhantomData;
 
 pub(in crate::kernels) use dot::{Dot, DotProd, Widening};
@@ -126,6 +127,38 @@ unsafe fn activations(q: &[i8; 256], j: usize) -> [int8x16_t; 2] {
     unsafe { [vld1q_s8(q.as_ptr()), vld1q_s8(q.as_ptr().add(16))] }
 }
 
+/// A half float by the instruction for it, which every aarch64 has.
+#[inline(always)]
+pub(in crate::kernels) fn half(bits: u16) -> f32 {
+    let value: f32;
+    // SAFETY: registers only.
+    unsafe {
+        asm!(
+            "fcvt {value:s}, {bits:h}",
+            value = lateout(vreg) value,
+            bits = in(vreg) bits,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    value
+}
+
+/// Four half floats (`vcvt_f32_f16` wants a newer compiler than the rest).
+#[inline(always)]
+unsafe fn halves(bits: uint16x4_t) -> float32x4_t {
+    let values: float32x4_t;
+    // SAFETY: registers only; every aarch64 has the instruction.
+    unsafe {
+        asm!(
+            "fcvtl {values:v}.4s, {bits:v}.4h",
+            values = lateout(vreg) values,
+            bits = in(vreg) bits,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    values
+}
+
 /// Low and high 4 bits of every byte.
 #[inline(always)]
 unsafe fn nibbles(bits: uint8x16_t) -> [uint8x16_t; 2] {
@@ -187,13 +220,24 @@ unsafe fn add_half<D: Dot, const R: usize>(
 ) {
     // SAFETY: the caller has D's instructions.
     unsafe {
-        let scales = [vmovl_s16(vget_low_s16(scales)), vmovl_high_s16(scales)];
+        let scales = [whole(vmovl_s16(vget_low_s16(scales))), whole(vmovl_high_s16(scales))];
         for k in 0..2 {
             let (w, j) = (&w[4 * k..], 4 * half + 2 * k);
             add_32::<D, 0, 1, R>([w[0], w[1]], scales[k], x, j, sums);
             add_32::<D, 2, 3, R>([w[2], w[3]], scales[k], x, j + 1, sums);
         }
     }
+}
+
+/// The vector it is given. The compiler knows nothing of its lanes, and so has no reason to make each of them
+/// anew where one multiplies.
+#[inline(always)]
+unsafe fn whole(mut vector: int32x4_t) -> int32x4_t {
+    // SAFETY: no instruction.
+    unsafe {
+        asm!("/* {0:v} */", inout(vreg) vector, options(pure, nomem, nostack, preserves_flags));
+    }
+    vector
 }
 
 /// Adds 32 weights' part, whose scales are in lanes `A` and `B`. All rows take these weights before the
