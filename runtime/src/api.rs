@@ -12,6 +12,7 @@ use drafthorse_scheduler::{DraftLen, PrefetchMode};
 use serde::Serialize;
 
 pub use crate::clock::Spans;
+pub use crate::kv::KvType;
 
 /// Who guesses the next tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +48,8 @@ pub struct EngineOptions {
     pub memory_share: f64,
     /// Positions the KV cache holds; 0: the smaller of 4096 and what the target was trained for.
     pub context_len: usize,
+    /// What cached keys and values are rounded to, in target and draft.
+    pub kv_type: KvType,
     /// Rows of one prefill pass; None: chosen by the budget.
     pub prefill_chunk: Option<usize>,
     /// Compute threads of the target; 0: one per CPU the process may use.

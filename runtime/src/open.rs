@@ -10,6 +10,8 @@ use drafthorse_scheduler::{DraftLen, MemoryPlan, Needs};
 
 use crate::api::{DraftSource, EngineOptions, Progress};
 use crate::gguf::{Gguf, Strings, quoted};
+use crate::kv::{KvCache, KvShape, KvType};
+use crate::layers::ScratchPlan;
 use crate::models::{
     Blueprint, ExpertsChoice, LoadError, Model, ModelOptions, Overrides, Readers, StreamedTable,
 };
@@ -117,7 +119,7 @@ impl Opened {
     }
 
     fn kv_bytes(&self) -> u64 {
-        self.blueprint.kv_bytes(self.options.context_len)
+        KvCache::bytes(self.options.kv, self.blueprint.spec.blocks, self.options.context_len)
     }
 
     /// Logits of `rows` rows and the sampler's copies of one.
@@ -180,9 +182,10 @@ pub fn prepare(options: &EngineOptions) -> Result<Prepared, Error> {
     notices.extend(context_notice("", context_len, &blueprint));
     let threads = threads_or_default(options.threads);
     let budget = budget_bytes(options)?;
+    let kv = kv_shape(options.kv_type, &gguf, &blueprint)?;
     let prefill_chunk = prefill_chunk(options, &blueprint, (context_len, threads, budget));
     let shape = ModelShape { context_len, prefill_chunk, verify_rows: verify_rows(options) };
-    let mut target = Opened::new(&gguf, blueprint, shape.options(threads, "target"));
+    let mut target = Opened::new(&gguf, blueprint, shape.options(threads, "target", kv));
     let draft = match &options.draft {
         DraftSource::Model(path) => {
             let draft_gguf = Gguf::open(path)?;
@@ -191,7 +194,8 @@ pub fn prepare(options: &EngineOptions) -> Result<Prepared, Error> {
             notices.extend(blueprint.spec.notices.iter().map(|line| format!("draft: {line}")));
             notices.extend(context_notice("draft: ", context_len, &blueprint));
             let threads = threads_or_default(options.draft_threads);
-            Some(Opened::new(&draft_gguf, blueprint, shape.options(threads, "draft")))
+            let kv = kv_shape(options.kv_type, &draft_gguf, &blueprint)?;
+            Some(Opened::new(&draft_gguf, blueprint, shape.options(threads, "draft", kv)))
         }
         DraftSource::None | DraftSource::Ngram => None,
     };
@@ -216,10 +220,18 @@ struct ModelShape {
 }
 
 impl ModelShape {
-    fn options(self, threads: usize, thread_name: &'static str) -> ModelOptions {
+    fn options(self, threads: usize, thread_name: &'static str, kv: KvShape) -> ModelOptions {
         let rows_max = self.prefill_chunk.max(self.verify_rows).min(self.context_len);
-        ModelOptions { context_len: self.context_len, rows_max, threads, thread_name }
+        ModelOptions { context_len: self.context_len, kv, rows_max, threads, thread_name }
     }
+}
+
+/// A cache type that does not hold a model's rows is refused: the text would not be what was asked for.
+fn kv_shape(kv_type: KvType, gguf: &Gguf, blueprint: &Blueprint) -> Result<KvShape, LoadError> {
+    let path = || gguf.metadata.file().into();
+    blueprint
+        .kv_shape(kv_type)
+        .map_err(|error| LoadError::Override { path: path(), problem: error.to_string() })
 }
 
 /// Rows of one prefill pass: as asked, or the most whose scratch takes no more than a small share of the
@@ -229,10 +241,9 @@ fn prefill_chunk(
     blueprint: &Blueprint,
     (context_len, threads, budget): (usize, usize, u64),
 ) -> usize {
-    let scratch = |rows: usize| {
-        let shape = ModelShape { context_len, prefill_chunk: rows, verify_rows: 1 };
-        shape.options(threads, "").scratch(blueprint).bytes()
-    };
+    let inner = blueprint.inner_max();
+    let scratch =
+        |rows: usize| ScratchPlan::new(&blueprint.spec, rows.min(context_len), inner, threads).bytes();
     let fits = |rows: &usize| scratch(*rows) <= budget / SCRATCH_SHARE;
     let chosen = options.prefill_chunk.or_else(|| PREFILL_CHUNKS.into_iter().find(fits));
     chosen.unwrap_or(PREFILL_CHUNK_MIN)

@@ -15,7 +15,7 @@ use std::process::{Command, Output, Stdio};
 use common::synthetic::{Mixture, USED, write_coarse_copy};
 use common::{ask, generate, golden, open, plain_options, tokens};
 use drafthorse_runtime::Error;
-use drafthorse_runtime::api::{DraftSource, EngineOptions, Silent};
+use drafthorse_runtime::api::{DraftSource, EngineOptions, KvType, Silent};
 use drafthorse_runtime::engine::Engine;
 use drafthorse_scheduler::{BudgetError, MemoryPlan};
 use serde_json::Value;
@@ -207,6 +207,27 @@ fn the_measured_peak_stays_under_every_budget_and_the_text_does_not_change() {
             assert!(report["offload"]["misses"].as_u64() > resident["offload"]["misses"].as_u64());
             assert!(more.contains(&"--draft") || budget < experts, "the experts do not fit {budget} bytes");
         }
+    }
+}
+
+#[test]
+fn a_q8_0_cache_is_planned_as_17_bytes_for_32_and_stays_under_its_budget() {
+    for (name, halves, blocks) in [
+        // Bytes of a position and block: key and value rows, or the latent row with its rotated part.
+        ("qwen3moe", 2 * 64, 2 * 34),
+        ("llama_tied", 2 * 2 * 64, 2 * 2 * 34),
+        ("deepseek2_v2_yarn", 2 * (64 + 32), 2 * 34 + 2 * 32),
+    ] {
+        let kv_bytes = |kv_type| {
+            let options = EngineOptions { kv_type, ..plain_options(&golden(name)) };
+            let plan = Engine::plan(&options).unwrap();
+            plan.lines.iter().find(|line| line.name == "KV cache").unwrap().bytes
+        };
+        let cells = 2 * plain_options(&golden(name)).context_len as u64;
+        assert_eq!(kv_bytes(KvType::F16), cells * halves, "{name}");
+        assert_eq!(kv_bytes(KvType::Q8_0), cells * blocks, "{name}");
+        let more = ["--kv-type", "q8_0"];
+        measured(&golden(name), tightest(&golden(name), &more), &more);
     }
 }
 

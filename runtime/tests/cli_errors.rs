@@ -145,7 +145,7 @@ fn a_quant_type_without_a_kernel_is_named_with_its_tensor() {
     {
         let path = files.path("m.gguf");
         Mixture { unsupported: Some(tensor), ..shape }.write(&path);
-        let line = format!("quant type IQ2_S of tensor {name} is not supported yet");
+        let line = format!("quant type TQ2_0 of tensor {name} is not supported yet");
         no_model(path.to_str().unwrap(), &[&line, "Q4_K"]);
     }
 }
@@ -211,6 +211,16 @@ fn slots_outside_the_models_range_say_the_range() {
     }
     let line = refused(&["run", &golden_path("llama"), "--tokens", "1", "--slots", "4"], 2);
     says(&line, &["4 expert slots"]);
+}
+
+#[test]
+fn a_cache_type_that_does_not_hold_a_models_rows_is_refused() {
+    let (narrow, wide) = (golden_path("mixtral"), golden_path("llama_tied"));
+    for draft in [&[][..], &["--draft", &narrow]] {
+        let model = if draft.is_empty() { &narrow } else { &wide };
+        let args = [&["run", model, "--tokens", "1,2", "--kv-type", "q8_0"], draft].concat();
+        says(&refused(&args, 2), &[&narrow, "model.kv_type = \"q8_0\"", "multiple of 32", "keys have 16"]);
+    }
 }
 
 #[test]

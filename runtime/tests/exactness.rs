@@ -1,6 +1,7 @@
 //! I2 and I3 through the public engine: settings change speed, never text.
 //!
-//! Logits are compared bit by bit, generated ids one by one, greedy and sampled with a seed: each axis
+//! The type of the KV cache is a part of the model: each has a text of its own, and within it all of this
+//! holds. Logits are compared bit by bit, generated ids one by one, greedy and sampled with a seed: each axis
 //! alone against plain decoding, then combinations in which any two values of any two axes meet.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
@@ -11,12 +12,13 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use common::pairwise::pairwise;
-use common::synthetic::write_coarse_copy;
+use common::synthetic::{Mixture, write_coarse_copy, write_copy_in};
 use common::{PLAIN, Setup, ask, bits, generate, golden, load, logits_of, open, plain_options, tokens};
 use drafthorse_draft::{LanguageModel, LogitRows, TokenId};
 use drafthorse_offload::PolicyKind;
-use drafthorse_runtime::api::{DraftSource, EngineOptions, Silent};
+use drafthorse_runtime::api::{DraftSource, EngineOptions, KvType, Silent};
 use drafthorse_runtime::gguf::Gguf;
+use drafthorse_runtime::kernels::Format;
 use drafthorse_runtime::models::{Blueprint, Model, Overrides};
 use drafthorse_scheduler::DraftLen;
 use tempfile::TempDir;
@@ -24,6 +26,8 @@ use tempfile::TempDir;
 /// Targets, each with an unrelated model of the same vocabulary.
 const PAIRS: [(&str, &str); 4] =
     [("deepseek2_v3_yarn", "mixtral"), ("mixtral", "llama_tied"), ("qwen3moe", "qwen3"), ("llama", "qwen2")];
+/// Targets and others whose rows Q8_0 holds: with a latent row and with heads.
+const Q8_0_PAIRS: [(&str, &str); 2] = [("deepseek2_v3_yarn", "qwen3"), ("qwen3moe", "qwen3")];
 const GENERATED: usize = 32;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -97,6 +101,7 @@ struct Models {
     target: PathBuf,
     other: PathBuf,
     coarse: PathBuf,
+    kv_type: KvType,
     /// Experts a token uses, experts of all layers.
     experts: Option<(usize, usize)>,
     _folder: TempDir,
@@ -110,7 +115,13 @@ impl Models {
         let blueprint = blueprint(&golden(target));
         let total = blueprint.experts.as_ref().map(|layers| layers.index.experts_total());
         let experts = total.map(|total| (blueprint.spec.moe.unwrap().used, total));
-        Models { target: golden(target), other: golden(other), coarse, experts, _folder: folder }
+        let (target, other) = (golden(target), golden(other));
+        Models { target, other, coarse, kv_type: KvType::F16, experts, _folder: folder }
+    }
+
+    /// Everything resident, one thread, nobody guesses.
+    fn plain(&self) -> EngineOptions {
+        EngineOptions { kv_type: self.kv_type, ..plain_options(&self.target) }
     }
 
     fn options(&self, case: &Case) -> EngineOptions {
@@ -131,7 +142,7 @@ impl Models {
             policy: case.policy,
             threads: case.threads,
             prefill_chunk: Some(case.prefill_chunk),
-            ..plain_options(&self.target)
+            ..self.plain()
         }
     }
 }
@@ -155,9 +166,9 @@ fn texts(options: &EngineOptions) -> ([Vec<TokenId>; 2], u64, u64) {
 }
 
 /// Runs one target through all cases.
-fn check_texts(names: (&str, &str)) {
-    let models = Models::new(names);
-    let (reference, ..) = texts(&plain_options(&models.target));
+fn check_texts(names: (&str, &str), kv_type: KvType) {
+    let models = Models { kv_type, ..Models::new(names) };
+    let (reference, ..) = texts(&models.plain());
     assert!(reference.iter().all(|ids| ids.len() == GENERATED) && reference[0] != reference[1]);
     let (mut proposed, mut accepted) = ([0; DRAFTERS.len()], [0; DRAFTERS.len()]);
     for case in Case::all() {
@@ -179,22 +190,27 @@ fn check_texts(names: (&str, &str)) {
 
 #[test]
 fn the_text_of_a_deepseek_model_is_the_same_under_every_setting() {
-    check_texts(PAIRS[0]);
+    check_texts(PAIRS[0], KvType::F16);
 }
 
 #[test]
 fn the_text_of_a_mixtral_model_is_the_same_under_every_setting() {
-    check_texts(PAIRS[1]);
+    check_texts(PAIRS[1], KvType::F16);
 }
 
 #[test]
 fn the_text_of_a_qwen3moe_model_is_the_same_under_every_setting() {
-    check_texts(PAIRS[2]);
+    check_texts(PAIRS[2], KvType::F16);
 }
 
 #[test]
 fn the_text_of_a_dense_model_is_the_same_under_every_setting() {
-    check_texts(PAIRS[3]);
+    check_texts(PAIRS[3], KvType::F16);
+}
+
+#[test]
+fn the_text_over_a_q8_0_cache_is_the_same_under_every_other_setting() {
+    check_texts(Q8_0_PAIRS[0], KvType::Q8_0);
 }
 
 #[test]
@@ -209,15 +225,16 @@ fn every_two_values_of_two_axes_meet_in_the_combinations() {
 
 #[test]
 fn logits_are_bitwise_equal_under_every_setting() {
-    for names in PAIRS {
-        let models = Models::new(names);
+    let all = PAIRS.map(|names| (names, KvType::F16)).into_iter();
+    for (names, kv_type) in all.chain(Q8_0_PAIRS.map(|names| (names, KvType::Q8_0))) {
+        let models = Models { kv_type, ..Models::new(names) };
         let tokens = tokens(2, 24);
         let logits = |options: &EngineOptions| {
             let rows = logits_of(&mut open(options), &tokens, true);
             assert_eq!(rows.len(), tokens.len());
             rows.iter().map(|row| bits(row)).collect::<Vec<_>>()
         };
-        let reference = logits(&plain_options(&models.target));
+        let reference = logits(&models.plain());
         for index in pairwise(&SIZES[2..]) {
             let case = Case::new(&[&[0, 0], &index[..]].concat());
             assert!(logits(&models.options(&case)) == reference, "{} with {case:?}", names.0);
@@ -326,4 +343,31 @@ fn logits_in_between_do_not_disturb_a_text() {
     let before = generate(&mut engine, &prompt(), &ask(GENERATED, 0.0)).tokens;
     logits_of(&mut engine, &tokens(9, 30), false);
     assert_eq!(generate(&mut engine, &prompt(), &ask(GENERATED, 0.0)).tokens, before);
+}
+
+#[test]
+fn in_every_block_format_a_draft_and_a_wide_pass_change_no_bit() {
+    let folder = TempDir::new().unwrap();
+    let (exact, model) = (folder.path().join("f16.gguf"), folder.path().join("model.gguf"));
+    Mixture { width: 256, inner: 256, experts: 4, blocks: 2, unsupported: None }.write(&exact);
+    for format in Format::all() {
+        write_copy_in(format.block_type(), &exact, &model);
+        let plain = EngineOptions { prefill_chunk: Some(1), threads: 1, ..plain_options(&model) };
+        let wide = EngineOptions { prefill_chunk: Some(64), threads: 2, ..plain.clone() };
+        let drafted = EngineOptions {
+            draft: DraftSource::Model(model.clone()),
+            draft_len: DraftLen::Fixed(4),
+            ..wide.clone()
+        };
+        let prompt = tokens(7, 21);
+        let (mut plain, mut wide, mut drafted) = (open(&plain), open(&wide), open(&drafted));
+        let rows = |rows: Vec<Vec<f32>>| rows.iter().map(|row| bits(row)).collect::<Vec<_>>();
+        let alone = rows(logits_of(&mut plain, &prompt, true));
+        assert_eq!(rows(logits_of(&mut wide, &prompt, true)), alone, "{format:?}");
+        assert_eq!(rows(logits_of(&mut wide, &prompt, false)), alone[20..], "{format:?}");
+        let expected = generate(&mut plain, &prompt, &ask(24, 0.8)).tokens;
+        let got = generate(&mut drafted, &prompt, &ask(24, 0.8));
+        assert_eq!(got.tokens, expected, "{format:?}");
+        assert!(got.speculation.accepted > 0, "{format:?}: nothing was verified");
+    }
 }

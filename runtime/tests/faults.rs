@@ -46,7 +46,7 @@ fn faulty(name: &str, setup: Setup) -> (Model, Faults) {
 /// As few slots as a pass can do with.
 fn tight(name: &str) -> Setup {
     let used = load(&golden(name), PLAIN).blueprint().spec.moe.unwrap().used;
-    Setup { slots: used, policy: PolicyKind::Gating, threads: 2, rows_max: 64, context_len: 128 }
+    Setup { slots: used, policy: PolicyKind::Gating, threads: 2, ..PLAIN }
 }
 
 fn layers(model: &Model) -> u32 {

@@ -179,7 +179,7 @@ fn hostile_tables_are_refused_by_name() {
         (packed::TYPES_KEY, vec![f16; 5].into(), "drafthorse.pack.types: 5 values"),
         (packed::TYPES_KEY, vec![99u32; 6].into(), "drafthorse.pack.types: unknown block type id 99"),
         (packed::TYPES_KEY, vec![BlockType::F32.id(); 6].into(), "7680 bytes of gate"),
-        (packed::TYPES_KEY, vec![BlockType::IQ2_S.id(); 6].into(), "quant type IQ2_S of tensor blk.0.ffn"),
+        (packed::TYPES_KEY, vec![BlockType::TQ2_0.id(); 6].into(), "quant type TQ2_0 of tensor blk.0.ffn"),
         (packed::TYPES_KEY, vec![BlockType::Q4_K.id(); 6].into(), "drafthorse.pack.part_bytes: 7680 bytes"),
         (packed::PART_BYTES_KEY, vec![part; 7].into(), "drafthorse.pack.part_bytes: 7 values"),
         (packed::PART_BYTES_KEY, vec![0u64; 6].into(), "drafthorse.pack.part_bytes: [0, 0, 0] of block 0"),

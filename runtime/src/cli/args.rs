@@ -52,6 +52,9 @@ pub struct EngineArgs {
     /// Positions of the KV cache, or auto
     #[arg(long, value_name = "N", value_parser = auto_or_number, help_heading = "Engine")]
     pub context: Option<Value>,
+    /// What cached keys and values are rounded to: f16, or q8_0 for about half the memory
+    #[arg(long, value_name = "TYPE", help_heading = "Engine")]
+    pub kv_type: Option<String>,
     /// Compute threads, or auto
     #[arg(long, value_name = "N", value_parser = auto_or_number, help_heading = "Engine")]
     pub threads: Option<Value>,
@@ -226,6 +229,9 @@ pub struct InspectArgs {
     /// Positions of the KV cache to plan for, or auto
     #[arg(long, value_name = "N", value_parser = auto_or_number)]
     pub context: Option<Value>,
+    /// What cached keys and values are rounded to in the plan: f16 or q8_0
+    #[arg(long, value_name = "TYPE")]
+    pub kv_type: Option<String>,
     /// Experts to plan for, or auto
     #[arg(long, value_name = "N", value_parser = auto_or_number)]
     pub slots: Option<Value>,
@@ -282,6 +288,7 @@ impl EngineArgs {
         }
         layer.flag("--memory", ("memory", "budget"), self.memory.clone());
         layer.flag("--context", ("model", "context"), self.context.clone());
+        layer.flag("--kv-type", ("model", "kv_type"), self.kv_type.clone());
         layer.flag("--threads", ("model", "threads"), self.threads.clone());
         layer.flag("--policy", ("offload", "policy"), self.policy.clone());
         layer.flag("--slots", ("offload", "slots"), self.slots.clone());
@@ -367,6 +374,7 @@ impl InspectArgs {
         layer.flag("MODEL", ("model", "path"), Some(self.model.clone()));
         layer.flag("--memory", ("memory", "budget"), self.memory.clone());
         layer.flag("--context", ("model", "context"), self.context.clone());
+        layer.flag("--kv-type", ("model", "kv_type"), self.kv_type.clone());
         layer.flag("--slots", ("offload", "slots"), self.slots.clone());
         layer.flag("--draft", ("draft", "source"), self.draft.clone());
         layer.flag("--json", ("run", "json"), given(self.json));

@@ -2,7 +2,8 @@
 //!
 //! One repeat is: drop the experts, prefill; drop them again, decode; forget the KV cache, prefill
 //! once more; decode. The first two are the cold rows, the last two the warm ones. Prefill is timed
-//! as a generation of one token, decode as the continuation of what it left in the KV cache.
+//! as a generation of one token, decode as the continuation of what it left in the KV cache. At the end
+//! passes of 1 to 8 rows are timed in turns: what verifying drafts costs against a plain step.
 
 use std::ops::ControlFlow;
 
@@ -13,12 +14,17 @@ use drafthorse_runtime::config::Config;
 use drafthorse_runtime::tokenizer::AddSpecial;
 
 use super::args::BenchArgs;
-use super::bench_report::{BenchReport, Cache, Phase, Sample, Setup};
+use super::bench_report::{BenchReport, Cache, PassSample, Phase, Sample, Setup};
 use super::output;
 use super::session::Session;
 
 /// Ordinary prose, so that routing and drafts meet what they meet in use.
 const TEXT: &str = include_str!("bench_text.txt");
+
+/// Widths of the passes that show what verification costs.
+const PASS_ROWS: [usize; 4] = [1, 2, 4, 8];
+/// Passes of each width.
+const PASS_ROUNDS: usize = 9;
 
 /// The command.
 pub fn run(args: &BenchArgs) -> Result<(), Error> {
@@ -39,9 +45,27 @@ pub fn run(args: &BenchArgs) -> Result<(), Error> {
     for _ in 0..config.bench.repeat {
         last = Some(measure(&mut session, &config, &prompt, &mut samples)?);
     }
+    let passes = time_passes(&mut session, &prompt)?;
     let memory = last.map(|generation| generation.memory).unwrap_or_default();
-    let report = BenchReport::new(setup, memory, &samples);
+    let report = BenchReport::new(setup, memory, &samples, &passes);
     if config.run.json { output::print_json(&report) } else { output::print(&report.to_string()) }
+}
+
+/// Times passes of several widths in turns behind what the last repeat left in the KV cache, each on other
+/// tokens of the prompt; widths that the context has no room for are left out.
+fn time_passes(session: &mut Session, prompt: &[TokenId]) -> Result<Vec<PassSample>, Error> {
+    let mut samples = Vec::new();
+    for round in 0..PASS_ROUNDS {
+        for rows in PASS_ROWS {
+            let tokens: Vec<TokenId> = prompt.iter().cycle().skip(round * rows).take(rows).copied().collect();
+            match session.engine.time_pass(&tokens) {
+                Ok(seconds) => samples.push(PassSample { rows, seconds }),
+                Err(Error::PromptTooLong { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(samples)
 }
 
 /// The prompt: prose, repeated to length; counting ids for a model without a vocabulary.

@@ -68,6 +68,36 @@ impl Sample {
     }
 }
 
+/// One timed pass.
+#[derive(Clone, Copy, Debug)]
+pub struct PassSample {
+    pub rows: usize,
+    pub seconds: f64,
+}
+
+/// Passes of one width.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct PassRow {
+    /// Tokens verified at once.
+    rows: usize,
+    seconds: Spread,
+    /// Median time over that of one row.
+    ratio: f64,
+}
+
+fn pass_rows(samples: &[PassSample]) -> Vec<PassRow> {
+    let mut widths: Vec<usize> = samples.iter().map(|sample| sample.rows).collect();
+    widths.sort_unstable();
+    widths.dedup();
+    let of = |rows: usize| -> Spread {
+        let seconds = samples.iter().filter(|sample| sample.rows == rows).map(|sample| sample.seconds);
+        Spread::of(&seconds.collect::<Vec<f64>>())
+    };
+    let one = of(1).median;
+    let row = |rows| PassRow { rows, seconds: of(rows), ratio: of(rows).median / one };
+    widths.into_iter().map(row).collect()
+}
+
 /// Repeats of one number.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Spread {
@@ -126,19 +156,20 @@ pub struct BenchReport {
     #[serde(flatten)]
     setup: Setup,
     rows: Vec<Row>,
+    passes: Vec<PassRow>,
     memory: Memory,
 }
 
 impl BenchReport {
     /// Sums the repeats up.
-    pub fn new(setup: Setup, memory: Memory, samples: &[Sample]) -> BenchReport {
+    pub fn new(setup: Setup, memory: Memory, samples: &[Sample], passes: &[PassSample]) -> BenchReport {
         let kinds = [Cache::Cold, Cache::Warm].map(|cache| [(Phase::Prefill, cache), (Phase::Decode, cache)]);
         let rows = kinds.into_iter().flatten().filter_map(|(phase, cache)| {
             let of_kind: Vec<&Sample> =
                 samples.iter().filter(|s| s.phase == phase && s.cache == cache).collect();
             (!of_kind.is_empty()).then(|| row(phase, cache, &of_kind, setup.active_bytes_per_token))
         });
-        BenchReport { setup, rows: rows.collect(), memory }
+        BenchReport { setup, rows: rows.collect(), passes: pass_rows(passes), memory }
     }
 }
 
@@ -168,6 +199,10 @@ impl fmt::Display for BenchReport {
             "tok/s", "median", "min", "max", "mad", "hits", "read", "disk GB/s", "mem GB/s", "acc/pass"
         )?;
         self.rows.iter().try_for_each(|row| write_row(f, row))?;
+        for pass in &self.passes {
+            let (rows, milliseconds) = (pass.rows, 1e3 * pass.seconds.median);
+            writeln!(f, "pass of {rows:<5} {milliseconds:>8.1} ms, {:.2} times one row", pass.ratio)?;
+        }
         let Memory { budget_bytes, planned_bytes, peak_rss_bytes } = self.memory;
         let [budget, planned, peak] = [budget_bytes, planned_bytes, peak_rss_bytes].map(format_bytes);
         writeln!(f, "memory        {budget} budget, {planned} planned, {peak} peak")
@@ -224,8 +259,12 @@ mod tests {
         let setup =
             Setup { prompt_tokens: 8, generate_tokens: 4, repeat: 1, active_bytes_per_token: 500_000_000 };
         let warm = [sample(Phase::Prefill, Cache::Warm, 100.0), sample(Phase::Decode, Cache::Warm, 10.0)];
-        let report = BenchReport::new(setup, Memory::default(), &warm);
+        let passes = [(1, 2.0), (4, 3.0), (1, 2.0), (4, 9.0), (4, 3.0)];
+        let passes = passes.map(|(rows, seconds)| PassSample { rows, seconds });
+        let report = BenchReport::new(setup, Memory::default(), &warm, &passes);
         let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(json["passes"][1]["rows"].as_u64(), Some(4));
+        assert_eq!(json["passes"][1]["ratio"].as_f64(), Some(1.5), "the median of 3, 3 and 9 over 2");
         assert_eq!(json["rows"].as_array().unwrap().len(), 2);
         assert_eq!(json["rows"][1]["memory_gb_per_s"].as_f64(), Some(5.0));
         assert!(json["rows"][0]["memory_gb_per_s"].is_null());
@@ -237,7 +276,7 @@ mod tests {
             warm[1],
             sample(Phase::Prefill, Cache::Cold, 50.0),
         ];
-        let table = BenchReport::new(setup, Memory::default(), &cold).to_string();
+        let table = BenchReport::new(setup, Memory::default(), &cold, &[]).to_string();
         let names: Vec<&str> = table.lines().skip(2).map(|line| line[..12].trim_end()).take(4).collect();
         assert_eq!(names, ["prefill cold", "decode cold", "prefill warm", "decode warm"]);
     }

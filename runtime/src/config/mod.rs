@@ -18,6 +18,7 @@ pub use error::ConfigError;
 pub use layer::{Layer, Settings};
 pub use value::{Auto, DraftChoice, ModelChoice, OptionalPath, ReaderName};
 
+use crate::kv::KvType;
 use crate::units::ByteSize;
 
 /// Every key with its default and a comment.
@@ -55,6 +56,7 @@ pub struct Config {
 pub struct ModelSection {
     pub path: ModelChoice,
     pub context: Auto<usize>,
+    pub kv_type: KvType,
     pub prefill_chunk: Auto<usize>,
     pub threads: Auto<usize>,
     pub expert_groups: Auto<usize>,

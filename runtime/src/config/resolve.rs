@@ -48,6 +48,7 @@ impl Config {
             memory_bytes: memory.budget.value().map(|size| size.bytes()),
             memory_share: memory.share,
             context_len: model.context.value().unwrap_or(0),
+            kv_type: model.kv_type,
             prefill_chunk: model.prefill_chunk.value(),
             threads: model.threads.value().unwrap_or(0),
             draft_threads: draft.threads.value().unwrap_or(0),

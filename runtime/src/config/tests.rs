@@ -120,6 +120,7 @@ fn values_of_the_wrong_kind_say_what_is_expected() {
         ("[memory]\nbudget = -5", ["memory.budget = -5", "not negative"]),
         ("[model]\nthreads = \"many\"", ["model.threads = \"many\"", "or \"auto\""]),
         ("[model]\nthreads = -1", ["model.threads = -1", "or \"auto\""]),
+        ("[model]\nkv_type = \"q4_0\"", ["model.kv_type = \"q4_0\"", "`q8_0`"]),
         ("[offload]\npolicy = \"mru\"", ["offload.policy = \"mru\"", "`gating`"]),
         ("[sampling]\nseed = -1", ["sampling.seed = -1", "my.toml"]),
         ("[run]\njson = \"yes\"", ["run.json = \"yes\"", "a boolean"]),

@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 
-use drafthorse_draft::{LogitRows, TokenId};
+use drafthorse_draft::{LanguageModel, LogitRows, TokenId};
 
 use super::Engine;
 use crate::api::{Attribution, Memory, Offload, Progress};
@@ -69,6 +69,26 @@ impl Engine {
                 peak_rss_bytes: host::peak_rss_bytes(),
             },
         })
+    }
+
+    /// Seconds of one target pass over `tokens` behind the present sequence, with the logits of every row: what
+    /// verifying `tokens.len() - 1` drafts costs. The sequence is rolled back, as after a rejection. Rows beyond
+    /// what a verification may have are left out.
+    ///
+    /// # Errors
+    /// No ids, more than the context has room for, experts that cannot be read.
+    pub fn time_pass(&mut self, tokens: &[TokenId]) -> Result<f64, Error> {
+        let tokens = &tokens[..tokens.len().min(self.logit_rows)];
+        self.check_prompt(tokens)?;
+        let len = self.target.len();
+        if len + tokens.len() > self.context_len() {
+            return Err(Error::PromptTooLong { prompt: len + tokens.len(), context: self.context_len() });
+        }
+        let started = Instant::now();
+        self.target.pass(tokens, LogitRows::All, &mut self.logits)?;
+        let seconds = started.elapsed().as_secs_f64();
+        self.target.truncate(len);
+        Ok(seconds)
     }
 }
 

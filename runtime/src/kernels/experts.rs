@@ -53,8 +53,8 @@ pub fn gate_up_experts(pool: &mut Pool, x: &Input<'_>, experts: &mut [GateUp<'_>
         let GateUp { gate, up, rows, .. } = *expert;
         debug_assert_eq!((gate.rows, gate.cols), (up.rows, up.cols));
         debug_assert_eq!(expert.hidden.len(), rows.len() * gate.rows);
-        x.prepare(gate.format.side());
-        x.prepare(up.format.side());
+        x.prepare_on(pool, gate.format.side());
+        x.prepare_on(pool, up.format.side());
         works.push(Work { rows: gate.rows, macs_per_row: 2 * gate.cols * rows.len() });
         parts.push((gate, up, rows, SharedOut::new(expert.hidden)));
     }
@@ -111,7 +111,7 @@ pub fn down_experts(pool: &mut Pool, experts: &mut [Down<'_>]) {
         let down = expert.down;
         let hidden = Input::new(expert.hidden, down.cols);
         debug_assert_eq!(expert.out.len(), hidden.rows() * down.rows);
-        hidden.prepare(down.format.side());
+        hidden.prepare_on(pool, down.format.side());
         works.push(Work { rows: down.rows, macs_per_row: down.cols * hidden.rows() });
         parts.push((down, hidden, SharedOut::new(expert.out)));
     }

@@ -8,6 +8,8 @@
 use std::ops::Range;
 use std::sync::OnceLock;
 
+use parking_lot::Mutex;
+
 use super::cpu::Isa;
 use super::cpu::activations::{Activations, X32, X256};
 use super::cpu::tile::{TILE_ROWS_MAX, Tile};
@@ -18,6 +20,10 @@ use super::pool::{Pool, SharedOut};
 pub(super) const PARALLEL_MIN_MACS: usize = 128 * 1024;
 /// Chunks per thread: enough to balance threads that are disturbed, few enough to stay cheap.
 const CHUNKS_PER_THREAD: usize = 4;
+/// Activations below which quantizing them is left to one thread.
+const PARALLEL_MIN_VALUES: usize = 64 * 1024;
+/// Rows that one thread quantizes at a time.
+const QUANTIZED_ROWS: usize = 8;
 /// Weight bytes of one run: a part of any second-level cache, large against a row.
 const RUN_BYTES: usize = 128 * 1024;
 
@@ -90,9 +96,38 @@ impl<'a> Input<'a> {
         }
     }
 
+    /// The same on all threads, where there is enough to do for it to pay.
+    pub(super) fn prepare_on(&self, pool: &mut Pool, side: Side) {
+        if self.values.len() < PARALLEL_MIN_VALUES {
+            return self.prepare(side);
+        }
+        match side {
+            Side::Float => {}
+            Side::X32 => {
+                self.x32.get_or_init(|| self.quantized_on(pool));
+            }
+            Side::X256 => {
+                self.x256.get_or_init(|| self.quantized_on(pool));
+            }
+        }
+    }
+
     fn quantized<X: Activations>(&self) -> Vec<X> {
         let mut out = vec![X::ZERO; self.rows() * self.width.div_ceil(256)];
         self.isa.quantize(self.values, self.width, &mut out);
+        out
+    }
+
+    fn quantized_on<X: Activations + Send>(&self, pool: &mut Pool) -> Vec<X> {
+        let per_row = self.width.div_ceil(256);
+        let mut out = vec![X::ZERO; self.rows() * per_row];
+        let values = self.values.chunks(QUANTIZED_ROWS * self.width);
+        let parts: Vec<_> = values.zip(out.chunks_mut(QUANTIZED_ROWS * per_row).map(Mutex::new)).collect();
+        pool.run(parts.len(), &|part| {
+            let (values, out) = &parts[part];
+            self.isa.quantize(values, self.width, &mut out.lock());
+        });
+        drop(parts);
         out
     }
 
@@ -126,7 +161,7 @@ pub fn matmul_group(pool: &mut Pool, x: &Input<'_>, products: &mut [Product<'_, 
     for (w, out) in products {
         debug_assert_eq!(out.len(), x.rows() * w.rows);
         debug_assert_eq!(w.cols, x.width);
-        x.prepare(w.format.side());
+        x.prepare_on(pool, w.format.side());
         macs += w.rows * w.cols * x.rows();
         parts.push((*w, SharedOut::new(out)));
     }

@@ -11,18 +11,19 @@
 mod attend;
 mod cpu;
 mod experts;
-mod float;
 mod format;
+mod kv_rows;
+mod lanes;
 mod matmul;
 mod pool;
 mod vector;
 
-pub use attend::{KvView, attend};
+pub use attend::{AttendSpace, KvView, QUERIES_MAX};
 pub use cpu::Isa;
 pub use cpu::activations::quantized_bytes;
 pub use experts::{Down, GateUp, down_experts, gate_up_experts};
-pub use float::f32_to_f16;
 pub use format::{Format, is_supported, supported_names};
+pub use kv_rows::{KV_BLOCK, KvRows, RowLayout};
 pub use matmul::{Input, MatrixRef, matmul, matmul_group, matmul_serial};
 pub use pool::{Pool, SharedOut};
 pub use vector::{add_scaled, rms_norm, silu_mul, softmax};

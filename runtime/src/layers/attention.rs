@@ -1,17 +1,17 @@
 //! Self-attention of one block: grouped-query and absorbed multi-head latent attention.
 //!
-//! Owns projections, rope, the cache write and the split of heads over threads. Each (row, head) pair
-//! is computed alone by [`attend`], so results are row-invariant. MLA is absorbed for every pass,
-//! prefill included (DeepSeek-V2, arXiv 2405.04434, section 2.1.2): what is cached is the latent row
-//! `[c_kv | k_rope]`; the key projection is applied to the query, the value projection to the result.
+//! Owns projections, rope and the cache write. What a (row, head) pair gets depends on its query and the
+//! cache alone ([`AttendSpace`](crate::kernels::AttendSpace)), so results are row-invariant. MLA is absorbed
+//! for every pass, prefill included (DeepSeek-V2, arXiv 2405.04434, section 2.1.2): what is cached is the
+//! latent row `[c_kv | k_rope]`; the key projection is applied to the query, the value projection to the
+//! result.
 
-use crate::kernels::{
-    Input, KvView, MatrixRef, SharedOut, attend, matmul, matmul_group, matmul_serial, rms_norm,
-};
+use crate::kernels::{Input, KvView, MatrixRef, SharedOut, matmul, matmul_group, matmul_serial, rms_norm};
 use crate::models::AttentionSpec;
 use crate::weights::{Matrix, Vector};
 
 use super::ffn::add_bias;
+use super::pieces::{Piece, Pieces, Space};
 use super::scratch::sized;
 use super::{Pass, Scratch};
 
@@ -68,20 +68,25 @@ impl Gqa {
         for (index, (key, value)) in k.chunks(key_dim).zip(v.chunks(value_dim)).enumerate() {
             pass.kv.write(block, index % kv_heads, start + index / kv_heads, key, value);
         }
-        let out = sized(&mut scratch.heads, rows * heads * value_dim);
-        let shared = SharedOut::new(out);
-        let kv = &*pass.kv;
+        let shared = SharedOut::new(sized(&mut scratch.heads, rows * heads * value_dim));
+        let (kv, spaces) = (&*pass.kv, &scratch.spaces);
         let scale = 1.0 / (key_dim as f32).sqrt();
-        pass.pool.run(heads, &|head| {
-            let view = kv.view(block, head * kv_heads / heads);
-            let mut scores = vec![0f32; start + rows];
-            for row in 0..rows {
-                let at = row * heads + head;
-                // SAFETY: each (row, head) pair is computed once.
-                let out = unsafe { shared.range(at * value_dim, value_dim) };
-                let query = &q[at * key_dim..(at + 1) * key_dim];
-                attend(query, view, scale, &mut scores[..start + row + 1], out);
-            }
+        let pieces = Pieces::new((heads, kv_heads), rows, pass.pool.threads());
+        pass.pool.run(pieces.count(), &|index| {
+            let Piece { kv_head, heads: of, rows } = pieces.get(index);
+            let queries =
+                || of.clone().flat_map(|head| rows.clone().map(move |row| (row, row * heads + head)));
+            spaces.with(|Space { attend, .. }| {
+                attend.clear();
+                for (row, at) in queries() {
+                    scaled(&q[at * key_dim..(at + 1) * key_dim], scale, attend.push(start + row + 1));
+                }
+                attend.run(&kv.view(block, kv_head));
+                for (index, (_, at)) in queries().enumerate() {
+                    // SAFETY: each (row, head) pair is in one piece.
+                    unsafe { shared.range(at * value_dim, value_dim) }.copy_from_slice(attend.output(index));
+                }
+            });
         });
         project_out(pass, &self.output, &scratch.heads[..rows * heads * value_dim], &mut scratch.branch);
         let bias = self.bias[3].as_ref().map(|bias| pass.dense.vector(bias));
@@ -157,7 +162,7 @@ pub enum MlaQuery {
 
 impl Mla {
     fn forward(&self, pass: &mut Pass<'_>, block: usize, scratch: &mut Scratch) {
-        let AttentionSpec::Mla { heads, kv_lora, nope, value_dim, .. } = self.spec else { return };
+        let AttentionSpec::Mla { heads, nope, value_dim, .. } = self.spec else { return };
         let (rows, start) = (pass.rows, pass.kv.len());
         self.project(pass, scratch);
         self.cache_latent(pass, block, scratch);
@@ -166,18 +171,20 @@ impl Mla {
         for (index, head) in q.chunks_mut(key_dim).enumerate() {
             pass.rope.rotate(index / heads, &mut head[nope..]);
         }
-        let head = MlaHead {
+        let heads_of = MlaHeads {
             layer: self,
             k_b: pass.dense.matrix(&self.k_b),
             v_b: pass.dense.matrix(&self.v_b),
             q,
             kv: pass.kv.view(block, 0),
             start,
-            rows,
-            width: kv_lora + self.rope_dim,
         };
         let shared = SharedOut::new(sized(&mut scratch.heads, rows * heads * value_dim));
-        pass.pool.run(heads, &|index| head.compute(index, shared));
+        let pieces = Pieces::new((heads, 1), rows, pass.pool.threads());
+        let spaces = &scratch.spaces;
+        pass.pool.run(pieces.count(), &|index| {
+            spaces.with(|space| heads_of.compute(&pieces.get(index), space, shared));
+        });
         project_out(pass, &self.output, &scratch.heads[..rows * heads * value_dim], &mut scratch.branch);
     }
 
@@ -212,8 +219,8 @@ impl Mla {
     }
 }
 
-/// One pass of one MLA layer, as a head sees it.
-struct MlaHead<'a> {
+/// One pass of one MLA layer, as its heads see it.
+struct MlaHeads<'a> {
     layer: &'a Mla,
     k_b: MatrixRef<'a>,
     v_b: MatrixRef<'a>,
@@ -221,43 +228,59 @@ struct MlaHead<'a> {
     q: &'a [f32],
     kv: KvView<'a>,
     start: usize,
-    rows: usize,
-    /// Latent row: kv_lora + rope.
-    width: usize,
 }
 
-impl MlaHead<'_> {
-    /// Computes head `head` of every row into `[rows, heads, value]`.
-    fn compute(&self, head: usize, out: SharedOut<'_>) {
-        let AttentionSpec::Mla { heads, kv_lora, nope, value_dim, scale, .. } = self.layer.spec else {
-            return;
-        };
+impl MlaHeads<'_> {
+    /// Computes a piece of `[rows, heads, value]`.
+    fn compute(&self, piece: &Piece, space: &mut Space, out: SharedOut<'_>) {
+        space.attend.clear();
+        piece.heads.clone().for_each(|head| self.push_queries(head, piece, space));
+        space.attend.run(&self.kv);
+        piece.heads.clone().for_each(|head| self.project_values(head, piece, space, out));
+    }
+
+    /// Queries of the piece's rows against the latent: `[k_b q_nope | q_rope]`.
+    fn push_queries(&self, head: usize, piece: &Piece, space: &mut Space) {
+        let AttentionSpec::Mla { heads, kv_lora, nope, scale, .. } = self.layer.spec else { return };
+        let Space { attend, narrow, wide } = space;
         let key_dim = nope + self.layer.rope_dim;
         let query_of = |row: usize| &self.q[(row * heads + head) * key_dim..][..key_dim];
-        let mut gathered = Vec::with_capacity(self.rows * nope);
-        (0..self.rows).for_each(|row| gathered.extend_from_slice(&query_of(row)[..nope]));
-        let mut absorbed = vec![0f32; self.rows * kv_lora];
+        for (row, gathered) in piece.rows.clone().zip(narrow.chunks_exact_mut(nope)) {
+            gathered.copy_from_slice(&query_of(row)[..nope]);
+        }
+        let (gathered, absorbed) =
+            (&narrow[..piece.rows.len() * nope], &mut wide[..piece.rows.len() * kv_lora]);
         let k_b = self.k_b.slice(head * kv_lora..(head + 1) * kv_lora);
-        matmul_serial(k_b, &Input::new(&gathered, nope), &mut absorbed);
+        matmul_serial(k_b, &Input::new(gathered, nope), absorbed);
+        for (row, absorbed) in piece.rows.clone().zip(absorbed.chunks_exact(kv_lora)) {
+            let (latent, rope) = attend.push(self.start + row + 1).split_at_mut(kv_lora);
+            scaled(absorbed, scale, latent);
+            scaled(&query_of(row)[nope..], scale, rope);
+        }
+    }
 
-        let mut query = vec![0f32; self.width];
-        let mut scores = vec![0f32; self.start + self.rows];
-        let mut latent = vec![0f32; self.rows * kv_lora];
-        for row in 0..self.rows {
-            query[..kv_lora].copy_from_slice(&absorbed[row * kv_lora..(row + 1) * kv_lora]);
-            query[kv_lora..].copy_from_slice(&query_of(row)[nope..]);
-            let seen = &mut scores[..self.start + row + 1];
-            attend(&query, self.kv, scale, seen, &mut latent[row * kv_lora..(row + 1) * kv_lora]);
+    /// Turns the latent rows that a head of the piece found into its values.
+    fn project_values(&self, head: usize, piece: &Piece, space: &mut Space, out: SharedOut<'_>) {
+        let AttentionSpec::Mla { heads, kv_lora, value_dim, .. } = self.layer.spec else { return };
+        let Space { attend, narrow, wide } = space;
+        let rows = piece.rows.len();
+        for (index, latent) in wide.chunks_exact_mut(kv_lora).take(rows).enumerate() {
+            latent.copy_from_slice(attend.output((head - piece.heads.start) * rows + index));
         }
         let (first, stride) = self.layer.v_b_rows;
         let v_b = self.v_b.slice(first + head * stride..first + head * stride + value_dim);
-        let mut values = vec![0f32; self.rows * value_dim];
-        matmul_serial(v_b, &Input::new(&latent, kv_lora), &mut values);
-        for (row, value) in values.chunks(value_dim).enumerate() {
-            // SAFETY: each (row, head) pair is computed once.
+        let values = &mut narrow[..rows * value_dim];
+        matmul_serial(v_b, &Input::new(&wide[..rows * kv_lora], kv_lora), values);
+        for (row, value) in piece.rows.clone().zip(values.chunks_exact(value_dim)) {
+            // SAFETY: each (row, head) pair is in one piece.
             unsafe { out.range((row * heads + head) * value_dim, value_dim) }.copy_from_slice(value);
         }
     }
+}
+
+/// `out = factor * values`.
+fn scaled(values: &[f32], factor: f32, out: &mut [f32]) {
+    out.iter_mut().zip(values).for_each(|(out, value)| *out = value * factor);
 }
 
 /// `branch = output(heads)`.

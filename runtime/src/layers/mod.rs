@@ -8,6 +8,7 @@ mod attention;
 mod ffn;
 mod lookahead;
 mod moe;
+mod pieces;
 mod rope;
 mod route;
 mod scratch;

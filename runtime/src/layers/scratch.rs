@@ -1,13 +1,14 @@
 //! Working memory of a forward pass: allocated once, sized by the largest pass allowed.
 //!
 //! Owns the buffers and the arithmetic of their sizes, which the memory plan counts (DESIGN I1): passes
-//! never grow them. What a pass allocates beside them (routes, one head's rows, quantized activations)
+//! never grow them. What a pass allocates beside them (routes, quantized activations)
 //! is small, freed at once, and counted here as well.
 
 use crate::kernels::quantized_bytes;
 use crate::models::{AttentionSpec, ModelSpec};
 
 use super::lookahead;
+use super::pieces::Spaces;
 
 /// A routed choice and its place in the window's plan, in values of 4 bytes.
 const ROUTE_VALUES: usize = 4;
@@ -45,6 +46,8 @@ pub struct Scratch {
     pub hidden: Vec<f32>,
     /// Outputs of routed experts in the same order, `[rows * used, width]`.
     pub routed: Vec<f32>,
+    /// What each thread attends in.
+    pub spaces: Spaces,
 }
 
 /// `buffer` as exactly `len` values; contents are unspecified and must be overwritten.
@@ -57,7 +60,9 @@ pub fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
 
 /// Sizes of all buffers, in values.
 #[derive(Clone, Copy, Debug)]
-pub struct ScratchPlan {
+pub struct ScratchPlan<'a> {
+    spec: &'a ModelSpec,
+    threads: usize,
     rows: usize,
     width: usize,
     q_low: usize,
@@ -74,32 +79,24 @@ pub struct ScratchPlan {
     ahead: usize,
     /// Cosines and sines of a row.
     rope: usize,
-    /// Per-thread attention memory, `[context]` scores and per-head rows.
-    attention: usize,
 }
 
-impl ScratchPlan {
+impl<'a> ScratchPlan<'a> {
     /// Sizes for passes of up to `rows` rows; `inner` is the widest feed-forward row.
-    pub fn new(
-        spec: &ModelSpec,
-        rows: usize,
-        inner: usize,
-        context_len: usize,
-        threads: usize,
-    ) -> ScratchPlan {
-        let (q_low, q, k, v, heads, per_head) = match spec.attention {
+    pub fn new(spec: &'a ModelSpec, rows: usize, inner: usize, threads: usize) -> ScratchPlan<'a> {
+        let (q_low, q, k, v, heads) = match spec.attention {
             AttentionSpec::Gqa { heads, kv_heads, key_dim, value_dim, .. } => {
-                (0, heads * key_dim, kv_heads * key_dim, kv_heads * value_dim, heads * value_dim, value_dim)
+                (0, heads * key_dim, kv_heads * key_dim, kv_heads * value_dim, heads * value_dim)
             }
             AttentionSpec::Mla { heads, q_lora, kv_lora, nope, value_dim, .. } => {
                 let key = nope + spec.rope.dim;
-                let latent = kv_lora + spec.rope.dim;
-                let per_head = latent + kv_lora + key + value_dim;
-                (q_lora.unwrap_or(0), heads * key, latent, 0, heads * value_dim, per_head)
+                (q_lora.unwrap_or(0), heads * key, kv_lora + spec.rope.dim, 0, heads * value_dim)
             }
         };
         let moe = spec.moe.as_ref();
         ScratchPlan {
+            spec,
+            threads,
             rows,
             width: spec.width,
             q_low,
@@ -113,8 +110,6 @@ impl ScratchPlan {
             expert_inner: moe.map_or(0, |m| m.width),
             ahead: moe.map_or(0, |_| rows.min(lookahead::ROWS_MAX)),
             rope: spec.rope.dim,
-            // Two rows a head: the query before and after its projection are alive together.
-            attention: threads * (context_len + 2 * rows * per_head),
         }
     }
 
@@ -135,7 +130,8 @@ impl ScratchPlan {
         let quantized =
             2 * self.rows * quantized_bytes(widest).max(self.used * quantized_bytes(self.expert_inner));
         let ahead = (self.ahead + 1) * self.width + self.ahead * (self.experts + self.used * ROUTE_VALUES);
-        ((per_row * self.rows + ahead + self.attention) * size_of::<f32>() + quantized) as u64
+        let attention = self.threads * Spaces::floats(self.spec);
+        ((per_row * self.rows + ahead + attention) * size_of::<f32>() + quantized) as u64
     }
 
     /// Reserves everything now, so that the plan is what is used.
@@ -157,6 +153,7 @@ impl ScratchPlan {
         sized(&mut scratch.routed, rows * self.used * self.width);
         sized(&mut scratch.ahead, (self.ahead + 1) * self.width);
         sized(&mut scratch.router_ahead, self.ahead * self.experts);
+        scratch.spaces = Spaces::new(self.spec, self.threads);
         scratch
     }
 }

@@ -8,7 +8,8 @@
 use std::collections::HashSet;
 
 use crate::gguf::{Gguf, TensorInfo};
-use crate::kv::{KvCache, KvShape};
+use crate::kernels::RowLayout;
+use crate::kv::{KvShape, KvType, WidthError};
 use crate::layers::{Attention, DenseFeedForward, ExpertShape, FeedForward, Gqa, Mla, MlaQuery};
 use crate::weights::{DenseStore, Matrix, Vector};
 
@@ -124,20 +125,23 @@ impl Blueprint {
     }
 
     /// Shape of a block's cache rows.
-    pub fn kv_shape(&self) -> KvShape {
-        match self.spec.attention {
-            AttentionSpec::Gqa { kv_heads, key_dim, value_dim, .. } => {
-                KvShape { heads: kv_heads, key_dim, value_dim }
-            }
+    ///
+    /// # Errors
+    /// The type does not hold rows of this model's widths.
+    pub fn kv_shape(&self, kv_type: KvType) -> Result<KvShape, WidthError> {
+        Ok(match self.spec.attention {
+            AttentionSpec::Gqa { kv_heads, key_dim, value_dim, .. } => KvShape {
+                heads: kv_heads,
+                key: kv_type.layout("keys", key_dim)?,
+                value: Some(kv_type.layout("values", value_dim)?),
+            },
             AttentionSpec::Mla { kv_lora, .. } => {
-                KvShape { heads: 1, key_dim: kv_lora + self.spec.rope.dim, value_dim: 0 }
+                // The rotated part stays in f16: it is a ninth of the row, and says where a position is.
+                let latent = kv_type.layout("latent rows", kv_lora)?;
+                let key = RowLayout { halves: latent.halves + self.spec.rope.dim, ..latent };
+                KvShape { heads: 1, key, value: None }
             }
-        }
-    }
-
-    /// Bytes of the cache for `context_len` positions.
-    pub fn kv_bytes(&self, context_len: usize) -> u64 {
-        KvCache::bytes(self.kv_shape(), self.spec.blocks, context_len)
+        })
     }
 
     /// Widest feed-forward row of any layer.

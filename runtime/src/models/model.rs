@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use crate::clock::{Clock, Phase, Spans};
 use crate::kernels::{Input, Pool, add_scaled, matmul, rms_norm};
-use crate::kv::KvCache;
+use crate::kv::{KvCache, KvShape};
 use crate::layers::{
     Lookahead, MoeLayer, Pass, RANKS_MAX, Rope, RouteSink, Scratch, ScratchPlan, Target, feed_forward, sized,
 };
@@ -40,6 +40,8 @@ pub enum PassError {
 pub struct ModelOptions {
     /// Positions of the cache.
     pub context_len: usize,
+    /// Shape of a block's cache rows.
+    pub kv: KvShape,
     /// Most rows of one pass; longer inputs are run in chunks of this.
     pub rows_max: usize,
     /// Compute threads.
@@ -50,9 +52,9 @@ pub struct ModelOptions {
 
 impl ModelOptions {
     /// Working memory of a pass.
-    pub fn scratch(&self, blueprint: &Blueprint) -> ScratchPlan {
+    pub fn scratch<'a>(&self, blueprint: &'a Blueprint) -> ScratchPlan<'a> {
         let inner = blueprint.inner_max();
-        ScratchPlan::new(&blueprint.spec, self.rows_max, inner, self.context_len, self.threads)
+        ScratchPlan::new(&blueprint.spec, self.rows_max, inner, self.threads)
     }
 }
 
@@ -126,7 +128,7 @@ impl Model {
             rope,
             experts,
             pool: Pool::new(options.threads, options.thread_name).map_err(LoadError::Thread)?,
-            kv: KvCache::new(blueprint.kv_shape(), blueprint.spec.blocks, options.context_len),
+            kv: KvCache::new(options.kv, blueprint.spec.blocks, options.context_len),
             scratch: options.scratch(&blueprint).allocate(),
             sink: None,
             lookahead: Lookahead::default(),

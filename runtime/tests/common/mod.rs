@@ -12,9 +12,10 @@ use drafthorse_draft::{NgramConfig, SamplerConfig, TokenId};
 use drafthorse_offload::reader::PreadReader;
 use drafthorse_offload::{PolicyConfig, PolicyKind, Reader, ReaderOptions};
 use drafthorse_runtime::Error;
-use drafthorse_runtime::api::{DraftSource, EngineOptions, GenerateOptions, Generation, Silent};
+use drafthorse_runtime::api::{DraftSource, EngineOptions, GenerateOptions, Generation, KvType, Silent};
 use drafthorse_runtime::engine::Engine;
 use drafthorse_runtime::gguf::Gguf;
+use drafthorse_runtime::kv::KvShape;
 use drafthorse_runtime::models::{
     Blueprint, ExpertsChoice, LoadError, Model, ModelOptions, Overrides, Readers,
 };
@@ -34,6 +35,13 @@ pub struct Setup {
 pub const PLAIN: Setup =
     Setup { slots: usize::MAX, policy: PolicyKind::Lru, threads: 1, rows_max: 64, context_len: 128 };
 
+impl Setup {
+    /// The same with a cache of `context_len` positions.
+    pub fn context(self, context_len: usize) -> Setup {
+        Setup { context_len, ..self }
+    }
+}
+
 pub fn load(path: &Path, setup: Setup) -> Model {
     let gguf = Gguf::open(path).unwrap();
     let reader = PreadReader::open(&gguf.files, 2).unwrap();
@@ -45,9 +53,26 @@ pub fn load_with(gguf: &Gguf, setup: Setup, reader: Box<dyn Reader>) -> Model {
 }
 
 pub fn try_load_with(gguf: &Gguf, setup: Setup, reader: Box<dyn Reader>) -> Result<Model, LoadError> {
+    load_shaped(gguf, setup, reader, |blueprint| blueprint.kv_shape(KvType::F16).unwrap())
+}
+
+/// A model with a cache of any shape.
+pub fn load_with_kv(path: &Path, setup: Setup, shape: impl Fn(&Blueprint) -> KvShape) -> Model {
+    let gguf = Gguf::open(path).unwrap();
+    let reader = PreadReader::open(&gguf.files, 2).unwrap();
+    load_shaped(&gguf, setup, Box::new(reader), shape).unwrap()
+}
+
+fn load_shaped(
+    gguf: &Gguf,
+    setup: Setup,
+    reader: Box<dyn Reader>,
+    shape: impl Fn(&Blueprint) -> KvShape,
+) -> Result<Model, LoadError> {
     let blueprint = Blueprint::new(gguf, &Overrides::default()).unwrap();
     let options = ModelOptions {
         context_len: setup.context_len,
+        kv: shape(&blueprint),
         rows_max: setup.rows_max,
         threads: setup.threads,
         thread_name: "test",
@@ -76,6 +101,7 @@ pub fn plain_options(model: &Path) -> EngineOptions {
         memory_bytes: Some(4 << 30),
         memory_share: 0.75,
         context_len: 128,
+        kv_type: KvType::F16,
         prefill_chunk: Some(64),
         threads: 1,
         draft_threads: 1,

@@ -5,7 +5,8 @@
 use std::fs;
 use std::path::Path;
 
-use drafthorse_runtime::gguf::{BlockType, Gguf, Value, Writer, dequantize, quantize};
+use drafthorse_runtime::gguf::{BlockType, Gguf, QUANTIZABLE, Value, Writer, dequantize, quantize};
+use drafthorse_runtime::kernels::Format;
 
 /// A mixture of experts in Mixtral's layout.
 #[derive(Clone, Copy)]
@@ -14,7 +15,7 @@ pub struct Mixture {
     pub inner: u64,
     pub experts: u64,
     pub blocks: u64,
-    /// Writes the tensors of this name end as IQ2_S, a type without a kernel.
+    /// Writes the tensors of this name end as TQ2_0, a type without a kernel.
     pub unsupported: Option<&'static str>,
 }
 
@@ -69,8 +70,8 @@ impl Mixture {
     fn matrix(&self, writer: &mut Writer<'_>, name: String, dims: &[u64]) {
         let elements: u64 = dims.iter().product();
         if self.unsupported.is_some_and(|part| name.ends_with(part)) {
-            let bytes = vec![0; BlockType::IQ2_S.bytes_for(elements).unwrap() as usize];
-            writer.tensor(name, dims, BlockType::IQ2_S, move |out| out.write_all(&bytes));
+            let bytes = vec![0; BlockType::TQ2_0.bytes_for(elements).unwrap() as usize];
+            writer.tensor(name, dims, BlockType::TQ2_0, move |out| out.write_all(&bytes));
             return;
         }
         let noise = quantize(BlockType::F16, &noise(&name, elements.min(1 << 16))).unwrap();
@@ -107,6 +108,12 @@ fn noise(name: &str, len: u64) -> Vec<f32> {
 /// The model with its matrices (the router's apart) rounded to Q4_0: a draft that is often right and
 /// often wrong.
 pub fn write_coarse_copy(model: &Path, path: &Path) {
+    write_copy_in(BlockType::Q4_0, model, path);
+}
+
+/// The model with its matrices (the router's apart) in another format: rounded, or noise where nothing
+/// here writes that format.
+pub fn write_copy_in(block_type: BlockType, model: &Path, path: &Path) {
     let gguf = Gguf::open(model).unwrap();
     let file = fs::read(model).unwrap();
     let mut writer = Writer::new();
@@ -116,17 +123,36 @@ pub fn write_coarse_copy(model: &Path, path: &Path) {
     for info in &gguf.tensors {
         let bytes = &file[info.offset as usize..][..info.bytes as usize];
         let is_matrix = info.dims.len() > 1 && !info.name.contains("ffn_gate_inp");
-        let (block_type, bytes) = if is_matrix {
-            (
-                BlockType::Q4_0,
-                quantize(BlockType::Q4_0, &dequantize(info.block_type, bytes).unwrap()).unwrap(),
-            )
-        } else {
-            (info.block_type, bytes.to_vec())
+        let (block_type, bytes) = match is_matrix {
+            false => (info.block_type, bytes.to_vec()),
+            true if QUANTIZABLE.contains(&block_type) => {
+                (block_type, quantize(block_type, &dequantize(info.block_type, bytes).unwrap()).unwrap())
+            }
+            true => (block_type, random_blocks(block_type, info.elements(), &info.name)),
         };
         writer.tensor(info.name.clone(), &info.dims, block_type, move |out| out.write_all(&bytes));
     }
     writer.write(path).unwrap();
+}
+
+/// Blocks of random bits whose values are of a weight's size.
+fn random_blocks(block_type: BlockType, elements: u64, name: &str) -> Vec<u8> {
+    let format = Format::of(block_type).unwrap();
+    let mut values = vec![0f32; block_type.block_len() as usize];
+    let mut state = name.len() as u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    let mut block = || loop {
+        let block: Vec<u8> = (0..block_type.block_bytes()).map(|_| next()).collect();
+        format.dequantize(&block, &mut values);
+        let largest = values.iter().map(|value| value.abs()).fold(0.0, f32::max);
+        if values.iter().all(|value| value.is_finite()) && (0.02..0.3).contains(&largest) {
+            return block;
+        }
+    };
+    (0..elements / block_type.block_len()).flat_map(|_| block()).collect()
 }
 
 /// The model with other values for some keys (new ones are added) and, named so, one more vector.

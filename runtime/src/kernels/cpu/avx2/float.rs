@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 
 use super::super::portable::{BF16, F16, F32, FLOAT_LANES, Float, add_lanes};
 use super::super::tile::Tile;
+use super::prefetch;
 
 /// A float format in registers.
 pub(in crate::kernels) trait WideFloat: Float {
@@ -67,6 +68,7 @@ unsafe fn dots<F: WideFloat, const R: usize>(row: &[u8], x: [&[f32]; R]) -> [f32
         let (mut low, mut high) = ([_mm256_setzero_ps(); R], [_mm256_setzero_ps(); R]);
         for group in 0..groups {
             let at = group * FLOAT_LANES;
+            prefetch(&row[at * F::BYTES..(at + FLOAT_LANES) * F::BYTES]);
             let (w_low, w_high) =
                 (F::load(row.as_ptr().add(at * F::BYTES)), F::load(row.as_ptr().add((at + 8) * F::BYTES)));
             for r in 0..R {

@@ -139,12 +139,6 @@ static BROADCAST: [[[u8; 2]; 16]; 8] = {
 };
 
 #[inline(always)]
-unsafe fn broadcast(numbers: __m256i, j: usize) -> __m256i {
-    // SAFETY: the caller has AVX2; a row of the table is 32 bytes.
-    unsafe { _mm256_shuffle_epi8(numbers, _mm256_loadu_si256(BROADCAST[j].as_ptr().cast())) }
-}
-
-#[inline(always)]
 unsafe fn load(bytes: &[u8; 32]) -> __m256i {
     // SAFETY: 32 bytes are there; the caller has AVX2.
     unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
@@ -167,6 +161,22 @@ unsafe fn add_lanes(x: __m256) -> f32 {
     }
 }
 
+/// Up to so many rows the weights' way from memory is what takes the time.
+const STREAMED_ROWS_MAX: usize = 4;
+/// How far ahead weights are asked for: farther than one core's own prefetcher keeps, which stops at every
+/// page (measured in eval/LOG.md, 2026-11-26).
+const AHEAD_BYTES: usize = 1536;
+
+/// Asks for as many bytes as are read now, some way ahead of them.
+#[inline(always)]
+unsafe fn prefetch(read: &[u8]) {
+    let ahead = read.as_ptr().wrapping_add(AHEAD_BYTES);
+    for line in 0..read.len().div_ceil(64) {
+        // SAFETY: a prefetch reads nothing that the program could see, whatever the address.
+        unsafe { _mm_prefetch(ahead.wrapping_add(64 * line).cast(), _MM_HINT_T0) };
+    }
+}
+
 /// Kernel of a 256 format.
 ///
 /// # Safety
@@ -184,6 +194,9 @@ pub(in crate::kernels) unsafe fn tile256<W: Wide256, const R: usize>(tile: &Tile
             let mut acc = [_mm256_setzero_ps(); R];
             for (b, (block, x_d)) in row.chunks_exact(W::Block::BYTES).zip(&x_d).enumerate() {
                 let x: [&X256; R] = std::array::from_fn(|r| &x[r][b]);
+                if R <= STREAMED_ROWS_MAX {
+                    prefetch(block);
+                }
                 let head = W::head(block, &mut buffer);
                 let halves = [W::half(block, &buffer, 0), W::half(block, &buffer, 1)];
                 let lanes = integers::<W, R>(halves, head.scales, table, x);
@@ -301,6 +314,9 @@ pub(in crate::kernels) unsafe fn tile32<W: Wide32, const R: usize>(tile: &Tile<'
             let mut b = 0;
             let mut eights = row.chunks_exact(8 * W::Block::BYTES);
             for blocks in &mut eights {
+                if R <= STREAMED_ROWS_MAX {
+                    prefetch(blocks);
+                }
                 add_eight::<W, R>(blocks, std::array::from_fn(|r| &x[r][b]), &mut acc);
                 b += 1;
             }
