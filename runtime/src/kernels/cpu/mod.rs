@@ -60,7 +60,20 @@ macro_rules! rows {
 }
 
 impl Isa {
-    /// All there are for this architecture, better ones later.
+    /// The best this processor has (the standard library looks once).
+    #[must_use]
+    pub fn best() -> Isa {
+        let best = Isa::ALL.iter().rev().find(|isa| isa.is_available());
+        *best.expect("invariant: plain Rust runs anywhere")
+    }
+
+    /// All that this processor has, the best last.
+    #[cfg(test)]
+    pub(super) fn available() -> Vec<Isa> {
+        Isa::ALL.iter().copied().filter(|isa| isa.is_available()).collect()
+    }
+
+    /// All on this kind of processor, better ones behind.
     const ALL: &[Isa] = &[
         Isa::Portable,
         #[cfg(target_arch = "x86_64")]
@@ -71,33 +84,23 @@ impl Isa {
         Isa::NeonDot,
     ];
 
-    /// Whether this processor has it (the standard library looks once).
-    fn is_here(self) -> bool {
+    /// Whether this processor has the instructions.
+    fn is_available(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        let avx2 = || {
+            is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c")
+        };
         match self {
             Isa::Portable => true,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => {
-                is_x86_feature_detected!("avx2")
-                    && is_x86_feature_detected!("fma")
-                    && is_x86_feature_detected!("f16c")
-            }
+            Isa::Avx2 => avx2(),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => true,
             #[cfg(target_arch = "aarch64")]
             Isa::NeonDot => std::arch::is_aarch64_feature_detected!("dotprod"),
         }
-    }
-
-    /// The best this processor has.
-    #[must_use]
-    pub fn best() -> Isa {
-        *Isa::ALL.iter().rfind(|isa| isa.is_here()).expect("invariant: Portable is always here")
-    }
-
-    /// All that this processor has.
-    #[cfg(test)]
-    pub(super) fn available() -> Vec<Isa> {
-        Isa::ALL.iter().copied().filter(|isa| isa.is_here()).collect()
     }
 
     /// Its name, for reports.
@@ -110,7 +113,7 @@ impl Isa {
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => "neon",
             #[cfg(target_arch = "aarch64")]
-            Isa::NeonDot => "neon with dotprod",
+            Isa::NeonDot => "neon-dotprod",
         }
     }
 
