@@ -6,8 +6,6 @@
 //! description of each format: dequantization, the portable dot products and the tests of the vector
 //! kernels all read weights through them. Must not know activations or threads.
 
-use half::f16;
-
 /// Weights of one 256 block: `d * scales[i / 16] * (q[i] - OFFSET) - d_min * mins[i / 16]`.
 #[repr(C, align(32))]
 #[derive(Clone, Debug, PartialEq)]
@@ -69,7 +67,12 @@ pub(in crate::kernels) fn cell<const N: usize>(bytes: &[u8], at: usize) -> [u8; 
 /// The half float at byte `at`.
 #[inline(always)]
 pub(in crate::kernels) fn half_at(bytes: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes(cell(bytes, at)).to_f32()
+    let bits = u16::from_le_bytes(cell(bytes, at));
+    // `half` asks the processor for FEAT_FP16 at every call; this conversion is older.
+    #[cfg(target_arch = "aarch64")]
+    return super::neon::half(bits);
+    #[cfg(not(target_arch = "aarch64"))]
+    half::f16::from_bits(bits).to_f32()
 }
 
 /// Writes the values of a row of 256 blocks.

@@ -15,6 +15,8 @@ mod codebooks;
 mod i_quants;
 mod k_quants;
 mod legacy;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 #[cfg(test)]
 pub(super) mod tests;
@@ -48,16 +50,22 @@ pub enum Isa {
     /// Those and AVX-512 VNNI (from Ice Lake and Zen 4 on).
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni,
+    /// NEON, which every aarch64 has.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    /// NEON with SDOT.
+    #[cfg(target_arch = "aarch64")]
+    NeonDot,
 }
 
 /// A kernel function for 1, 2, 4 and 8 rows.
 macro_rules! rows {
-    ($($kernel:ident)::+ <$format:ty>) => {
+    ($kernel:ident <$($type:ty),+>) => {
         Kernel([
-            $($kernel)::+::<$format, 1>,
-            $($kernel)::+::<$format, 2>,
-            $($kernel)::+::<$format, 4>,
-            $($kernel)::+::<$format, 8>,
+            $kernel::<$($type),+, 1>,
+            $kernel::<$($type),+, 2>,
+            $kernel::<$($type),+, 4>,
+            $kernel::<$($type),+, 8>,
         ])
     };
 }
@@ -87,6 +95,10 @@ impl Isa {
         Isa::Avx512,
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Vnni,
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon,
+        #[cfg(target_arch = "aarch64")]
+        Isa::NeonDot,
     ];
 
     /// Whether this processor has the instructions.
@@ -115,6 +127,10 @@ impl Isa {
             Isa::Avx512 => avx512(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => avx512() && is_x86_feature_detected!("avx512vnni"),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => true,
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDot => std::arch::is_aarch64_feature_detected!("dotprod"),
         }
     }
 
@@ -131,6 +147,10 @@ impl Isa {
             Isa::Avx512 => "avx512",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => "avx512-vnni",
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDot => "neon-dotprod",
         }
     }
 
@@ -146,6 +166,10 @@ impl Isa {
             Isa::Avx512 => avx512_kernel(format),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => avx512_vnni_kernel(format),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => neon_kernel::<neon::Widening>(format),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDot => neon_kernel::<neon::DotProd>(format),
         }
     }
 
@@ -158,6 +182,9 @@ impl Isa {
             Isa::Avx2 | Isa::AvxVnni | Isa::Avx512 | Isa::Avx512Vnni => unsafe {
                 avx2::quantize_rows(values, width, out)
             },
+            // Compilers have NEON in plain code.
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon | Isa::NeonDot => activations::quantize_rows(values, width, out),
         }
     }
 }
@@ -247,6 +274,39 @@ fn avx512_kernel(format: Format) -> Kernel {
 fn avx512_vnni_kernel(format: Format) -> Kernel {
     use avx512::{Buffered, tile_float, tile32, tile256_vnni as tile256};
     vector_kernel!(format)
+}
+
+#[cfg(target_arch = "aarch64")]
+fn neon_kernel<D: neon::Dot>(format: Format) -> Kernel {
+    use neon::{
+        Buffered, WideIq4Nl, WideIq4Xs, WideMxfp4, WideQ2K, WideQ3K, WideQ4_0, WideQ4_1, WideQ4K, WideQ5_0,
+        WideQ5_1, WideQ5K, WideQ6K, WideQ8_0, tile_float, tile32, tile256,
+    };
+    match format {
+        Format::F32 => rows!(tile_float<F32>),
+        Format::F16 => rows!(tile_float<F16>),
+        Format::BF16 => rows!(tile_float<BF16>),
+        Format::Q4_0 => rows!(tile32<D, WideQ4_0>),
+        Format::Q4_1 => rows!(tile32<D, WideQ4_1>),
+        Format::Q5_0 => rows!(tile32<D, WideQ5_0>),
+        Format::Q5_1 => rows!(tile32<D, WideQ5_1>),
+        Format::Q8_0 => rows!(tile32<D, WideQ8_0>),
+        Format::IQ4NL => rows!(tile32<D, WideIq4Nl>),
+        Format::MXFP4 => rows!(tile32<D, WideMxfp4>),
+        Format::Q2K => rows!(tile256<D, WideQ2K>),
+        Format::Q3K => rows!(tile256<D, WideQ3K>),
+        Format::Q4K => rows!(tile256<D, WideQ4K>),
+        Format::Q5K => rows!(tile256<D, WideQ5K>),
+        Format::Q6K => rows!(tile256<D, WideQ6K>),
+        Format::IQ4XS => rows!(tile256<D, WideIq4Xs>),
+        Format::IQ3XXS => rows!(tile256<D, Buffered<Iq3Xxs>>),
+        Format::IQ3S => rows!(tile256<D, Buffered<Iq3S>>),
+        Format::IQ2XXS => rows!(tile256<D, Buffered<Iq2Xxs>>),
+        Format::IQ2XS => rows!(tile256<D, Buffered<Iq2Xs>>),
+        Format::IQ2S => rows!(tile256<D, Buffered<Iq2S>>),
+        Format::IQ1S => rows!(tile256<D, Buffered<Iq1S>>),
+        Format::IQ1M => rows!(tile256<D, Buffered<Iq1M>>),
+    }
 }
 
 /// Writes a weight row's values.
