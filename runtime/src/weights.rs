@@ -230,8 +230,8 @@ impl DenseStore {
         let bytes = self.end.max(1);
         let allocation = |source| LoadError::Allocation { bytes: bytes as u64, source };
         let mut memory = MmapMut::map_anon(bytes).map_err(allocation)?;
-        // Streaming through large pages is up to a third faster (eval/LOG.md, 2026-11-26); a system that has
-        // none gives small ones.
+        // With prefetching, streaming through large pages was faster (eval/LOG.md, 2026-11-26); a system that
+        // has none gives small ones.
         #[cfg(target_os = "linux")]
         let _ = memory.advise(memmap2::Advice::HugePage);
         let mut raw: Vec<Vec<u8>> = self.vectors.iter().map(|v| vec![0; v.info.bytes as usize]).collect();

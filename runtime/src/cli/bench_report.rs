@@ -36,6 +36,8 @@ pub struct Setup {
     pub repeat: usize,
     /// Weight bytes that one decoded token multiplies with.
     pub active_bytes_per_token: u64,
+    /// Instructions that the kernels were chosen for.
+    pub kernels: &'static str,
 }
 
 /// One measurement.
@@ -191,8 +193,11 @@ fn row(phase: Phase, cache: Cache, samples: &[&Sample], active_bytes: u64) -> Ro
 
 impl fmt::Display for BenchReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Setup { prompt_tokens, generate_tokens, repeat, .. } = self.setup;
-        writeln!(f, "prompt {prompt_tokens}, generated {generate_tokens}, repeats {repeat}")?;
+        let Setup { prompt_tokens, generate_tokens, repeat, kernels, .. } = self.setup;
+        writeln!(
+            f,
+            "prompt {prompt_tokens}, generated {generate_tokens}, repeats {repeat}, kernels {kernels}"
+        )?;
         writeln!(
             f,
             "{:<13} {:>8} {:>8} {:>8} {:>8} {:>7} {:>10} {:>10} {:>10} {:>9}",
@@ -256,8 +261,13 @@ mod tests {
 
     #[test]
     fn rows_are_cold_then_warm_and_absent_when_not_measured() {
-        let setup =
-            Setup { prompt_tokens: 8, generate_tokens: 4, repeat: 1, active_bytes_per_token: 500_000_000 };
+        let setup = Setup {
+            prompt_tokens: 8,
+            generate_tokens: 4,
+            repeat: 1,
+            active_bytes_per_token: 500_000_000,
+            kernels: "portable",
+        };
         let warm = [sample(Phase::Prefill, Cache::Warm, 100.0), sample(Phase::Decode, Cache::Warm, 10.0)];
         let passes = [(1, 2.0), (4, 3.0), (1, 2.0), (4, 9.0), (4, 3.0)];
         let passes = passes.map(|(rows, seconds)| PassSample { rows, seconds });

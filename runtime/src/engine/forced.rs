@@ -72,13 +72,15 @@ impl Engine {
     }
 
     /// Seconds of one target pass over `tokens` behind the present sequence, with the logits of every row: what
-    /// verifying `tokens.len() - 1` drafts costs. The sequence is rolled back, as after a rejection. Rows beyond
-    /// what a verification may have are left out.
+    /// verifying `tokens.len() - 1` drafts costs. The sequence is rolled back, as after a rejection. `None` for
+    /// more rows than one pass has here. No trace records it.
     ///
     /// # Errors
     /// No ids, more than the context has room for, experts that cannot be read.
-    pub fn time_pass(&mut self, tokens: &[TokenId]) -> Result<f64, Error> {
-        let tokens = &tokens[..tokens.len().min(self.logit_rows)];
+    pub fn time_pass(&mut self, tokens: &[TokenId]) -> Result<Option<f64>, Error> {
+        if tokens.len() > self.logit_rows.min(self.target.rows_max()) {
+            return Ok(None);
+        }
         self.check_prompt(tokens)?;
         let len = self.target.len();
         if len + tokens.len() > self.context_len() {
@@ -88,7 +90,7 @@ impl Engine {
         self.target.pass(tokens, LogitRows::All, &mut self.logits)?;
         let seconds = started.elapsed().as_secs_f64();
         self.target.truncate(len);
-        Ok(seconds)
+        Ok(Some(seconds))
     }
 }
 

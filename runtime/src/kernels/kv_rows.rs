@@ -74,8 +74,10 @@ impl RowLayout {
 
 /// The factor is rounded first, so that the values are the nearest to what unpacking gives.
 fn pack_block(values: &[f32; KV_BLOCK], block: &mut [u8; BLOCK_BYTES]) {
-    let largest = values.iter().fold(0f32, |most, value| most.max(value.abs()));
-    let factor = f16::from_f32(largest / 127.0);
+    // As integers, in whose order infinity and NaN come last: a broken value must show, not vanish.
+    let largest = values.iter().map(|value| value.to_bits() & 0x7fff_ffff).fold(0, u32::max);
+    let largest = f32::from_bits(largest);
+    let factor = if largest.is_finite() { f16::from_f32(largest / 127.0) } else { f16::NAN };
     let inverse = if factor == f16::ZERO { 0.0 } else { 1.0 / factor.to_f32() };
     let (cells, end) = block.split_at_mut(KV_BLOCK);
     for (cell, value) in cells.iter_mut().zip(values) {
@@ -144,6 +146,11 @@ mod tests {
         let layout = RowLayout { quantized: 64, halves: 3 };
         assert_eq!((layout.dim(), layout.bytes()), (67, 2 * 34 + 6));
         assert_eq!(round_trip(layout, &[0.0; 67]), [0.0; 67]);
-        assert!(round_trip(layout, &[f32::INFINITY; 67])[0].is_nan(), "broken values stay visible");
+        for broken in [f32::INFINITY, f32::NAN] {
+            let mut row = [1.0; 67];
+            row[40] = broken;
+            let back = round_trip(layout, &row);
+            assert!(back[40].is_nan() && back[0] == 1.0, "broken values stay visible, and where they are");
+        }
     }
 }

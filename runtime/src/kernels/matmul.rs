@@ -242,6 +242,9 @@ impl Columns<'_> {
         out_stride: usize,
     ) {
         let side = self.w.format.side();
+        let row_bytes = self.w.format.block_type().bytes_for(self.w.cols as u64);
+        assert!(self.w.cols == self.x.width, "invariant: weight and activation rows are of one width");
+        assert!(row_bytes == Some(self.w.row_bytes() as u64), "invariant: weight rows are whole");
         let mut x = [std::ptr::null(); TILE_ROWS_MAX];
         for (x, i) in x.iter_mut().zip(rows.clone()) {
             *x = self.x.row(side, self.rows.map_or(i, |rows| rows[i] as usize));
@@ -249,8 +252,9 @@ impl Columns<'_> {
         let weights = self.w.rows_at(run);
         let tile = Tile { weights, row_bytes: self.w.row_bytes(), x, cols: self.w.cols, out, out_stride };
         let kernel = self.x.isa.kernel(self.w.format).0[rows.len().ilog2() as usize];
-        // SAFETY: the input was made for instructions that are there, rows were checked by `row`, and the
-        // output is the caller's promise.
+        // SAFETY: the input was made for instructions that are there; `row` checked that the activation rows
+        // are there, the assertions that both sides are as long as the tile says; the output is the caller's
+        // promise.
         unsafe { kernel(&tile) };
     }
 }
@@ -300,6 +304,38 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn activations_are_the_same_blocks_when_all_threads_quantize_them() {
+        let mut pool = Pool::new(3, "test").expect("threads start");
+        for (rows, width) in [(131, 544), (257, 256), (64, 2048)] {
+            let x = noise(rows * width, 11);
+            let (alone, together) = (Input::new(&x, width), Input::new(&x, width));
+            assert!(x.len() >= PARALLEL_MIN_VALUES, "else it is one thread");
+            alone.prepare(Side::X32);
+            together.prepare_on(&mut pool, Side::X32);
+            assert!(alone.x32.get().is_some() && alone.x32.get() == together.x32.get());
+            if width.is_multiple_of(256) {
+                alone.prepare(Side::X256);
+                together.prepare_on(&mut pool, Side::X256);
+                assert!(alone.x256.get().is_some() && alone.x256.get() == together.x256.get());
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "one width")]
+    fn rows_of_different_widths_are_refused_before_memory_is_read() {
+        let bytes = random_weights(Format::Q8_0, 512, 1);
+        let w = MatrixRef { format: Format::Q8_0, rows: 1, cols: 512, bytes: &bytes };
+        let mut pool = Pool::new(1, "test").expect("threads start");
+        let x = [1f32; 256];
+        let columns =
+            Columns { w, range: 0..1, x: &Input::new(&x, 256), rows: None, out: SharedOut::new(&mut [0.0]) };
+        columns.x.prepare_on(&mut pool, Side::X32);
+        // SAFETY: nobody else has the output.
+        unsafe { columns.fill() };
     }
 
     #[test]

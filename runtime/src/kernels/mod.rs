@@ -1,7 +1,7 @@
 //! Arithmetic on weight bytes: the only place that knows how a quantized block multiplies.
 //!
-//! Owns the thread pool, the row-by-row dot products of every supported block format, and the
-//! matrix product built on them. It must not know models, files or caches.
+//! Owns the thread pool, the kernels of every supported block format, and the matrix products and the
+//! attention built on them. It must not know models, files or caches.
 //!
 //! Row invariance (DESIGN I2, ALGORITHMS.md H.6): an output value is one dot product over one
 //! weight row and one activation row, in one fixed order (`cpu::portable`), whatever the number of rows,

@@ -125,10 +125,13 @@ impl<'a> ScratchPlan<'a> {
             + self.used * (self.width + self.expert_inner + ROUTE_VALUES)
             + 2 * self.inner
             + self.rope;
-        let widest = self.width.max(self.inner).max(self.heads).max(self.q_low);
-        // Quantized activations, in up to two layouts at once.
-        let quantized =
-            2 * self.rows * quantized_bytes(widest).max(self.used * quantized_bytes(self.expert_inner));
+        // Quantized activations: what several matrices read, in up to two layouts at once, and what is made
+        // from it meanwhile.
+        let behind = quantized_bytes(self.inner)
+            .max(self.used * quantized_bytes(self.expert_inner))
+            .max(quantized_bytes(self.q_low));
+        let both = 2 * quantized_bytes(self.width) + behind;
+        let quantized = self.rows * both.max(quantized_bytes(self.heads));
         let ahead = (self.ahead + 1) * self.width + self.ahead * (self.experts + self.used * ROUTE_VALUES);
         let attention = self.threads * Spaces::floats(self.spec);
         ((per_row * self.rows + ahead + attention) * size_of::<f32>() + quantized) as u64

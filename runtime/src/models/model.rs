@@ -249,6 +249,11 @@ impl Model {
         Ok(())
     }
 
+    /// Rows of the widest single pass.
+    pub fn rows_max(&self) -> usize {
+        self.options.rows_max
+    }
+
     /// One pass of at most `rows_max` rows; appends the logits of `logit_rows`.
     fn run_chunk(
         &mut self,

@@ -46,7 +46,9 @@ pub(in crate::kernels) fn random_weights(format: Format, count: usize, seed: u64
     let mut bytes: Vec<u8> = noise(len, seed).iter().map(|v| (v * 4096.0) as i32 as u8).collect();
     for (block, scale) in bytes.chunks_mut(block_bytes).zip(noise(len / block_bytes, seed + 1)) {
         let bits = half::f16::from_f32(scale / 64.0).to_bits();
-        for at in scales(format) {
+        for (i, at) in scales(format).iter().enumerate() {
+            // Not the same for scale and minimum.
+            let bits = bits ^ (0x155 * i as u16);
             block[*at..at + 2].copy_from_slice(&bits.to_le_bytes());
         }
         match format {

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::blocks::{Unpacked256, cell, half_at};
+use super::super::blocks::{Unpacked256, cell};
 use super::super::k_quants::{Q2K, Q3K, Q4K, Q5K, Q6K};
 use super::{Head, Wide256, half_float, load};
 
@@ -120,7 +120,7 @@ impl Wide256 for WideQ3K {
                 scales: _mm256_cvtepi8_epi16(even_odd_bytes(scales)),
                 natural: _mm256_cvtepi8_epi16(scales),
                 mins: _mm256_setzero_si256(),
-                d: half_at(block, 108),
+                d: half_float(block, 108),
                 d_min: 0.0,
             }
         }

@@ -205,8 +205,7 @@ unsafe fn add_lanes(x: __m256) -> f32 {
 
 /// Up to so many rows the weights' way from memory is what takes the time.
 const STREAMED_ROWS_MAX: usize = 4;
-/// How far ahead weights are asked for: farther than one core's own prefetcher keeps, which stops at every
-/// page (measured in eval/LOG.md, 2026-11-26).
+/// How far ahead weights are asked for; half and twice as far were no better (eval/LOG.md, 2026-11-26).
 const AHEAD_BYTES: usize = 1536;
 
 /// Asks for as many bytes as are read now, some way ahead of them.
