@@ -330,10 +330,10 @@ mod tests {
         let bytes = random_weights(Format::Q8_0, 512, 1);
         let w = MatrixRef { format: Format::Q8_0, rows: 1, cols: 512, bytes: &bytes };
         let mut pool = Pool::new(1, "test").expect("threads start");
-        let x = [1f32; 256];
-        let columns =
-            Columns { w, range: 0..1, x: &Input::new(&x, 256), rows: None, out: SharedOut::new(&mut [0.0]) };
-        columns.x.prepare_on(&mut pool, Side::X32);
+        let (x, mut out) = ([1f32; 256], [0f32]);
+        let input = Input::new(&x, 256);
+        input.prepare_on(&mut pool, Side::X32);
+        let columns = Columns { w, range: 0..1, x: &input, rows: None, out: SharedOut::new(&mut out) };
         // SAFETY: nobody else has the output.
         unsafe { columns.fill() };
     }
