@@ -150,7 +150,10 @@ mod tests {
             let mut row = [1.0; 67];
             row[40] = broken;
             let back = round_trip(layout, &row);
-            assert!(back[40].is_nan() && back[0] == 1.0, "broken values stay visible, and where they are");
+            assert!(
+                back[40].is_nan() && (back[0] - 1.0).abs() < 0.01,
+                "broken values stay visible, and where they are"
+            );
         }
     }
 }
