@@ -28,7 +28,7 @@ const CHANCE_MIN: f64 = 1e-4;
 /// Decayed selections and recalled passes, per time a slot is held.
 pub struct Gating {
     stats: GatingStats,
-    counted: Vec<Vec<f64>>, // (layers, experts): probabilities by `stats`
+    stale: Vec<bool>, // (layers): selections were observed that `residents` has not heard of
     recall: Recall,
     residents: Residents,
     life: Life,
@@ -49,11 +49,10 @@ impl Gating {
     pub fn new(config: &PolicyConfig) -> Gating {
         let PolicyConfig { experts, slots, experts_used, .. } = config;
         let stats = config.stats(&HALF_LIVES);
-        let counted = (0..experts.len() as u32).map(|layer| stats.probabilities(layer).collect()).collect();
         let remembered = config.warm().map_or(&[][..], |warm| &warm.passes);
         Gating {
             stats,
-            counted,
+            stale: vec![true; experts.len()],
             recall: Recall::new(experts, remembered),
             residents: Residents::new(experts),
             life: Life::new(*slots, experts.len(), *experts_used),
@@ -62,17 +61,24 @@ impl Gating {
         }
     }
 
-    fn rate(&mut self, layer: usize) {
-        let Gating { counted, recall, residents, .. } = self;
-        let Some(counted) = counted.get(layer) else { return };
-        if recall.is_empty() {
-            return residents.want(layer as u32, counted.iter().copied());
+    /// Rates the experts of every layer that was observed since. Here and not in `observe`: while nothing
+    /// has to make room (a bank that fits, a pass without misses) this would be work for nobody.
+    fn rate_stale(&mut self) {
+        let Gating { stats, stale, recall, residents, life, .. } = self;
+        let fade = life.fade() as f32;
+        for (layer, stale) in stale.iter_mut().enumerate().filter(|(_, stale)| **stale) {
+            *stale = false;
+            recall.update(layer, fade);
+            let counted = stats.probabilities(layer as u32);
+            if recall.is_empty() {
+                residents.want(layer as u32, counted);
+                continue;
+            }
+            let chance = |(counted, recalled): (f64, &f32)| {
+                (1.0 - RECALL_SHARE) * counted + RECALL_SHARE * f64::from(*recalled)
+            };
+            residents.want(layer as u32, counted.zip(recall.forecast(layer)).map(chance));
         }
-        let both = counted.iter().zip(recall.forecast(layer));
-        let chance = |(counted, recalled): (&f64, &f32)| {
-            (1.0 - RECALL_SHARE) * counted + RECALL_SHARE * f64::from(*recalled)
-        };
-        residents.want(layer as u32, both.map(chance));
     }
 }
 
@@ -105,15 +111,10 @@ impl Policy for Gating {
 
     fn observe(&mut self, layer: u32, experts: &[u32], counts: &[u32]) {
         self.life.observe(layer);
-        let Gating { stats, counted, recall, .. } = self;
-        stats.observe(layer, experts, counts);
-        if let Some(counted) = counted.get_mut(layer as usize) {
-            counted.iter_mut().zip(stats.probabilities(layer)).for_each(|(old, new)| *old = new);
-        }
+        self.stats.observe(layer, experts, counts);
         let rows =
             counts.iter().map(|count| f64::from(*count)).sum::<f64>() / f64::from(self.experts_used.max(1));
-        let fade = self.life.fade() as f32;
-        recall.observe(layer, experts, rows, fade).for_each(|layer| self.rate(layer));
+        self.stale[self.recall.observe(layer, experts, rows)].fill(true);
     }
 
     fn insert(&mut self, id: ExpertId) {
@@ -126,7 +127,8 @@ impl Policy for Gating {
     }
 
     fn victim(&mut self, layer: u32, evictable: &dyn Fn(ExpertId) -> bool) -> Option<ExpertId> {
-        let Gating { residents, .. } = self;
+        self.rate_stale();
+        let residents = &mut self.residents;
         let layers = residents.layers();
         let mut worst: Option<(f64, ExpertId)> = None;
         for candidate in (0..layers).filter_map(|layer| residents.least(layer, evictable)) {

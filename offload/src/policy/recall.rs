@@ -34,6 +34,7 @@ pub(super) struct Recall {
     begun: usize,         // passes begun, the running one included
     layer: Option<usize>, // layer the running pass is at
     alike: Vec<f32>,      // (PASSES): layers shared with the running pass, in parts
+    election_due: bool,
     voters: Vec<Voter>,
     forecast: Vec<f32>, // (layers, experts): share of votes for the layer's next visits
 }
@@ -70,6 +71,7 @@ impl Recall {
             begun: 0,
             layer: None,
             alike: vec![0.0; PASSES],
+            election_due: false,
             voters: Vec::new(),
             forecast: vec![0.0; layers * widest],
         };
@@ -98,15 +100,8 @@ impl Recall {
         }
     }
 
-    /// A window of `layer` selected `experts`. `fade` (0..1) weighs each pass ahead against the one
-    /// before it. Returns the layers whose forecast has changed.
-    pub(super) fn observe(
-        &mut self,
-        layer: u32,
-        experts: &[u32],
-        rows: f64,
-        fade: f32,
-    ) -> std::ops::Range<usize> {
+    /// A window of `layer` selected `experts`. Returns the layers whose forecast is no longer true.
+    pub(super) fn observe(&mut self, layer: u32, experts: &[u32], rows: f64) -> std::ops::Range<usize> {
         let layer = layer as usize;
         if layer >= self.shape.layers {
             return 0..0;
@@ -120,12 +115,18 @@ impl Recall {
         }
         let stride = self.shape.layers.div_ceil(FORECASTS);
         let due = entered.is_none_or(|at| layer / stride != at / stride) || layer + 1 == self.shape.layers;
-        if due {
+        self.election_due |= due;
+        if due { 0..self.shape.layers } else { layer..layer + 1 }
+    }
+
+    /// Lets those vote who are most alike by now, on the next visits of `layer`. `fade` (0..1) weighs each
+    /// pass ahead against the one before it. Whatever [`Recall::observe`] returned is to be forecast
+    /// anew before it is used; when nobody asks, nothing is computed.
+    pub(super) fn update(&mut self, layer: usize, fade: f32) {
+        if std::mem::take(&mut self.election_due) {
             self.elect();
         }
-        let changed = if due { 0..self.shape.layers } else { layer..layer + 1 };
-        changed.clone().for_each(|layer| self.vote(layer, fade));
-        changed
+        self.vote(layer, fade);
     }
 
     /// Share of votes for each expert of a layer.
@@ -204,7 +205,7 @@ impl Recall {
     /// The voters' forecast for the next visits of `layer`.
     fn vote(&mut self, layer: usize, fade: f32) {
         let Recall { shape, sets, begun, forecast, voters, .. } = self;
-        let running = *begun - 1;
+        let Some(running) = begun.checked_sub(1) else { return };
         let past = self.layer.is_some_and(|at| layer <= at); // its next visit is in the next pass
         let forecast = &mut forecast[layer * shape.experts..][..shape.experts];
         forecast.fill(0.0);
@@ -231,13 +232,19 @@ impl Recall {
 mod tests {
     use super::*;
 
+    const FADE: f32 = 0.1;
+
     /// Layers 2, experts 70 (two words), one used.
     fn recall() -> Recall {
         Recall::new(&[70, 70], &[])
     }
 
+    fn observe(recall: &mut Recall, layer: u32, experts: &[u32], rows: f64) {
+        recall.observe(layer, experts, rows).for_each(|layer| recall.update(layer, FADE));
+    }
+
     fn pass(recall: &mut Recall, experts: [u32; 2]) {
-        (0..2).for_each(|layer| _ = recall.observe(layer, &[experts[layer as usize]], 1.0, 0.5));
+        (0..2).for_each(|layer| observe(recall, layer, &[experts[layer as usize]], 1.0));
     }
 
     fn likeliest(recall: &Recall, layer: usize) -> usize {
@@ -253,9 +260,9 @@ mod tests {
             pass(&mut recall, [2, 5]);
             pass(&mut recall, [3, 64]);
         }
-        recall.observe(0, &[1], 1.0, 0.1);
+        observe(&mut recall, 0, &[1], 1.0);
         assert_eq!((likeliest(&recall, 1), likeliest(&recall, 0)), (69, 2));
-        recall.observe(1, &[69], 1.0, 0.1);
+        observe(&mut recall, 1, &[69], 1.0);
         assert_eq!((likeliest(&recall, 1), likeliest(&recall, 0)), (5, 2));
     }
 
@@ -286,10 +293,10 @@ mod tests {
     #[test]
     fn a_prompt_leaves_no_set_behind_and_pieces_of_a_window_make_one() {
         let mut recall = recall();
-        (0..2).for_each(|layer| _ = recall.observe(layer, &[1, 2, 3], 400.0, 0.5));
+        (0..2).for_each(|layer| observe(&mut recall, layer, &[1, 2, 3], 400.0));
         for layer in 0..2 {
-            recall.observe(layer, &[1], 1.0, 0.5);
-            recall.observe(layer, &[2], 1.0, 0.5);
+            observe(&mut recall, layer, &[1], 1.0);
+            observe(&mut recall, layer, &[2], 1.0);
         }
         pass(&mut recall, [0, 0]);
         assert_eq!(recall.remembered(), [0b110, 0, 0b110, 0]);
@@ -298,9 +305,9 @@ mod tests {
     #[test]
     fn experts_and_layers_out_of_range_are_ignored() {
         let mut recall = recall();
-        assert!(recall.observe(2, &[0], 1.0, 0.5).is_empty());
-        recall.observe(0, &[128, 70, 7], 1.0, 0.5);
-        recall.observe(1, &[0], 1.0, 0.5);
+        assert!(recall.observe(2, &[0], 1.0).is_empty());
+        observe(&mut recall, 0, &[128, 70, 7], 1.0);
+        observe(&mut recall, 1, &[0], 1.0);
         pass(&mut recall, [1, 1]);
         assert_eq!(recall.remembered()[0], 1 << 7);
     }
