@@ -95,6 +95,12 @@ pub struct Draft {
 }
 
 impl Draft {
+    /// A draft whose guesses bear these probabilities; both of one length.
+    pub fn new(tokens: Vec<TokenId>, confidence: Vec<f32>) -> Draft {
+        debug_assert_eq!(tokens.len(), confidence.len());
+        Draft { tokens, confidence }
+    }
+
     /// Shortens the draft to at most `len` tokens.
     pub fn truncate(&mut self, len: usize) {
         self.tokens.truncate(len);

@@ -111,7 +111,7 @@ impl Drafter for NgramDrafter {
         let Some(found) = self.longest(request.context) else { return Ok(Draft::default()) };
         let tokens = copy_from(request.context, found.next, request.max_tokens);
         let confidence = self.confidence(request.context, &tokens, found.len);
-        Ok(Draft { tokens, confidence })
+        Ok(Draft::new(tokens, confidence))
     }
 }
 

@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     fn run(drafted: &[TokenId], target: &[TokenId]) -> (Verdict, usize) {
-        let draft = Draft { tokens: drafted.to_vec(), confidence: vec![1.0; drafted.len()] };
+        let draft = Draft::new(drafted.to_vec(), vec![1.0; drafted.len()]);
         let mut rows = Vec::new();
         let verdict = verify(&draft, |row| {
             rows.push(row);

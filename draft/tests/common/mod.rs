@@ -115,7 +115,7 @@ impl Drafter for Adversary {
         let len = next() as usize % (request.max_tokens + 1);
         let tokens = (0..len).map(|_| (next() % self.vocab as u64) as TokenId).collect();
         let confidence = (0..len).map(|_| unit(next()) as f32).collect();
-        Ok(Draft { tokens, confidence })
+        Ok(Draft::new(tokens, confidence))
     }
 }
 
