@@ -16,6 +16,7 @@ mod ngram;
 mod registry;
 mod sampler;
 mod stats;
+mod stop;
 mod verify;
 
 pub use error::{DraftError, ModelError};
@@ -24,6 +25,7 @@ pub use ngram::{NgramConfig, NgramDrafter};
 pub use registry::{DRAFTERS, DrafterEntry, DrafterKind, DrafterParts};
 pub use sampler::{Choice, Sampler, SamplerConfig};
 pub use stats::AcceptanceStats;
+pub use stop::{CONFIDENCE_BINS, StopRule, confidence_bin};
 pub use verify::{Verdict, verify};
 
 /// A token's id in the vocabulary that draft and target share.
@@ -83,6 +85,8 @@ pub struct Request<'a> {
     pub max_tokens: usize,
     /// The sequence's sampler: the drafter chooses with the same law and the same noise.
     pub sampler: &'a Sampler,
+    /// When to stop before `max_tokens`; drafters whose tokens cost nothing need not ask.
+    pub stop: StopRule,
 }
 
 /// A guess at the next tokens.
@@ -92,13 +96,16 @@ pub struct Draft {
     pub tokens: Vec<TokenId>,
     /// The drafter's own probability of each guess, 0 to 1; same length as `tokens`.
     pub confidence: Vec<f32>,
+    /// Which of several drafters guessed: what its confidence is worth is learned for each. 0 for a
+    /// drafter that is alone.
+    pub source: usize,
 }
 
 impl Draft {
     /// A draft whose guesses bear these probabilities; both of one length.
     pub fn new(tokens: Vec<TokenId>, confidence: Vec<f32>) -> Draft {
         debug_assert_eq!(tokens.len(), confidence.len());
-        Draft { tokens, confidence }
+        Draft { tokens, confidence, source: 0 }
     }
 
     /// Shortens the draft to at most `len` tokens.

@@ -4,7 +4,7 @@
 //! back to the prefix it shares with the new context, feeds the rest, and samples ahead with the
 //! sequence's own sampler. It must not know which architecture the model has or where it came from.
 
-use crate::{Draft, DraftError, Drafter, LanguageModel, LogitRows, Request, Sampler, TokenId};
+use crate::{Draft, DraftError, Drafter, LanguageModel, LogitRows, Request, Sampler, StopRule, TokenId};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::thread::JoinHandle;
 
@@ -27,6 +27,7 @@ struct Job {
     context: Vec<TokenId>,
     max_tokens: usize,
     sampler: Sampler,
+    stop: StopRule,
 }
 
 impl ModelDrafter {
@@ -93,8 +94,8 @@ impl Drafter for ModelDrafter {
         if request.max_tokens == 0 || request.context.is_empty() {
             return Ok(Draft::default());
         }
-        let Request { context, max_tokens, sampler } = request;
-        let job = Job { context: context.to_vec(), max_tokens, sampler: *sampler };
+        let Request { context, max_tokens, sampler, stop } = request;
+        let job = Job { context: context.to_vec(), max_tokens, sampler: *sampler, stop };
         match self.submit(job).then(|| self.collect()).flatten() {
             Some(reply) => reply,
             None => Err(self.stop()),
@@ -129,12 +130,14 @@ impl Worker {
             return Ok(draft);
         }
         self.sync(&job.context)?;
+        let mut survival = 1.0;
         loop {
             let position = job.context.len() + draft.tokens.len();
             let choice = job.sampler.choose(&self.logits, position);
             draft.tokens.push(choice.token);
             draft.confidence.push(choice.probability);
-            if draft.tokens.len() == len_max {
+            survival = job.stop.survival(survival, choice.probability);
+            if draft.tokens.len() == len_max || job.stop.stops(survival) {
                 return Ok(draft);
             }
             self.feed(&[choice.token])?;
@@ -210,7 +213,7 @@ mod tests {
         let drafter = ModelDrafter::spawn(Box::new(Gated { entered, gate })).unwrap();
         let sampler =
             Sampler::new(SamplerConfig { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 0 });
-        assert!(drafter.submit(Job { context: vec![0], max_tokens: 1, sampler }));
+        assert!(drafter.submit(Job { context: vec![0], max_tokens: 1, sampler, stop: StopRule::NEVER }));
         has_entered.recv_timeout(Duration::from_secs(60)).unwrap();
         let (done, dropped) = bounded(1);
         let dropping = std::thread::spawn(move || {

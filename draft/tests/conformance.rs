@@ -4,7 +4,7 @@
 mod common;
 
 use common::{HashModel, mix, sampler};
-use drafthorse_draft::{DRAFTERS, Draft, Drafter, DrafterParts, NgramConfig, Request, TokenId};
+use drafthorse_draft::{DRAFTERS, Draft, Drafter, DrafterParts, NgramConfig, Request, StopRule, TokenId};
 
 const VOCAB: usize = 5;
 const CONTEXT_LEN: usize = 64;
@@ -24,7 +24,8 @@ fn drafters() -> impl Iterator<Item = Box<dyn Drafter>> {
 
 fn propose(drafter: &mut dyn Drafter, context: &[TokenId], max_tokens: usize) -> Draft {
     let sampler = sampler(0.8, 9);
-    let draft = drafter.propose(Request { context, max_tokens, sampler: &sampler }).unwrap();
+    let draft =
+        drafter.propose(Request { context, max_tokens, sampler: &sampler, stop: StopRule::NEVER }).unwrap();
     let name = drafter.name();
     assert!(draft.tokens.len() <= max_tokens, "{name} drafted too much");
     assert_eq!(draft.tokens.len(), draft.confidence.len(), "{name}: one confidence for each token");

@@ -6,7 +6,7 @@ mod common;
 
 use common::{Fault, HashModel, mix, sampler};
 use drafthorse_draft::{
-    DraftError, Drafter, LanguageModel, LogitRows, ModelDrafter, ModelError, Request, TokenId,
+    DraftError, Drafter, LanguageModel, LogitRows, ModelDrafter, ModelError, Request, StopRule, TokenId,
 };
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -19,7 +19,9 @@ fn propose(
     max_tokens: usize,
 ) -> Result<Vec<TokenId>, DraftError> {
     let sampler = sampler(0.8, 4);
-    drafter.propose(Request { context, max_tokens, sampler: &sampler }).map(|draft| draft.tokens)
+    drafter
+        .propose(Request { context, max_tokens, sampler: &sampler, stop: StopRule::NEVER })
+        .map(|draft| draft.tokens)
 }
 
 /// Fails the test, instead of the whole run, when `work` hangs.

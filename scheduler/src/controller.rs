@@ -7,9 +7,12 @@
 //! time spent, which bounds what drafting can lose where it does not pay. It must not know clocks,
 //! models or drafters.
 
-use crate::estimate::{Calibration, CostCurve, Mean, Survival};
+use crate::calibration::Calibration;
+use crate::cost::{CostModel, PassSample};
+use crate::estimate::{CostCurve, Mean, Survival};
+use crate::explain::{Explanation, Ledger, LengthReport};
 use crate::{DraftLen, SchedulerError};
-use drafthorse_draft::Draft;
+use drafthorse_draft::{Draft, StopRule};
 use drafthorse_offload::Residency;
 
 /// The longest draft any configuration may ask for.
@@ -42,6 +45,10 @@ const HIT_RATE_DRIFT: f64 = 0.05;
 const GAIN_MIN: f64 = 0.03;
 /// Loss it may make in passes in which the drafter abstains.
 const ABSTAIN_LOSS_MAX: f64 = 0.005;
+/// Acceptance below which the stop rule does not take a drafter's tokens to be.
+const ACCEPTANCE_FLOOR: f64 = 0.05;
+/// The chance to stand that is asked of no draft, however dear its tokens: an estimate may be wrong.
+const SURVIVAL_MIN_MAX: f64 = 0.95;
 /// How many samples the past is worth when drafting is measured again after having been off.
 const RETRY_WEIGHT: f64 = 8.0;
 
@@ -56,10 +63,12 @@ pub struct ControllerConfig {
 }
 
 /// What to do in the next pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Plan {
-    /// How many tokens to draft; 0 is a plain pass.
+    /// How many tokens to draft at most; 0 is a plain pass.
     pub draft_len: usize,
+    /// When a drafter whose tokens cost time should stop before that.
+    pub stop: StopRule,
 }
 
 /// What one pass took and gave, measured by the engine.
@@ -75,7 +84,9 @@ pub struct StepOutcome {
     pub verify_s: f64,
     /// Of these, seconds spent waiting for experts.
     pub stall_s: f64,
-    /// Experts that were not resident when asked for.
+    /// Distinct experts asked for, summed over layers.
+    pub experts: u64,
+    /// Of these, experts that were not resident.
     pub misses: u64,
 }
 
@@ -88,7 +99,8 @@ pub struct Controller {
     planned: usize,
     probe: Option<Probe>,
     kept: Vec<f32>, // confidence of the tokens being verified
-    verify_s: CostCurve,
+    source: usize,  // who drafted them
+    verify_s: CostModel,
     draft_s: CostCurve,
     catch_up_s: Option<Mean>, // extra drafting time for each pass before it without a draft
     survival: Survival,
@@ -105,6 +117,7 @@ pub struct Controller {
     off_patience: u64,
     hit_rate: f64,
     hit_rate_plain: f64,
+    ledger: Ledger,
 }
 
 /// A measurement under way.
@@ -134,7 +147,8 @@ impl Controller {
             planned: 0,
             probe: None,
             kept: Vec::with_capacity(width_max),
-            verify_s: CostCurve::new(width_max),
+            source: 0,
+            verify_s: CostModel::new(width_max),
             draft_s: CostCurve::through_zero(width_max),
             catch_up_s: None,
             survival: Survival::new(),
@@ -151,6 +165,7 @@ impl Controller {
             off_patience: EARLY_PASSES,
             hit_rate: 0.0,
             hit_rate_plain: 0.0,
+            ledger: Ledger::new(width_max),
         }
     }
 
@@ -162,14 +177,30 @@ impl Controller {
             DraftLen::Fixed(draft_len) => draft_len,
             DraftLen::Auto => self.auto(),
         };
-        Plan { draft_len: self.planned }
+        Plan { draft_len: self.planned, stop: self.stop_rule() }
+    }
+
+    /// A draft is continued while the next token, if it stands as often as this drafter's do, is worth the
+    /// time of drafting and verifying it: s_j > dT_j tau / T (ALGORITHMS.md H.4). Measurements run whole.
+    fn stop_rule(&self) -> StopRule {
+        let measuring = self.probe.is_some() || self.config.mode != DraftLen::Auto;
+        let width = self.planned;
+        let costs = (self.draft_s.expect(width), self.verify_s.expect(width), self.verify_s.expect(0));
+        let (false, true, (Some(draft), Some(wide), Some(plain))) = (measuring, width > 0, costs) else {
+            return StopRule::NEVER;
+        };
+        let each_s = (draft + (wide - plain).max(0.0)) / width as f64;
+        let stands = self.calibration.overall(self.source).max(ACCEPTANCE_FLOOR);
+        let survival_min = (each_s * self.best().1 / stands).min(SURVIVAL_MIN_MAX) as f32;
+        StopRule { acceptance: self.calibration.table(self.source), survival_min }
     }
 
     /// How many of the drafted tokens are worth verifying: those whose chance to stand is worth more
     /// than the time they add. `Fixed`, and passes that measure, keep all.
     pub fn keep(&mut self, draft: &Draft) -> usize {
         let measuring = self.probe.is_some() || self.config.mode != DraftLen::Auto;
-        let kept = if measuring { draft.tokens.len() } else { self.worth_verifying(&draft.confidence) };
+        self.source = draft.source;
+        let kept = if measuring { draft.tokens.len() } else { self.worth_verifying(draft) };
         self.kept.clear();
         self.kept.extend(draft.confidence.iter().take(kept));
         kept
@@ -201,6 +232,41 @@ impl Controller {
             return None;
         }
         self.explain()
+    }
+
+    /// What was predicted, what was measured, and what follows: for `--explain` and reports.
+    pub fn explanation(&self) -> Explanation {
+        let (draft_len, rate) = match self.config.mode {
+            DraftLen::Fixed(draft_len) => (draft_len, self.rate(draft_len)),
+            DraftLen::Auto => self.best(),
+        };
+        let lengths = self.ledger.lengths().map(|(length, tried)| LengthReport {
+            draft_len: length,
+            predicted_s: self.seconds(length),
+            predicted_tokens: self.survival.tokens(length),
+            experts: self.verify_s.loads(length).0,
+            misses: self.verify_s.loads(length).1,
+            ..tried
+        });
+        Explanation {
+            draft_len,
+            reason: self.off_reason().unwrap_or_else(|| self.on_reason(draft_len, rate)),
+            terms: self.verify_s.terms(),
+            lengths: lengths.collect(),
+            speedup: self.ledger.speedup(),
+        }
+    }
+
+    fn on_reason(&self, draft_len: usize, rate: f64) -> String {
+        let plain = self.rate(0);
+        match self.config.mode {
+            DraftLen::Fixed(_) => format!("the draft length is set to {draft_len}"),
+            DraftLen::Auto if self.planned_max == 0 || plain <= 0.0 => "nothing measured yet".into(),
+            DraftLen::Auto => format!(
+                "a draft of {draft_len} is expected to give {:.2}x the tokens per second of plain passes",
+                rate / plain,
+            ),
+        }
     }
 
     fn explain(&self) -> Option<String> {
@@ -335,12 +401,12 @@ impl Controller {
     }
 
     /// The prefix that maximises (expected tokens) - (seconds added) x (tokens per second we get anyway).
-    fn worth_verifying(&self, confidence: &[f32]) -> usize {
+    fn worth_verifying(&self, draft: &Draft) -> usize {
         let rate = self.best().1;
         let plain = self.verify_s.expect(0).unwrap_or(0.0);
         let (mut stands, mut tokens, mut best) = (1.0, 0.0, (0, 0.0));
-        for (i, &confidence) in confidence.iter().enumerate().take(self.planned) {
-            stands *= self.calibration.acceptance(confidence);
+        for (i, &confidence) in draft.confidence.iter().enumerate().take(self.planned) {
+            stands *= self.calibration.acceptance(draft.source, i, confidence);
             tokens += stands;
             let added = self.verify_s.expect(i + 1).unwrap_or(plain) - plain;
             let gain = tokens - added * rate;
@@ -350,7 +416,13 @@ impl Controller {
     }
 
     fn learn_costs(&mut self, outcome: &StepOutcome) {
-        self.verify_s.add(outcome.draft_len, outcome.verify_s);
+        self.verify_s.add(PassSample {
+            width: outcome.draft_len,
+            seconds: outcome.verify_s,
+            stall_s: outcome.stall_s.clamp(0.0, outcome.verify_s),
+            experts: outcome.experts as f64,
+            misses: outcome.misses as f64,
+        });
         if outcome.draft_len == 0 {
             self.plain.add(outcome);
         } else {
@@ -378,7 +450,7 @@ impl Controller {
         self.survival.add(self.planned, outcome.draft_len, outcome.accepted);
         for (i, &confidence) in self.kept.iter().enumerate().take(outcome.draft_len.min(outcome.accepted + 1))
         {
-            self.calibration.add(confidence, i < outcome.accepted);
+            self.calibration.add(self.source, i, confidence, i < outcome.accepted);
         }
     }
 
@@ -386,6 +458,7 @@ impl Controller {
     fn settle(&mut self, outcome: &StepOutcome) {
         let plain_s = self.verify_s.expect(0).unwrap_or(outcome.verify_s);
         let spent = outcome.draft_s + outcome.verify_s;
+        self.ledger.book(self.planned, 1 + outcome.accepted, spent, plain_s);
         if self.passes == PLAIN_FIRST {
             self.account_s = PROBE_START_PASSES * plain_s;
         }

@@ -43,15 +43,22 @@ impl World {
         while tokens < TOKENS {
             let planned = controller.plan(&residency).draft_len;
             let offered = if self.chance(1, tokens) < self.offered { planned } else { 0 };
-            let draft = Draft { tokens: vec![1; offered], confidence: vec![0.8; offered] };
+            let draft = Draft::new(vec![1; offered], vec![0.8; offered]);
             let kept = controller.keep(&draft);
             let accepted = (0..kept).take_while(|i| self.chance(2, tokens + i) < self.acceptance).count();
             let verify_s = (self.verify)(kept) * self.noise(3, pass);
             let drafting = if planned > 0 { planned as f64 + 0.3 * f64::from(unread) } else { 0.0 };
             let draft_s = self.draft_s * drafting * self.noise(4, pass);
             unread = if planned > 0 { 0 } else { unread + 1 };
-            let outcome =
-                StepOutcome { draft_len: kept, accepted, draft_s, verify_s, stall_s: 0.0, misses: 0 };
+            let outcome = StepOutcome {
+                draft_len: kept,
+                accepted,
+                draft_s,
+                verify_s,
+                stall_s: 0.0,
+                experts: 0,
+                misses: 0,
+            };
             controller.observe(&outcome);
             (tokens, total_s, pass) = (tokens + accepted + 1, total_s + draft_s + verify_s, pass + 1);
         }

@@ -13,7 +13,7 @@ fn residency(hit_rate_recent: f64) -> Residency {
 }
 
 fn draft(confidence: &[f32]) -> Draft {
-    Draft { tokens: vec![1; confidence.len()], confidence: confidence.to_vec() }
+    Draft::new(vec![1; confidence.len()], confidence.to_vec())
 }
 
 /// Runs `passes` in which a pass over n drafted tokens costs `verify(n)` seconds and the first `stands`
@@ -34,6 +34,7 @@ fn run(
             draft_s: draft_s * planned as f64,
             verify_s: verify(kept),
             stall_s: 0.5 * verify(kept),
+            experts: 8 * (kept as u64 + 1),
             misses: kept as u64,
         });
         planned
