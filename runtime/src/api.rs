@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use drafthorse_draft::{NgramConfig, SamplerConfig, TokenId};
 use drafthorse_offload::{PolicyKind, ReaderOptions};
+pub use drafthorse_scheduler::{CostTerms, Explanation, LengthReport};
 use drafthorse_scheduler::{DraftLen, PrefetchMode};
 use serde::Serialize;
 
@@ -195,6 +196,11 @@ pub struct Speculation {
     pub accepted_per_pass: f64,
     /// One line on why drafting is off; None while it is on.
     pub off_reason: Option<String>,
+    /// The time that plain passes would have taken for the same tokens, by the cost model, over the time
+    /// taken; None without a drafter.
+    pub predicted_speedup: Option<f64>,
+    /// What the controller predicted and measured, since the model was loaded; None without a drafter.
+    pub explanation: Option<Explanation>,
 }
 
 /// The expert cache's side of a generation; all 0 for a model without routed experts.

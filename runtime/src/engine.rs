@@ -11,10 +11,10 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use drafthorse_draft::{
-    AcceptanceStats, Draft, Drafter, LanguageModel, LogitRows, Request, Sampler, TokenId, verify,
+    AcceptanceStats, Draft, Drafter, LanguageModel, LogitRows, Request, Sampler, StopRule, TokenId, verify,
 };
 use drafthorse_offload::{CacheStats, Residency};
-use drafthorse_scheduler::{Controller, ControllerConfig, MemoryPlan, StepOutcome};
+use drafthorse_scheduler::{Controller, ControllerConfig, MemoryPlan, Plan, StepOutcome};
 
 use crate::api::{
     Attribution, EngineOptions, FinishReason, GenerateOptions, Generation, Memory, Offload, Progress,
@@ -123,13 +123,13 @@ impl Engine {
         room: usize,
         (stats, progress): (&mut AcceptanceStats, &mut dyn Progress),
     ) -> Result<usize, Error> {
-        let wanted = match self.drafter {
-            Some(_) => self.controller.plan(&self.residency()).draft_len,
-            None => 0,
+        let Plan { draft_len: wanted, stop } = match self.drafter {
+            Some(_) => self.controller.plan(&self.residency()),
+            None => Plan::PLAIN,
         };
         let started = Instant::now();
         self.target.clock().restart();
-        let mut draft = self.propose(sequence, wanted.min(room - 1), progress);
+        let mut draft = self.propose(sequence, (wanted.min(room - 1), stop), progress);
         draft.truncate(self.controller.keep(&draft));
         let drafted = Instant::now();
         self.target.clock().lap(Phase::Draft);
@@ -154,6 +154,7 @@ impl Engine {
                 draft_s: (drafted - started).as_secs_f64(),
                 verify_s: drafted.elapsed().as_secs_f64(),
                 stall_s: after.stall_s - before.stall_s,
+                experts: (after.hits + after.misses) - (before.hits + before.misses),
                 misses: after.misses - before.misses,
             });
         }
@@ -162,9 +163,14 @@ impl Engine {
     }
 
     /// Asks the drafter. One that fails is put away and said so; the text does not need it.
-    fn propose(&mut self, sequence: &Sequence, max_tokens: usize, progress: &mut dyn Progress) -> Draft {
+    fn propose(
+        &mut self,
+        sequence: &Sequence,
+        (max_tokens, stop): (usize, StopRule),
+        progress: &mut dyn Progress,
+    ) -> Draft {
         let Some(drafter) = self.drafter.as_mut().filter(|_| max_tokens > 0) else { return Draft::default() };
-        let request = Request { context: sequence.tokens(), max_tokens, sampler: &sequence.sampler };
+        let request = Request { context: sequence.tokens(), max_tokens, sampler: &sequence.sampler, stop };
         match drafter.propose(request) {
             Ok(draft) => draft,
             Err(error) => {
@@ -439,6 +445,7 @@ impl Engine {
         let tokens = sequence.generated().to_vec();
         let per_second =
             |count: usize, seconds: f64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
+        let explanation = self.drafter.is_some().then(|| self.controller.explanation());
         Generation {
             prompt_tokens: sequence.len() - tokens.len(),
             finish_reason,
@@ -457,6 +464,8 @@ impl Engine {
                 target_passes: tally.acceptance.passes,
                 accepted_per_pass: tally.acceptance.accepted_per_pass(),
                 off_reason: self.drafter_missing.clone().or_else(|| self.controller.off_reason()),
+                predicted_speedup: explanation.as_ref().and_then(|explanation| explanation.speedup),
+                explanation,
             },
             offload: self.offload_report(before),
             memory: Memory {

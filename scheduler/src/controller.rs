@@ -71,6 +71,11 @@ pub struct Plan {
     pub stop: StopRule,
 }
 
+impl Plan {
+    /// A pass without a draft.
+    pub const PLAIN: Plan = Plan { draft_len: 0, stop: StopRule::NEVER };
+}
+
 /// What one pass took and gave, measured by the engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StepOutcome {
@@ -140,9 +145,14 @@ impl Controller {
     /// A controller that has measured nothing yet, for a configuration that has passed
     /// [`ControllerConfig::validate`].
     pub fn new(config: ControllerConfig) -> Self {
-        let width_max = config.draft_len_max.min(DRAFT_LEN_LIMIT);
+        let draft_len_max = config.draft_len_max.min(DRAFT_LEN_LIMIT);
+        // A fixed length is measured too, for `explanation`.
+        let width_max = match config.mode {
+            DraftLen::Auto => draft_len_max,
+            DraftLen::Fixed(draft_len) => draft_len_max.max(draft_len),
+        };
         Controller {
-            config: ControllerConfig { draft_len_max: width_max, ..config },
+            config: ControllerConfig { draft_len_max, ..config },
             passes: 0,
             planned: 0,
             probe: None,
@@ -211,7 +221,7 @@ impl Controller {
         let valid = |seconds: f64| seconds.is_finite() && seconds >= 0.0;
         let times_valid = valid(outcome.draft_s) && valid(outcome.verify_s) && outcome.verify_s > 0.0;
         let lengths_valid = outcome.accepted <= outcome.draft_len && outcome.draft_len <= self.planned;
-        if self.config.mode != DraftLen::Auto || !times_valid || !lengths_valid {
+        if !times_valid || !lengths_valid {
             return;
         }
         self.passes += 1;
@@ -253,7 +263,7 @@ impl Controller {
             reason: self.off_reason().unwrap_or_else(|| self.on_reason(draft_len, rate)),
             terms: self.verify_s.terms(),
             lengths: lengths.collect(),
-            speedup: self.ledger.speedup(),
+            speedup: self.ledger.speedup().filter(|_| self.verify_s.is_measured(0)),
         }
     }
 

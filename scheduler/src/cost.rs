@@ -177,6 +177,11 @@ impl CostModel {
         }
     }
 
+    /// Whether passes of `width` were run.
+    pub(crate) fn is_measured(&self, width: usize) -> bool {
+        self.measured[width].is_some()
+    }
+
     /// The least that `width` can cost if wider is never cheaper.
     pub(crate) fn at_least(&self, width: usize) -> Option<f64> {
         (0..=width).rev().find_map(|w| self.measured(w))

@@ -16,7 +16,7 @@ pub struct Explanation {
     /// Draft lengths that were planned, ascending.
     pub lengths: Vec<LengthReport>,
     /// Time that plain passes would have taken for the same tokens, by the cost model, over the time
-    /// taken; `None` before anything is known.
+    /// taken; `None` before a plain pass was run.
     pub speedup: Option<f64>,
 }
 

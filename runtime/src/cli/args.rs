@@ -85,6 +85,9 @@ pub struct EngineArgs {
     /// Print the memory plan and a log on stderr
     #[arg(short, long)]
     pub verbose: bool,
+    /// Say why the draft length is what it is: time and yield of passes, predicted and measured
+    #[arg(long, help_heading = "Drafting")]
+    pub explain: bool,
 }
 
 /// Who guesses, and how far.
@@ -299,6 +302,7 @@ impl EngineArgs {
         layer.flag("--stats-file", ("offload", "stats_file"), self.stats_file.clone());
         layer.flag("--record-trace", ("offload", "record_trace"), self.record_trace.clone());
         layer.flag("--verbose", ("run", "verbose"), given(self.verbose));
+        layer.flag("--explain", ("run", "explain"), given(self.explain));
         Ok(())
     }
 }

@@ -10,6 +10,7 @@ mod bench_ids;
 mod bench_report;
 mod chat;
 mod conversation;
+mod explain;
 mod inspect;
 mod interrupt;
 mod logits;

@@ -182,7 +182,7 @@ mod tests {
         assert_eq!(keys(&report["timings"]), "load_s prefill_s decode_s prefill_tps decode_tps");
         assert_eq!(
             keys(&report["speculation"]),
-            "draft_len_mean proposed accepted target_passes accepted_per_pass off_reason"
+            "draft_len_mean proposed accepted target_passes accepted_per_pass off_reason predicted_speedup explanation"
         );
         assert_eq!(
             keys(&report["offload"]),

@@ -131,6 +131,8 @@ pub struct RunSection {
     pub json: bool,
     pub stats: bool,
     pub verbose: bool,
+    /// Say after the text why the draft length is what it is.
+    pub explain: bool,
 }
 
 /// `[bench]`: what `bench` measures.
