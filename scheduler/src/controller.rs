@@ -3,8 +3,9 @@
 //! Owns [`Controller`]. `Fixed` obeys; `Auto` maximises expected tokens per second,
 //! (1 + sum of s_j) / T(K) with s_j the share of passes in which drafted token j stands (Cascade,
 //! arXiv 2506.20675, and ALGORITHMS.md H.4). Costs and acceptance are measured from the passes run
-//! anyway; passes run only to measure are paid from an account that grows by a small share of the
-//! time spent, which bounds what drafting can lose where it does not pay. It must not know clocks,
+//! anyway. Drafted passes are paid from an account that grows by a small share of the time spent and by
+//! what they gain, and shrinks by what they lose against plain ones: when it is empty drafting is off,
+//! which bounds what it can lose whatever was predicted. It must not know clocks,
 //! models or drafters.
 
 use crate::calibration::Calibration;
@@ -18,14 +19,17 @@ use drafthorse_offload::Residency;
 /// The longest draft any configuration may ask for.
 pub const DRAFT_LEN_LIMIT: usize = 64;
 
-/// Share of the time spent that may go into measuring what is not believed to pay.
-const PROBE_SHARE: f64 = 0.02;
+/// Share of the time spent that drafting may lose against plain passes.
+const LOSS_SHARE: f64 = 0.02;
 /// What the account for that holds at the start, in the time of plain passes.
-const PROBE_START_PASSES: f64 = 3.0;
-/// What it holds at most.
-const PROBE_MAX_PASSES: f64 = 16.0;
-/// Passes in one measurement. The first also lets the draft model catch up on the text.
+const ACCOUNT_START_PASSES: f64 = 3.0;
+/// What it holds at most; gains above it are not saved up for later losses.
+const ACCOUNT_MAX_PASSES: f64 = 16.0;
+/// Passes in one measurement of drafting. The first also lets the draft model catch up on the text.
 const PROBE_LEN: usize = 2;
+/// Passes in one measurement of plain decoding. The first follows a drafted pass, which leaves the
+/// processor's caches to the draft model and the target's threads asleep: it does not count.
+const PLAIN_PROBE_LEN: usize = 3;
 /// Plain passes before the first measurement.
 const PLAIN_FIRST: u64 = 2;
 /// Passes after which what is not in use (plain passes or drafted ones) is measured again at first.
@@ -130,8 +134,6 @@ pub struct Controller {
 struct Probe {
     draft_len: usize,
     passes_left: usize,
-    /// Tokens per second of the plan it stands in for.
-    reference: f64,
 }
 
 /// What a kind of pass loads and waits for.
@@ -238,8 +240,15 @@ impl Controller {
             DraftLen::Auto if self.config.draft_len_max == 0 => return Some("draft_len_max is 0".into()),
             DraftLen::Auto => {}
         }
-        if self.planned_max == 0 || self.best().0 > 0 {
+        if self.planned_max == 0 || self.best_affordable().0 > 0 {
             return None;
+        }
+        if self.best().0 > 0 {
+            return Some(format!(
+                "drafting has lost {:.0} % of the time so far, and may lose {:.0} %",
+                100.0 * (1.0 - self.ledger.speedup().unwrap_or(1.0)).max(0.0),
+                100.0 * LOSS_SHARE,
+            ));
         }
         self.explain()
     }
@@ -248,7 +257,7 @@ impl Controller {
     pub fn explanation(&self) -> Explanation {
         let (draft_len, rate) = match self.config.mode {
             DraftLen::Fixed(draft_len) => (draft_len, self.rate(draft_len)),
-            DraftLen::Auto => self.best(),
+            DraftLen::Auto => self.best_affordable(),
         };
         let lengths = self.ledger.lengths().map(|(length, tried)| LengthReport {
             draft_len: length,
@@ -309,7 +318,7 @@ impl Controller {
         if let Some(probe) = self.probe {
             return probe.draft_len;
         }
-        let (best, reference) = self.best();
+        let (best, reference) = self.best_affordable();
         let Some(draft_len) = self.worth_measuring(best, reference) else {
             return if self.catch_up_pays(best, reference) { best } else { 0 };
         };
@@ -322,8 +331,8 @@ impl Controller {
                 self.off_patience = (2 * self.off_patience).min(STALE_PASSES);
             }
         }
-        let passes_left = if draft_len == 0 { 1 } else { PROBE_LEN };
-        self.probe = Some(Probe { draft_len, passes_left, reference });
+        let passes_left = if draft_len == 0 { PLAIN_PROBE_LEN } else { PROBE_LEN };
+        self.probe = Some(Probe { draft_len, passes_left });
         draft_len
     }
 
@@ -337,6 +346,12 @@ impl Controller {
         let best = if best.0 == 0 && self.planned_max > 0 { (1, self.rate(1)) } else { best };
         let needed = 1.0 + GAIN_MIN * self.survival.offered(1) - ABSTAIN_LOSS_MAX;
         if best.0 > 0 && best.1 >= off.1 * needed { best } else { off }
+    }
+
+    /// The same, but off while drafting has lost more than it may: whatever is predicted, what it cost so
+    /// far is known.
+    fn best_affordable(&self) -> (usize, f64) {
+        if self.account_s < 0.0 { (0, self.rate(0)) } else { self.best() }
     }
 
     /// A draft length whose measurement is due and can be paid for.
@@ -426,6 +441,11 @@ impl Controller {
     }
 
     fn learn_costs(&mut self, outcome: &StepOutcome) {
+        let follows_draft =
+            self.planned == 0 && self.last_drafted + 1 == self.passes && self.last_drafted > 0;
+        if follows_draft && self.verify_s.is_measured(0) {
+            return;
+        }
         self.verify_s.add(PassSample {
             width: outcome.draft_len,
             seconds: outcome.verify_s,
@@ -447,7 +467,6 @@ impl Controller {
             self.draft_s.add(self.planned, outcome.draft_s);
         } else {
             let extra = (outcome.draft_s - self.draft_s.expect(self.planned).unwrap_or(0.0)).max(0.0);
-            self.account_s -= extra;
             let each = extra / unread as f64;
             self.catch_up_s.get_or_insert(Mean::prior(each, 1.0)).add(each, 4.0);
         }
@@ -470,30 +489,25 @@ impl Controller {
         let spent = outcome.draft_s + outcome.verify_s;
         self.ledger.book(self.planned, 1 + outcome.accepted, spent, plain_s);
         if self.passes == PLAIN_FIRST {
-            self.account_s = PROBE_START_PASSES * plain_s;
+            self.account_s = ACCOUNT_START_PASSES * plain_s;
         }
-        self.account_s = (self.account_s + PROBE_SHARE * spent).min(PROBE_MAX_PASSES * plain_s);
+        self.account_s += LOSS_SHARE * spent;
+        if self.planned > 0 {
+            self.account_s += (1 + outcome.accepted) as f64 * plain_s - spent;
+            self.last_probe = if self.probe.is_some() { self.passes } else { self.last_probe };
+        }
+        self.account_s = self.account_s.min(ACCOUNT_MAX_PASSES * plain_s);
         if outcome.draft_len == 0 {
-            self.settle_plain();
+            self.last_plain = self.passes;
+            self.hit_rate_plain = self.hit_rate;
         }
         let Some(probe) = &mut self.probe else { return };
-        if probe.draft_len > 0 {
-            let drafting = self.draft_s.expect(self.planned).unwrap_or(0.0).min(outcome.draft_s);
-            self.account_s -=
-                (outcome.verify_s + drafting - (1 + outcome.accepted) as f64 / probe.reference).max(0.0);
-            self.last_probe = self.passes;
-        }
         probe.passes_left -= 1;
         if probe.passes_left == 0 {
+            if probe.draft_len == 0 {
+                self.plain_patience = (2 * self.plain_patience).min(STALE_PASSES);
+            }
             self.probe = None;
-        }
-    }
-
-    fn settle_plain(&mut self) {
-        self.last_plain = self.passes;
-        self.hit_rate_plain = self.hit_rate;
-        if self.planned == 0 && self.probe.is_some() {
-            self.plain_patience = (2 * self.plain_patience).min(STALE_PASSES);
         }
     }
 }

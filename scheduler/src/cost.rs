@@ -65,6 +65,7 @@ pub(crate) struct CostModel {
     misses: Counts,
     miss_s: Mean,
     measured: Vec<Option<Measured>>, // by width
+    expected: Vec<Option<f64>>,      // by width: what `expect` answers, which is asked for often
     samples: usize,
 }
 
@@ -86,6 +87,7 @@ impl CostModel {
             misses: Counts::new(width_max),
             miss_s: Mean::prior(0.0, 0.0),
             measured: vec![None; width_max + 1],
+            expected: vec![None; width_max + 1],
             samples: 0,
         }
     }
@@ -100,6 +102,7 @@ impl CostModel {
         self.samples += 1;
         self.learn_terms(sample);
         self.measured[sample.width].get_or_insert(Measured::NOTHING).add(sample);
+        self.expected = (0..self.measured.len()).map(|width| self.estimate(width)).collect();
     }
 
     fn forget_first(&mut self, width: usize) {
@@ -154,6 +157,10 @@ impl CostModel {
     /// The expected seconds at `width`; `None` with nothing measured. Beyond the widest one measured it
     /// is no less than there.
     pub(crate) fn expect(&self, width: usize) -> Option<f64> {
+        self.expected[width]
+    }
+
+    fn estimate(&self, width: usize) -> Option<f64> {
         if let Some(seconds) = self.measured(width) {
             return Some(seconds);
         }
@@ -184,7 +191,7 @@ impl CostModel {
 
     /// The least that `width` can cost if wider is never cheaper.
     pub(crate) fn at_least(&self, width: usize) -> Option<f64> {
-        (0..=width).rev().find_map(|w| self.measured(w))
+        (0..=width).rev().find(|w| self.is_measured(*w)).and_then(|w| self.expect(w))
     }
 
     /// The terms as fitted now.
