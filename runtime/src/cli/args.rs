@@ -116,9 +116,25 @@ pub struct SamplingArgs {
     /// Keep tokens with this share of the likeliest one's probability (0: all)
     #[arg(long, value_name = "P", help_heading = "Sampling")]
     pub min_p: Option<f64>,
+    /// Make tokens the text has just used less likely: divides their logits (1: off)
+    #[arg(long, value_name = "R", help_heading = "Sampling")]
+    pub repeat_penalty: Option<f64>,
+    /// The same, taken from their logits (0: off)
+    #[arg(long, value_name = "A", allow_negative_numbers = true, help_heading = "Sampling")]
+    pub presence_penalty: Option<f64>,
+    /// The same, taken once for each time they were used (0: off)
+    #[arg(long, value_name = "A", allow_negative_numbers = true, help_heading = "Sampling")]
+    pub frequency_penalty: Option<f64>,
+    /// How many of the last tokens the penalties look at
+    #[arg(long, value_name = "N", help_heading = "Sampling")]
+    pub repeat_last_n: Option<i64>,
     /// The same seed gives the same text
     #[arg(long, value_name = "N", help_heading = "Sampling")]
     pub seed: Option<i64>,
+    /// What makes a drafted token stand: coupled (the draft never changes the text), or block (more of
+    /// it stands; same law, but the text depends on the draft)
+    #[arg(long, value_name = "RULE", help_heading = "Sampling")]
+    pub verify: Option<String>,
 }
 
 /// `run`
@@ -317,7 +333,12 @@ impl SamplingArgs {
         layer.flag("--top-k", ("sampling", "top_k"), self.top_k);
         layer.flag("--top-p", ("sampling", "top_p"), self.top_p);
         layer.flag("--min-p", ("sampling", "min_p"), self.min_p);
+        layer.flag("--repeat-penalty", ("sampling", "repeat_penalty"), self.repeat_penalty);
+        layer.flag("--presence-penalty", ("sampling", "presence_penalty"), self.presence_penalty);
+        layer.flag("--frequency-penalty", ("sampling", "frequency_penalty"), self.frequency_penalty);
+        layer.flag("--repeat-last-n", ("sampling", "repeat_last_n"), self.repeat_last_n);
         layer.flag("--seed", ("sampling", "seed"), self.seed);
+        layer.flag("--verify", ("sampling", "verify"), self.verify.clone());
     }
 }
 
