@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Adversary, HashModel, generate_cut, mix, unit};
+use common::{Adversary, HashModel, Plan, generate_cut, mix, unit};
 use drafthorse_draft::{
     Draft, DraftError, Drafter, History, Law, ModelDrafter, NgramConfig, NgramDrafter, Request, Sampler,
     SamplerConfig, TokenId, VerifyRule,
@@ -220,7 +220,8 @@ fn joint_surprise(
     for seed in 0..TEXTS as u64 {
         let sampler = Sampler::new(SamplerConfig { seed, ..config });
         model.rows.lock().unwrap().clear();
-        let (tokens, accepted) = generate_cut(&mut model, drafter, &sampler, &PROMPT, (TEXT, draft_len, cut));
+        let plan = Plan { count: TEXT, draft_len, cut };
+        let (tokens, accepted) = generate_cut(&mut model, drafter, &sampler, &PROMPT, plan);
         stood += accepted;
         counts[tokens.iter().fold(0, |number, token| number * VOCAB + *token as usize)] += 1;
     }
@@ -332,8 +333,9 @@ fn a_drafter_that_records_another_law_than_it_draws_from_is_noticed() {
 fn a_seed_fixes_the_text_of_block_verification_for_one_setting() {
     let run = |seed, draft_len: usize| {
         let mut drafter = ModelDrafter::spawn(Box::new(HashModel::new(VOCAB, 12))).unwrap();
+        let plan = Plan { count: 40, draft_len: &|_| draft_len, cut: &whole };
         let sampler = Sampler::new(SamplerConfig { seed, ..rules()[1] });
-        generate_cut(&mut target(), &mut drafter, &sampler, &PROMPT, (40, &|_| draft_len, &whole)).0
+        generate_cut(&mut target(), &mut drafter, &sampler, &PROMPT, plan).0
     };
     assert_eq!(run(1, 3), run(1, 3));
     assert_ne!(run(1, 3), run(2, 3));

@@ -130,7 +130,18 @@ pub fn generate(
     (count, draft_len): (usize, &dyn Fn(usize) -> usize),
 ) -> (Vec<TokenId>, usize) {
     let cut = |_: &mut Draft| {};
-    generate_cut(target, drafter, sampler, prompt, (count, draft_len, &cut))
+    generate_cut(target, drafter, sampler, prompt, Plan { count, draft_len, cut: &cut })
+}
+
+/// How long a text and its drafts become.
+#[derive(Clone, Copy)]
+pub struct Plan<'a> {
+    /// Tokens to generate.
+    pub count: usize,
+    /// Tokens to draft, by pass.
+    pub draft_len: &'a dyn Fn(usize) -> usize,
+    /// Shortens a draft before it is verified.
+    pub cut: &'a dyn Fn(&mut Draft),
 }
 
 /// The same with drafts that `cut` shortens before they are verified.
@@ -139,7 +150,7 @@ pub fn generate_cut(
     drafter: &mut dyn Drafter,
     sampler: &Sampler,
     prompt: &[TokenId],
-    (count, draft_len, cut): (usize, &dyn Fn(usize) -> usize, &dyn Fn(&mut Draft)),
+    Plan { count, draft_len, cut }: Plan<'_>,
 ) -> (Vec<TokenId>, usize) {
     let (mut text, mut logits, mut stood) = (prompt.to_vec(), Vec::new(), 0);
     for pass in 0.. {

@@ -407,6 +407,7 @@ impl InspectArgs {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use clap::CommandFactory as _;
+    use drafthorse_draft::{SamplerConfig, VerifyRule};
 
     use super::*;
 
@@ -436,6 +437,21 @@ mod tests {
         set.offload.policy = plain.offload.policy;
         set.scheduler.draft_len = plain.scheduler.draft_len;
         assert_eq!(set, plain);
+    }
+
+    #[test]
+    fn penalties_and_the_verification_rule_reach_the_sampler() {
+        let words = "m.gguf --repeat-penalty 1.2 --presence-penalty -0.5 --frequency-penalty 0.25 --repeat-last-n 32 --verify block";
+        let set = run_args(&words.split(' ').collect::<Vec<_>>()).config().unwrap();
+        let expected = SamplerConfig {
+            repeat_penalty: 1.2,
+            presence_penalty: -0.5,
+            frequency_penalty: 0.25,
+            repeat_last_n: 32,
+            verify: VerifyRule::Block,
+            ..SamplerConfig::plain(0.0, 0)
+        };
+        assert_eq!(set.generate_options().sampler, expected);
     }
 
     #[test]
