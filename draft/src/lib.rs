@@ -1,32 +1,47 @@
 //! Guess and verify: the half of speculative decoding that needs no model file.
 //!
 //! Owns [`TokenId`], the traits [`LanguageModel`] and [`Drafter`], the drafters, the one function
-//! that turns logits into a token ([`Sampler::choose`]), the acceptance rule ([`verify`]) and
-//! acceptance statistics. It must not know files, tensors or GGUF.
+//! that turns logits into a token ([`Sampler::choose`]), the acceptance rules ([`Sampler::verify`])
+//! and acceptance statistics. It must not know files, tensors or GGUF.
 //!
 //! The rule that makes everything exact (DESIGN I3): draft and target pick a token with the *same*
 //! function and the same noise, keyed by (seed, position, token). A drafted token is accepted when
 //! it equals the target's own choice; the first difference is replaced by the target's choice. The
 //! text is therefore a function of the target and the seed alone, whatever was drafted
 //! (drafter-invariant speculative decoding, Daliri, Musco and Suresh, arXiv 2408.07978).
+//!
+//! The other rule, block verification ([`VerifyRule::Block`]), gives up the last half of that: the
+//! text follows the target's law exactly, but which text a seed gives depends on what was drafted.
 
+mod block;
+mod config;
 mod error;
+mod history;
+mod law;
 mod model;
 mod ngram;
+mod noise;
+mod penalties;
 mod registry;
 mod sampler;
 mod stats;
 mod stop;
 mod verify;
 
+pub use block::BlockOdds;
+pub use config::{SamplerConfig, VerifyRule};
 pub use error::{DraftError, ModelError};
+pub use history::History;
+pub use law::Law;
 pub use model::ModelDrafter;
 pub use ngram::{NgramConfig, NgramDrafter};
 pub use registry::{DRAFTERS, DrafterEntry, DrafterKind, DrafterParts};
-pub use sampler::{Choice, Sampler, SamplerConfig};
-pub use stats::AcceptanceStats;
+pub use sampler::{Choice, DRAFT_LAW_TOKENS_MAX, Guess, Sampler};
+pub use stats::{AcceptanceStats, PositionAcceptance};
 pub use stop::{CONFIDENCE_BINS, StopRule, confidence_bin};
-pub use verify::{Verdict, verify};
+pub use verify::Verdict;
+
+use std::borrow::Cow;
 
 /// A token's id in the vocabulary that draft and target share.
 pub type TokenId = u32;
@@ -83,7 +98,7 @@ pub struct Request<'a> {
     pub context: &'a [TokenId],
     /// Upper bound on the draft's length.
     pub max_tokens: usize,
-    /// The sequence's sampler: the drafter chooses with the same law and the same noise.
+    /// The sequence's sampler: a drafter that has logits guesses with [`Sampler::guess`].
     pub sampler: &'a Sampler,
     /// When to stop before `max_tokens`; drafters whose tokens cost nothing need not ask.
     pub stop: StopRule,
@@ -94,29 +109,71 @@ pub struct Request<'a> {
 pub struct Draft {
     /// The guessed tokens, the first one at position `context.len()`.
     pub tokens: Vec<TokenId>,
-    /// The drafter's own probability of each guess, 0 to 1; same length as `tokens`.
+    /// How sure the drafter is of each guess, 0 to 1; same length as `tokens`.
     pub confidence: Vec<f32>,
     /// Which of several drafters guessed: what its confidence is worth is learned for each. 0 for a
     /// drafter that is alone.
     pub source: usize,
+    /// The law each guess was drawn from, in block verification; same length as `tokens`. Empty for
+    /// guesses that are a function of context and seed: each is then all of its law.
+    pub laws: Vec<Law>,
 }
 
 impl Draft {
-    /// A draft whose guesses bear these probabilities; both of one length.
+    /// A draft whose guesses were not drawn and bear these confidences; both of one length.
     pub fn new(tokens: Vec<TokenId>, confidence: Vec<f32>) -> Draft {
         debug_assert_eq!(tokens.len(), confidence.len());
-        Draft { tokens, confidence, source: 0 }
+        Draft { tokens, confidence, source: 0, laws: Vec::new() }
     }
 
-    /// Shortens the draft to at most `len` tokens.
+    /// Adds a guess. All guesses of one draft come from the same sampler.
+    pub fn push(&mut self, guess: Guess) {
+        self.tokens.push(guess.token);
+        self.confidence.push(guess.confidence);
+        self.laws.extend(guess.law);
+        debug_assert!(self.laws.is_empty() || self.laws.len() == self.tokens.len());
+    }
+
+    /// The law that guess number `index` was drawn from.
+    pub fn law(&self, index: usize) -> Cow<'_, Law> {
+        self.laws.get(index).map_or_else(|| Cow::Owned(Law::point(self.tokens[index])), Cow::Borrowed)
+    }
+
+    /// Shortens the draft to at most `len` tokens. Where the draft has laws, `len` must not depend on
+    /// the tokens it drops: [`Draft::cut`].
     pub fn truncate(&mut self, len: usize) {
         self.tokens.truncate(len);
         self.confidence.truncate(len);
+        self.laws.truncate(len);
+    }
+
+    /// Shortens the draft to as many tokens as `keep` wants of it.
+    ///
+    /// A guess that was drawn must not be dropped because of what it, or a later one, turned out to be:
+    /// the guesses kept would no longer follow their laws, and block verification would not be exact.
+    /// So a draft with laws is shown to `keep` token by token, and ends before the first token that is
+    /// not wanted; a guess's confidence was known before it was drawn. The last call of `keep` is
+    /// about what is left, or about the whole.
+    pub fn cut(&mut self, mut keep: impl FnMut(&Draft) -> usize) {
+        if self.laws.is_empty() {
+            self.truncate(keep(self));
+            return;
+        }
+        let start = |len: usize| Draft {
+            source: self.source,
+            ..Draft::new(self.tokens[..len].to_vec(), self.confidence[..len].to_vec())
+        };
+        let unwanted = (1..=self.tokens.len()).find(|len| keep(&start(*len)) < *len);
+        if let Some(len) = unwanted {
+            keep(&start(len - 1));
+            self.truncate(len - 1);
+        }
     }
 }
 
 /// Proposes tokens. A drafter may abstain (an empty [`Draft`]); it MUST NOT return more than
-/// `max_tokens`, nor a token id outside the vocabulary.
+/// `max_tokens`, nor a token id outside the vocabulary. Guesses are either drawn with
+/// [`Sampler::guess`] or a function of the context alone.
 pub trait Drafter: Send {
     /// The name used on the command line and in reports.
     fn name(&self) -> &'static str;
@@ -124,4 +181,46 @@ pub trait Drafter: Send {
     /// Guesses the continuation of `request.context`. Contexts of one sequence grow and are rolled
     /// back between calls; the drafter finds the common prefix with what it has seen.
     fn propose(&mut self, request: Request<'_>) -> Result<Draft, DraftError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A draft of as many tokens as confidences, drawn from laws or not.
+    fn draft(confidence: &[f32], is_drawn: bool) -> Draft {
+        let mut draft = Draft::default();
+        for &confidence in confidence {
+            draft.push(Guess { token: 1, confidence, law: is_drawn.then(|| Law::point(1)) });
+        }
+        draft
+    }
+
+    #[test]
+    fn a_draft_that_was_not_drawn_is_cut_with_a_view_of_the_whole() {
+        let mut whole = draft(&[0.9, 0.1, 0.8], false);
+        whole.cut(|draft| {
+            assert_eq!(draft.confidence, [0.9, 0.1, 0.8]);
+            2
+        });
+        assert_eq!(whole.tokens.len(), 2);
+        assert_eq!(whole.law(1).probability(1), 1.0);
+    }
+
+    #[test]
+    fn a_drawn_draft_is_cut_without_looking_at_what_is_dropped() {
+        // Wants all or nothing, by the last confidence it sees.
+        let mut seen = Vec::new();
+        let mut keep = |draft: &Draft| {
+            seen.push(draft.tokens.len());
+            if draft.confidence.last().is_none_or(|c| *c > 0.5) { draft.tokens.len() } else { 0 }
+        };
+        let mut cut = draft(&[0.9, 0.8, 0.1, 0.9], true);
+        cut.cut(&mut keep);
+        assert_eq!((cut.tokens.len(), cut.confidence.len(), cut.laws.len()), (2, 2, 2));
+        let mut kept = draft(&[0.9, 0.9], true);
+        kept.cut(&mut keep);
+        assert_eq!(kept.tokens.len(), 2);
+        assert_eq!(seen, [1, 2, 3, 2, 1, 2], "the last call is about what is left");
+    }
 }

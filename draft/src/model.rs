@@ -4,7 +4,9 @@
 //! back to the prefix it shares with the new context, feeds the rest, and samples ahead with the
 //! sequence's own sampler. It must not know which architecture the model has or where it came from.
 
-use crate::{Draft, DraftError, Drafter, LanguageModel, LogitRows, Request, Sampler, StopRule, TokenId};
+use crate::{
+    Draft, DraftError, Drafter, History, LanguageModel, LogitRows, Request, Sampler, StopRule, TokenId,
+};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::thread::JoinHandle;
 
@@ -132,15 +134,15 @@ impl Worker {
         self.sync(&job.context)?;
         let mut survival = 1.0;
         loop {
-            let position = job.context.len() + draft.tokens.len();
-            let choice = job.sampler.choose(&self.logits, position);
-            draft.tokens.push(choice.token);
-            draft.confidence.push(choice.probability);
-            survival = job.stop.survival(survival, choice.probability);
+            let history = History { committed: &job.context, drafted: &draft.tokens };
+            let guess = job.sampler.guess(&self.logits, history);
+            let token = guess.token;
+            survival = job.stop.survival(survival, guess.confidence);
+            draft.push(guess);
             if draft.tokens.len() == len_max || job.stop.stops(survival) {
                 return Ok(draft);
             }
-            self.feed(&[choice.token])?;
+            self.feed(&[token])?;
         }
     }
 
@@ -211,8 +213,7 @@ mod tests {
         let (entered, has_entered) = unbounded();
         let (open, gate) = unbounded();
         let drafter = ModelDrafter::spawn(Box::new(Gated { entered, gate })).unwrap();
-        let sampler =
-            Sampler::new(SamplerConfig { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 0 });
+        let sampler = Sampler::new(SamplerConfig::plain(0.0, 0));
         assert!(drafter.submit(Job { context: vec![0], max_tokens: 1, sampler, stop: StopRule::NEVER }));
         has_entered.recv_timeout(Duration::from_secs(60)).unwrap();
         let (done, dropped) = bounded(1);

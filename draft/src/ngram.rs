@@ -121,8 +121,7 @@ mod tests {
     use crate::{Sampler, SamplerConfig, StopRule};
 
     fn propose(min_match: usize, max_match: usize, context: &[TokenId], max_tokens: usize) -> Draft {
-        let sampler =
-            Sampler::new(SamplerConfig { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 0 });
+        let sampler = Sampler::new(SamplerConfig::plain(0.0, 0));
         let mut drafter = NgramDrafter::new(NgramConfig { min_match, max_match });
         drafter
             .propose(Request { context, max_tokens, sampler: &sampler, stop: StopRule::NEVER })

@@ -1,44 +1,19 @@
-//! Logits to a token: the one function that draft and target both choose with.
+//! Logits to a law, and to a token: the one function that draft and target both choose with.
 //!
-//! Owns temperature, top-k, top-p and min-p, and the noise that makes a sampled text a function of
+//! Owns temperature, top-k, top-p and min-p, and the choice that makes a sampled text a function of
 //! the seed: a token is the argmax of its log-probability plus Gumbel noise keyed by (seed, position,
 //! token), so two models that agree choose the same token, and re-running a position repeats its
-//! choice (DESIGN I3). It must not know models, drafts or what came before.
+//! choice (DESIGN I3). It must not know models, nor what becomes of a guess.
 
-use crate::{DraftError, TokenId};
 use std::cmp::Ordering;
 
-/// How the next token is chosen. The filters apply in the order of the fields.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SamplerConfig {
-    /// 0 takes the most likely token; otherwise logits are divided by it. 0 to 100.
-    pub temperature: f32,
-    /// Keeps the k most likely tokens (a tie goes to the lower id); 0 keeps all.
-    pub top_k: usize,
-    /// Keeps the fewest most likely tokens whose probabilities sum to this much; 1 keeps all.
-    pub top_p: f32,
-    /// Keeps tokens at least this share as likely as the most likely one; 0 keeps all.
-    pub min_p: f32,
-    /// Fixes the noise, and with it the text.
-    pub seed: u64,
-}
+use crate::noise::{Purpose, gumbel, gumbel_bound, noise_bits, noise_key, uniform};
+use crate::penalties::penalised;
+use crate::{History, Law, SamplerConfig, TokenId};
 
-impl SamplerConfig {
-    /// Checks every field against its limits.
-    ///
-    /// # Errors
-    /// [`DraftError::Setting`] names the first field outside its limits.
-    pub fn validate(&self) -> Result<(), DraftError> {
-        let check = |ok: bool, field, value: f32, limits| match ok {
-            true => Ok(()),
-            false => Err(DraftError::Setting { field, value: value.to_string(), limits }),
-        };
-        check((0.0..=100.0).contains(&self.temperature), "temperature", self.temperature, "from 0 to 100")?;
-        check(self.top_p > 0.0 && self.top_p <= 1.0, "top_p", self.top_p, "above 0 and at most 1")?;
-        check((0.0..=1.0).contains(&self.min_p), "min_p", self.min_p, "from 0 to 1")
-    }
-}
+/// Tokens that a drafter's own law keeps at most: the likeliest ones. A drafter may draw from any law
+/// that it records, so this costs no exactness, and bounds what a draft of any vocabulary takes.
+pub const DRAFT_LAW_TOKENS_MAX: usize = 4096;
 
 /// A chosen token.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,7 +25,19 @@ pub struct Choice {
     pub probability: f32,
 }
 
-/// Chooses tokens. Holds no state: the same row at the same position gives the same token.
+/// What a drafter guesses at one position.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Guess {
+    /// The token.
+    pub token: TokenId,
+    /// How sure the drafter is of it, 0 to 1.
+    pub confidence: f32,
+    /// The law it was drawn from, in block verification; `None` where the guess is a function of the
+    /// seed.
+    pub law: Option<Law>,
+}
+
+/// Chooses tokens. Holds no state: the same row after the same tokens gives the same token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampler {
     config: SamplerConfig,
@@ -75,37 +62,69 @@ impl Sampler {
         &self.config
     }
 
-    /// Chooses the token at `position`, the absolute index in the sequence of the token being chosen
-    /// (5 for the first one after a prompt of 5 tokens), from a row of `[vocab]` logits.
+    /// Chooses the token after `history` from a row of `[vocab]` logits.
     ///
     /// A NaN logit counts as -inf. Without any logit above -inf the choice is token 0, probability 0.
-    pub fn choose(&self, logits: &[f32], position: usize) -> Choice {
+    pub fn choose(&self, logits: &[f32], history: History<'_>) -> Choice {
+        let logits = &penalised(&self.config, logits, history);
         if self.is_greedy() {
             return greedy(logits);
         }
         let survivors = self.survivors(logits);
         let Some(top) = most_likely(&survivors) else { return NO_CHOICE };
-        let chosen = self.gumbel_argmax(&survivors, position);
+        let chosen = self.gumbel_argmax(&survivors, history.position());
         let probability = f64::from(self.weight(chosen, top)) / self.mass(&survivors, top);
         Choice { token: chosen.token, probability: probability as f32 }
     }
 
-    /// The law that [`Sampler::choose`] follows over positions and seeds: `[vocab]` probabilities.
-    /// Greedy: all of it on one token. All zero when no logit is above -inf.
-    pub fn probabilities(&self, logits: &[f32]) -> Vec<f32> {
-        let mut law = vec![0.0; logits.len()];
+    /// What a drafter guesses after `history`, from its own row of `[vocab]` logits.
+    ///
+    /// Coupled: its choice with the noise it shares with the target. In block verification: a draw of
+    /// its own, with its law; the confidence is then what such a draw's probability is on average, and
+    /// so tells nothing about the token that was drawn (see [`crate::Draft::cut`]).
+    pub fn guess(&self, logits: &[f32], history: History<'_>) -> Guess {
+        if self.config.stands_by_equality() {
+            let Choice { token, probability } = self.choose(logits, history);
+            return Guess { token, confidence: probability, law: None };
+        }
+        let law = self.limited_law(logits, history, DRAFT_LAW_TOKENS_MAX);
+        let at = (history.committed.len(), history.drafted.len());
+        match law.draw(uniform(self.config.seed, Purpose::Guess, at)) {
+            Some(token) => Guess { token, confidence: law.agreement() as f32, law: Some(law) },
+            None => Guess { token: 0, confidence: 0.0, law: Some(Law::point(0)) },
+        }
+    }
+
+    /// The law that [`Sampler::choose`] follows over seeds. Greedy: all of it on one token. Empty when no
+    /// logit is above -inf.
+    pub fn law(&self, logits: &[f32], history: History<'_>) -> Law {
+        self.limited_law(logits, history, usize::MAX)
+    }
+
+    /// [`Sampler::law`] as `[vocab]` probabilities; all zero when no logit is above -inf.
+    pub fn probabilities(&self, logits: &[f32], history: History<'_>) -> Vec<f32> {
+        let mut dense = vec![0.0; logits.len()];
+        for (token, probability) in self.law(logits, history).iter() {
+            dense[token as usize] = probability as f32;
+        }
+        dense
+    }
+
+    /// The law of the `tokens_max` likeliest tokens that pass the filters.
+    fn limited_law(&self, logits: &[f32], history: History<'_>, tokens_max: usize) -> Law {
+        let logits = &penalised(&self.config, logits, history);
         if self.is_greedy() {
-            let choice = greedy(logits);
-            law.iter_mut().skip(choice.token as usize).take(1).for_each(|p| *p = choice.probability.ceil());
-            return law;
+            let Choice { token, probability } = greedy(logits);
+            return if probability > 0.0 { Law::point(token) } else { Law::default() };
         }
-        let survivors = self.survivors(logits);
-        let Some(top) = most_likely(&survivors) else { return law };
-        let mass = self.mass(&survivors, top);
-        for c in &survivors {
-            law[c.token as usize] = (f64::from(self.weight(*c, top)) / mass) as f32;
+        let mut survivors = self.survivors(logits);
+        if survivors.len() > tokens_max {
+            survivors.select_nth_unstable_by(tokens_max - 1, by_likelihood);
+            survivors.truncate(tokens_max);
         }
-        law
+        let Some(top) = most_likely(&survivors) else { return Law::default() };
+        let weights = survivors.iter().map(|c| (c.token, self.weight(*c, top))).collect();
+        Law::with_mass(weights, self.mass(&survivors, top))
     }
 
     fn is_greedy(&self) -> bool {
@@ -240,49 +259,15 @@ fn sort_next_block(all: &mut [Candidate], sorted: usize) -> usize {
     sorted + block
 }
 
-/// SplitMix64's finaliser (Stafford's variant 13): every input bit reaches every output bit.
-fn mix(x: u64) -> u64 {
-    let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    x ^ (x >> 31)
-}
-
-/// SplitMix64's increment, 2^64 divided by the golden ratio.
-const GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;
-
-/// Where the noise stream of one position starts.
-fn noise_key(seed: u64, position: usize) -> u64 {
-    mix(mix(seed.wrapping_add(GAMMA)).wrapping_add((position as u64).wrapping_mul(GAMMA)))
-}
-
-/// Output number `token` of the SplitMix64 generator seeded with `key`.
-fn noise_bits(key: u64, token: TokenId) -> u64 {
-    mix(key.wrapping_add((u64::from(token) + 1).wrapping_mul(GAMMA)))
-}
-
-/// Standard Gumbel noise, `-ln(-ln u)`, from the upper 52 bits as u in (0, 1), both ends excluded.
-fn gumbel(bits: u64) -> f64 {
-    const STEP: f64 = 1.0 / (1u64 << 52) as f64;
-    let uniform = ((bits >> 12) as f64 + 0.5) * STEP;
-    -(-uniform.ln()).ln()
-}
-
-/// An upper bound of [`gumbel`] without logarithms: m leading ones mean 1 - u >= 2^-(m+1), and
-/// -ln(-ln u) <= -ln(1 - u). The slack covers rounding.
-fn gumbel_bound(bits: u64) -> f64 {
-    const SLACK: f64 = 1e-9;
-    f64::from(bits.leading_ones().min(52) + 1) * std::f64::consts::LN_2 + SLACK
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::VerifyRule;
 
-    const PLAIN: SamplerConfig =
-        SamplerConfig { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 1 };
+    const PLAIN: SamplerConfig = SamplerConfig::plain(1.0, 1);
 
     fn law(config: SamplerConfig, logits: &[f32]) -> Vec<f32> {
-        Sampler::new(config).probabilities(logits)
+        Sampler::new(config).probabilities(logits, History::of(&[]))
     }
 
     fn close(a: &[f32], b: &[f32]) -> bool {
@@ -297,7 +282,7 @@ mod tests {
     #[test]
     fn the_greedy_choice_is_the_lowest_id_among_the_largest_logits() {
         let sampler = Sampler::new(SamplerConfig { temperature: 0.0, ..PLAIN });
-        let choice = sampler.choose(&[0.0, 2.0, 1.0, 2.0], 9);
+        let choice = sampler.choose(&[0.0, 2.0, 1.0, 2.0], History::of(&[0; 9]));
         assert_eq!(choice.token, 1);
         let e = std::f32::consts::E;
         assert!((choice.probability - e * e / (1.0 + 2.0 * e * e + e)).abs() < 1e-6);
@@ -338,36 +323,69 @@ mod tests {
     #[test]
     fn broken_logits_never_panic_and_show() {
         for temperature in [0.0, 0.7] {
-            let sampler =
-                Sampler::new(SamplerConfig { temperature, top_k: 3, top_p: 0.9, min_p: 0.1, seed: 2 });
+            let config =
+                SamplerConfig { top_k: 3, top_p: 0.9, min_p: 0.1, ..SamplerConfig::plain(temperature, 2) };
+            let sampler = Sampler::new(SamplerConfig { repeat_penalty: 1.2, ..config });
+            let text = History::of(&[0, 1, 9]);
             for row in [&[][..], &[f32::NAN; 4], &[f32::NEG_INFINITY, f32::NAN]] {
-                assert_eq!(sampler.choose(row, 0), Choice { token: 0, probability: 0.0 });
-                assert!(sampler.probabilities(row).iter().all(|p| *p == 0.0));
+                assert_eq!(sampler.choose(row, text), Choice { token: 0, probability: 0.0 });
+                assert!(sampler.law(row, text).is_empty());
+                assert!(sampler.probabilities(row, text).iter().all(|p| *p == 0.0));
+                let block = Sampler::new(SamplerConfig { verify: VerifyRule::Block, ..config });
+                let guess = block.guess(row, text);
+                assert_eq!((guess.token, guess.confidence), (0, 0.0));
             }
-            assert_eq!(sampler.choose(&[f32::NAN, 1.0, f32::NEG_INFINITY], 0).token, 1);
-            assert_eq!(sampler.choose(&[0.0, f32::INFINITY, 5.0], 0).token, 1);
+            assert_eq!(sampler.choose(&[f32::NAN, 1.0, f32::NEG_INFINITY], text).token, 1);
+            assert_eq!(sampler.choose(&[0.0, f32::INFINITY, 5.0], text).token, 1);
         }
     }
 
     #[test]
     fn the_choice_reports_its_own_probability() {
-        for config in [PLAIN, SamplerConfig { temperature: 0.5, top_k: 3, top_p: 0.95, min_p: 0.05, seed: 4 }]
-        {
+        let filtered = SamplerConfig { top_k: 3, top_p: 0.95, min_p: 0.05, ..SamplerConfig::plain(0.5, 4) };
+        for config in [PLAIN, filtered] {
             let (sampler, law) = (Sampler::new(config), law(config, &known()));
             for position in 0..50 {
-                let choice = sampler.choose(&known(), position);
+                let choice = sampler.choose(&known(), History::of(&vec![0; position]));
                 assert_eq!(choice.probability, law[choice.token as usize]);
             }
         }
     }
 
     #[test]
-    fn the_bound_never_skips_a_winner() {
-        let extremes = [0, 1, u64::MAX, u64::MAX << 12, u64::MAX - (1 << 12), 1 << 63, !(1 << 63)];
-        for bits in extremes.into_iter().chain((0..100_000).map(|i| noise_bits(i, 7))) {
-            let noise = gumbel(bits);
-            assert!(noise.is_finite() && noise <= gumbel_bound(bits), "{bits:#x}: {noise}");
+    fn a_penalised_token_gives_way_to_the_others() {
+        let config = SamplerConfig { presence_penalty: 2.0f32.ln(), ..PLAIN };
+        let law = Sampler::new(config).probabilities(&known(), History { committed: &[2], drafted: &[1] });
+        assert!(close(&law, &[0.15 / 0.7, 0.25 / 0.7, 0.05 / 0.7, 0.25 / 0.7]));
+        let greedy = Sampler::new(SamplerConfig { temperature: 0.0, presence_penalty: 2.0, ..config });
+        assert_eq!(greedy.choose(&known(), History::of(&[1])).token, 3, "the next likely one");
+    }
+
+    #[test]
+    fn a_coupled_guess_is_the_choice_and_a_drawn_one_bears_its_law() {
+        let config = SamplerConfig { top_k: 3, ..PLAIN };
+        let block = Sampler::new(SamplerConfig { verify: VerifyRule::Block, ..config });
+        for position in 0..50 {
+            let text = vec![0; position];
+            let (coupled, history) = (Sampler::new(config), History::of(&text));
+            let guess = coupled.guess(&known(), history);
+            let choice = coupled.choose(&known(), history);
+            assert_eq!(guess, Guess { token: choice.token, confidence: choice.probability, law: None });
+            let (guess, law) = (block.guess(&known(), history), block.law(&known(), history));
+            assert!(law.probability(guess.token) > 0.0);
+            assert_eq!((guess.confidence, guess.law), (law.agreement() as f32, Some(law)));
         }
+        let greedy = Sampler::new(SamplerConfig { temperature: 0.0, verify: VerifyRule::Block, ..PLAIN });
+        assert_eq!(greedy.guess(&known(), History::of(&[])).law, None, "nothing is drawn");
+    }
+
+    #[test]
+    fn a_drawn_guess_keeps_the_likeliest_tokens_of_a_large_vocabulary() {
+        let logits: Vec<f32> = (0..3 * DRAFT_LAW_TOKENS_MAX).map(|i| (i % 3) as f32).collect();
+        let block = Sampler::new(SamplerConfig { verify: VerifyRule::Block, ..PLAIN });
+        let law = block.guess(&logits, History::of(&[])).law.expect("drawn");
+        assert_eq!(law.len(), DRAFT_LAW_TOKENS_MAX);
+        assert!(law.iter().all(|(token, _)| token % 3 == 2), "the likeliest third");
     }
 
     #[test]
@@ -379,21 +397,5 @@ mod tests {
         }
         assert_eq!((exp(0.0), exp(-0.0)), (1.0, 1.0));
         assert!(exp(f32::NEG_INFINITY) > 0.0 && exp(f32::NEG_INFINITY) < 2e-38);
-    }
-
-    #[test]
-    fn a_setting_outside_its_limits_is_named() {
-        assert!(PLAIN.validate().is_ok());
-        let wrong = [
-            (SamplerConfig { temperature: -0.1, ..PLAIN }, "temperature"),
-            (SamplerConfig { temperature: f32::NAN, ..PLAIN }, "temperature"),
-            (SamplerConfig { top_p: 0.0, ..PLAIN }, "top_p"),
-            (SamplerConfig { top_p: f32::NAN, ..PLAIN }, "top_p"),
-            (SamplerConfig { min_p: 1.5, ..PLAIN }, "min_p"),
-        ];
-        for (config, name) in wrong {
-            let message = config.validate().expect_err(name).to_string();
-            assert!(message.starts_with(name) && message.contains("must be"), "{message}");
-        }
     }
 }

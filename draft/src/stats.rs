@@ -17,6 +17,15 @@ pub struct AcceptanceStats {
     pub accepted_at: Vec<u64>,
 }
 
+/// How one place of the draft fared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct PositionAcceptance {
+    /// Passes that verified a drafted token at this place.
+    pub offered: u64,
+    /// Passes in which it stood.
+    pub accepted: u64,
+}
+
 impl AcceptanceStats {
     /// Counts one pass that verified `draft_len` drafted tokens, of which the first `accepted` stood.
     pub fn record(&mut self, draft_len: usize, accepted: usize) {
@@ -30,6 +39,12 @@ impl AcceptanceStats {
         }
         self.offered_at[..draft_len].iter_mut().for_each(|n| *n += 1);
         self.accepted_at[..accepted].iter_mut().for_each(|n| *n += 1);
+    }
+
+    /// By place in the draft, the first drafted token first.
+    pub fn by_position(&self) -> Vec<PositionAcceptance> {
+        let counts = self.offered_at.iter().zip(&self.accepted_at);
+        counts.map(|(&offered, &accepted)| PositionAcceptance { offered, accepted }).collect()
     }
 
     /// Mean number of drafted tokens verified in a pass; 0 before the first pass.
@@ -62,6 +77,8 @@ mod tests {
             (stats.offered_at.as_slice(), stats.accepted_at.as_slice()),
             (&[2, 1, 1][..], &[2, 1, 0][..])
         );
+        let at = |offered, accepted| PositionAcceptance { offered, accepted };
+        assert_eq!(stats.by_position(), [at(2, 2), at(1, 1), at(1, 0)]);
         assert_eq!(stats.accepted_per_pass(), 1.0);
         assert!((stats.draft_len_mean() - 4.0 / 3.0).abs() < 1e-12);
     }

@@ -1,10 +1,11 @@
 //! The acceptance rule: which prefix of a draft stands, and the target's token after it.
 //!
-//! Owns [`verify`] and its [`Verdict`]. It must not know logits, models or the sampler: the target's
-//! choice for a row comes in through a closure, so that rows after the first rejection are never
-//! sampled.
+//! Owns [`Verdict`] and [`Sampler::verify`], which picks the rule the settings ask for: equality with
+//! the target's own choices, or block verification. It must not know models, nor how laws and choices
+//! come about.
 
-use crate::{Choice, Draft, TokenId};
+use crate::block::{BlockOdds, residual};
+use crate::{Choice, Draft, History, Sampler, TokenId};
 
 /// What the target made of a draft.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -18,13 +19,48 @@ pub struct Verdict {
     pub probability: f32,
 }
 
+impl Sampler {
+    /// What the target makes of `draft`, drafted after `committed`. `logits(row)` is the target's
+    /// `[vocab]` row after the committed text and the first `row` drafted tokens, for rows 0 to the
+    /// draft's length.
+    ///
+    /// [`VerifyRule::Coupled`](crate::VerifyRule): the tokens that result are those the target alone
+    /// would have chosen, whatever was drafted. [`VerifyRule::Block`](crate::VerifyRule): they follow
+    /// the same law; without a draft they are the same.
+    pub fn verify<'l>(
+        &self,
+        committed: &[TokenId],
+        draft: &Draft,
+        logits: impl Fn(usize) -> &'l [f32],
+    ) -> Verdict {
+        let history = |row: usize| History { committed, drafted: &draft.tokens[..row] };
+        let choose = |row: usize| self.choose(logits(row), history(row));
+        if self.config().stands_by_equality() || draft.tokens.is_empty() {
+            return longest_equal(draft, choose);
+        }
+        let law = |row: usize| self.law(logits(row), history(row));
+        let (seed, len) = (self.config().seed, committed.len());
+        let odds = BlockOdds::new(draft, law);
+        let accepted = odds.draw(seed, len);
+        if accepted < draft.tokens.len() {
+            let (target, drafted) = (law(accepted), draft.law(accepted));
+            let next = residual(odds.ratios[accepted], (&target, &drafted), (seed, len));
+            if let Some(next) = next {
+                return Verdict { accepted, next, probability: target.probability(next) as f32 };
+            }
+        }
+        let Choice { token, probability } = choose(accepted);
+        Verdict { accepted, next: token, probability }
+    }
+}
+
 /// Accepts the longest prefix of `draft` that equals the target's own choices.
 ///
 /// `choose(row)` gives the target's choice after the committed text plus `row` drafted tokens; it is
 /// called for rows 0, 1, ... in order, at most `draft.tokens.len() + 1` times and never past the
 /// first rejection. The tokens that result are those the target alone would have chosen
 /// (arXiv 2408.07978: both sides share their noise), whatever was drafted.
-pub fn verify(draft: &Draft, mut choose: impl FnMut(usize) -> Choice) -> Verdict {
+fn longest_equal(draft: &Draft, mut choose: impl FnMut(usize) -> Choice) -> Verdict {
     let mut accepted = 0;
     let mut choice = choose(0);
     while draft.tokens.get(accepted) == Some(&choice.token) {
@@ -37,11 +73,12 @@ pub fn verify(draft: &Draft, mut choose: impl FnMut(usize) -> Choice) -> Verdict
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Law, SamplerConfig, VerifyRule};
 
     fn run(drafted: &[TokenId], target: &[TokenId]) -> (Verdict, usize) {
         let draft = Draft::new(drafted.to_vec(), vec![1.0; drafted.len()]);
         let mut rows = Vec::new();
-        let verdict = verify(&draft, |row| {
+        let verdict = longest_equal(&draft, |row| {
             rows.push(row);
             Choice { token: target[row], probability: 0.5 }
         });
@@ -70,5 +107,46 @@ mod tests {
     fn a_guess_that_is_right_only_by_a_shift_is_rejected() {
         let (verdict, rows) = run(&[2, 3], &[1, 2, 3]);
         assert_eq!((verdict.accepted, verdict.next, rows), (0, 1, 1));
+    }
+
+    fn block(temperature: f32) -> Sampler {
+        Sampler::new(SamplerConfig { verify: VerifyRule::Block, ..SamplerConfig::plain(temperature, 3) })
+    }
+
+    #[test]
+    fn greedy_block_verification_matches_prefixes() {
+        let rows = [[0.0, 9.0, 1.0], [0.0, 1.0, 9.0], [9.0, 0.0, 1.0]];
+        let draft = Draft::new(vec![1, 0], vec![1.0; 2]);
+        let verdict = block(0.0).verify(&[5], &draft, |row| &rows[row]);
+        assert_eq!((verdict.accepted, verdict.next), (1, 2));
+    }
+
+    #[test]
+    fn a_block_the_target_cannot_have_written_is_replaced_by_its_own_token() {
+        let row = [f32::NEG_INFINITY, 1.0, f32::NEG_INFINITY];
+        let mut draft = Draft::new(vec![2, 2], vec![0.5; 2]);
+        for laws in [Vec::new(), vec![Law::new([(0, 0.5), (2, 0.5)]); 2]] {
+            draft.laws = laws;
+            let verdict = block(0.8).verify(&[5], &draft, |_| &row);
+            assert_eq!(verdict, Verdict { accepted: 0, next: 1, probability: 1.0 });
+        }
+    }
+
+    #[test]
+    fn broken_rows_show_in_the_verdict_and_never_panic() {
+        let draft = Draft::new(vec![1, 2], vec![0.5; 2]);
+        let verdict = block(0.8).verify(&[5], &draft, |_| &[f32::NAN; 3]);
+        assert_eq!(verdict, Verdict { accepted: 0, next: 0, probability: 0.0 });
+    }
+
+    #[test]
+    fn without_a_draft_both_rules_choose_the_same_token() {
+        let row: Vec<f32> = (0..50).map(|i| (i * 37 % 11) as f32 * 0.3).collect();
+        let coupled = Sampler::new(SamplerConfig::plain(0.8, 3));
+        for len in 1..40 {
+            let text = vec![1; len];
+            let of = |sampler: Sampler| sampler.verify(&text, &Draft::default(), |_| &row);
+            assert_eq!(of(block(0.8)), of(coupled));
+        }
     }
 }

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Adversary, HashModel, generate, mix, sampler};
-use drafthorse_draft::{Drafter, ModelDrafter, NgramConfig, NgramDrafter, TokenId};
+use drafthorse_draft::{Drafter, ModelDrafter, NgramConfig, NgramDrafter, Sampler, SamplerConfig, TokenId};
 use proptest::prelude::*;
 
 const VOCAB: usize = 11; // small, so that n-grams repeat
@@ -35,8 +35,16 @@ proptest! {
         noise_seed in any::<u64>(),
         prompt in prop::collection::vec(0..VOCAB as TokenId, 1..12),
     ) {
-        for temperature in [0.0, 0.8] {
-            let sampler = sampler(temperature, noise_seed);
+        let plain = [0.0, 0.8].map(|temperature| SamplerConfig::plain(temperature, noise_seed));
+        let penalised = plain.map(|config| SamplerConfig {
+            repeat_penalty: 1.3,
+            presence_penalty: 0.4,
+            frequency_penalty: 0.3,
+            repeat_last_n: 1 + noise_seed as usize % 9,
+            ..config
+        });
+        for config in plain.into_iter().chain(penalised) {
+            let sampler = Sampler::new(config);
             let run = |drafter: &mut dyn Drafter, draft_len: &dyn Fn(usize) -> usize| {
                 generate(&mut HashModel::new(VOCAB, target_seed), drafter, &sampler, &prompt, (COUNT, draft_len))
             };
@@ -46,7 +54,7 @@ proptest! {
                 let plans: [&dyn Fn(usize) -> usize; 6] = [&|_| 0, &|_| 1, &|_| 2, &|_| 5, &|_| 16, &varying];
                 for (i, plan) in plans.into_iter().enumerate() {
                     let (tokens, _) = run(drafter.as_mut(), plan);
-                    prop_assert_eq!(&tokens, &plain, "{}, plan {}, temperature {}", name, i, temperature);
+                    prop_assert_eq!(&tokens, &plain, "{}, plan {}, {:?}", name, i, config);
                 }
             }
         }

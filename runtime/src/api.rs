@@ -6,7 +6,7 @@
 
 use std::path::PathBuf;
 
-use drafthorse_draft::{NgramConfig, SamplerConfig, TokenId};
+use drafthorse_draft::{NgramConfig, PositionAcceptance, SamplerConfig, TokenId};
 use drafthorse_offload::{PolicyKind, ReaderOptions};
 pub use drafthorse_scheduler::{CostTerms, Explanation, LengthReport};
 use drafthorse_scheduler::{DraftLen, PrefetchMode};
@@ -88,7 +88,7 @@ pub struct EngineOptions {
 pub struct GenerateOptions {
     /// Tokens to generate at most.
     pub max_tokens: usize,
-    /// The law tokens are drawn from, and its seed.
+    /// The law tokens are drawn from, its seed, and how drafts are verified against it.
     pub sampler: SamplerConfig,
     /// Whether an end token of the vocabulary ends the text (`--ignore-eos` clears it).
     pub stop_at_end: bool,
@@ -188,7 +188,7 @@ pub struct Speculation {
     pub draft_len_mean: f64,
     /// Drafted tokens that were verified.
     pub proposed: u64,
-    /// Drafted tokens that equalled the target's choice.
+    /// Drafted tokens that stood.
     pub accepted: u64,
     /// Passes of the target over committed tokens (prefill apart).
     pub target_passes: u64,
@@ -201,6 +201,8 @@ pub struct Speculation {
     pub predicted_speedup: Option<f64>,
     /// What the controller predicted and measured, since the model was loaded; None without a drafter.
     pub explanation: Option<Explanation>,
+    /// How each place of the draft fared, the first drafted token first.
+    pub acceptance_by_position: Vec<PositionAcceptance>,
 }
 
 /// The expert cache's side of a generation; all 0 for a model without routed experts.

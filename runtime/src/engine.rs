@@ -11,7 +11,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use drafthorse_draft::{
-    AcceptanceStats, Draft, Drafter, LanguageModel, LogitRows, Request, Sampler, StopRule, TokenId, verify,
+    AcceptanceStats, Draft, Drafter, History, LanguageModel, LogitRows, Request, Sampler, StopRule, TokenId,
 };
 use drafthorse_offload::{CacheStats, Residency};
 use drafthorse_scheduler::{Controller, ControllerConfig, MemoryPlan, Plan, StepOutcome};
@@ -130,16 +130,16 @@ impl Engine {
         let started = Instant::now();
         self.target.clock().restart();
         let mut draft = self.propose(sequence, (wanted.min(room - 1), stop), progress);
-        draft.truncate(self.controller.keep(&draft));
+        draft.cut(|draft| self.controller.keep(draft));
         let drafted = Instant::now();
         self.target.clock().lap(Phase::Draft);
         let before = self.cache_stats();
 
         let rows = sequence.pending(&draft);
         self.decode_pass(&rows, LogitRows::All)?;
-        let (first, vocab) = (sequence.len(), self.target.vocab());
+        let vocab = self.target.vocab();
         let logits = |row: usize| &self.logits[row * vocab..(row + 1) * vocab];
-        let verdict = verify(&draft, |row| sequence.sampler.choose(logits(row), first + row));
+        let verdict = sequence.sampler.verify(sequence.tokens(), &draft, logits);
         let committed = sequence.commit(&draft, &verdict);
         self.target.truncate(sequence.len() - 1);
 
@@ -227,7 +227,8 @@ impl Engine {
         }
         let mut fresh = 0;
         if options.max_tokens > 0 {
-            sequence.push(sequence.sampler.choose(&self.logits, sequence.len()).token);
+            let history = History::of(sequence.tokens());
+            sequence.push(sequence.sampler.choose(&self.logits, history).token);
             fresh = 1;
         }
         tally.prefill_s = started.elapsed().as_secs_f64();
@@ -466,6 +467,7 @@ impl Engine {
                 off_reason: self.drafter_missing.clone().or_else(|| self.controller.off_reason()),
                 predicted_speedup: explanation.as_ref().and_then(|explanation| explanation.speedup),
                 explanation,
+                acceptance_by_position: tally.acceptance.by_position(),
             },
             offload: self.offload_report(before),
             memory: Memory {

@@ -4,7 +4,7 @@
 //! numbers that the memory plan adds up (DESIGN I1). Nothing large is allocated before the plan
 //! holds.
 
-use drafthorse_draft::{Drafter, DrafterKind, DrafterParts};
+use drafthorse_draft::{DRAFT_LAW_TOKENS_MAX, Drafter, DrafterKind, DrafterParts, Law};
 use drafthorse_offload::{PolicyConfig, PolicyKind, ReaderOptions, open_reader};
 use drafthorse_scheduler::{DraftLen, MemoryPlan, Needs};
 
@@ -263,6 +263,12 @@ fn verify_rows(options: &EngineOptions) -> usize {
     1 + if options.draft == DraftSource::None { 0 } else { longest }
 }
 
+/// The laws that the longest draft's guesses are drawn from in block verification.
+fn laws_bytes(options: &EngineOptions, draft: &Opened) -> u64 {
+    let guesses = verify_rows(options) - 1;
+    (guesses * Law::bytes_max(draft.blueprint.spec.vocab.min(DRAFT_LAW_TOKENS_MAX))) as u64
+}
+
 fn context_len(options: &EngineOptions, blueprint: &Blueprint) -> usize {
     match options.context_len {
         0 => blueprint.spec.context_train.min(CONTEXT_DEFAULT),
@@ -400,7 +406,7 @@ fn plan(
         dense_bytes: target.blueprint.dense.bytes(),
         kv_bytes: target.kv_bytes(),
         scratch_bytes: target.scratch_bytes(logit_rows(options) as u64),
-        draft_bytes: draft.map_or(0, Opened::resident_bytes),
+        draft_bytes: draft.map_or(0, |draft| draft.resident_bytes() + laws_bytes(options, draft)),
         slot_bytes: target.slot_bytes(),
         slots_min: used,
         slots_max: experts_total,

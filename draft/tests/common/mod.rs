@@ -4,7 +4,7 @@
 #![expect(dead_code, reason = "each test binary uses a part of it")]
 
 use drafthorse_draft::{Draft, DraftError, Drafter, LanguageModel, LogitRows, ModelError, Request};
-use drafthorse_draft::{Sampler, SamplerConfig, StopRule, TokenId, verify};
+use drafthorse_draft::{Sampler, SamplerConfig, StopRule, TokenId};
 use std::sync::{Arc, Mutex};
 
 /// The tokens of a model's KV cache, shared with the test that watches it.
@@ -33,7 +33,8 @@ impl HashModel {
         HashModel { vocab, context_len: 512, seed, scale: 6.0, rows: Rows::default(), fault: None }
     }
 
-    fn row_logits(&self, rows: &[TokenId]) -> impl Iterator<Item = f32> + '_ {
+    /// Logits after a text of these tokens.
+    pub fn row_logits(&self, rows: &[TokenId]) -> impl Iterator<Item = f32> + '_ {
         let key = rows.iter().fold(mix(self.seed), |h, t| mix(h ^ u64::from(*t)));
         (0..self.vocab as u64).map(move |token| unit(mix(key ^ token)) as f32 * self.scale)
     }
@@ -128,21 +129,43 @@ pub fn generate(
     prompt: &[TokenId],
     (count, draft_len): (usize, &dyn Fn(usize) -> usize),
 ) -> (Vec<TokenId>, usize) {
+    let cut = |_: &mut Draft| {};
+    generate_cut(target, drafter, sampler, prompt, Plan { count, draft_len, cut: &cut })
+}
+
+/// How long a text and its drafts become.
+#[derive(Clone, Copy)]
+pub struct Plan<'a> {
+    /// Tokens to generate.
+    pub count: usize,
+    /// Tokens to draft, by pass.
+    pub draft_len: &'a dyn Fn(usize) -> usize,
+    /// Shortens a draft before it is verified.
+    pub cut: &'a dyn Fn(&mut Draft),
+}
+
+/// The same with drafts that `cut` shortens before they are verified.
+pub fn generate_cut(
+    target: &mut HashModel,
+    drafter: &mut dyn Drafter,
+    sampler: &Sampler,
+    prompt: &[TokenId],
+    Plan { count, draft_len, cut }: Plan<'_>,
+) -> (Vec<TokenId>, usize) {
     let (mut text, mut logits, mut stood) = (prompt.to_vec(), Vec::new(), 0);
     for pass in 0.. {
         if text.len() >= prompt.len() + count {
             break;
         }
         let request = Request { context: &text, max_tokens: draft_len(pass), sampler, stop: StopRule::NEVER };
-        let draft = drafter.propose(request).unwrap();
+        let mut draft = drafter.propose(request).unwrap();
+        cut(&mut draft);
         let from = target.len();
         let input: Vec<TokenId> = text[from..].iter().chain(&draft.tokens).copied().collect();
         target.forward(&input, LogitRows::All, &mut logits).unwrap();
         let first = input.len() - draft.tokens.len() - 1; // row of the last committed token
-        let verdict = verify(&draft, |row| {
-            let at = (first + row) * target.vocab;
-            sampler.choose(&logits[at..at + target.vocab], text.len() + row)
-        });
+        let row = |row: usize| &logits[(first + row) * target.vocab..(first + row + 1) * target.vocab];
+        let verdict = sampler.verify(&text, &draft, row);
         stood += verdict.accepted;
         text.extend(&draft.tokens[..verdict.accepted]);
         target.truncate(text.len());
@@ -153,7 +176,7 @@ pub fn generate(
 }
 
 pub fn sampler(temperature: f32, seed: u64) -> Sampler {
-    Sampler::new(SamplerConfig { temperature, top_k: 0, top_p: 1.0, min_p: 0.0, seed })
+    Sampler::new(SamplerConfig::plain(temperature, seed))
 }
 
 /// SplitMix64.

@@ -119,9 +119,25 @@ pub struct SamplingArgs {
     /// Keep tokens with this share of the likeliest one's probability (0: all)
     #[arg(long, value_name = "P", help_heading = "Sampling")]
     pub min_p: Option<f64>,
+    /// Make tokens the text has just used less likely: divides their logits (1: off)
+    #[arg(long, value_name = "R", help_heading = "Sampling")]
+    pub repeat_penalty: Option<f64>,
+    /// The same, taken from their logits (0: off)
+    #[arg(long, value_name = "A", allow_negative_numbers = true, help_heading = "Sampling")]
+    pub presence_penalty: Option<f64>,
+    /// The same, taken once for each time they were used (0: off)
+    #[arg(long, value_name = "A", allow_negative_numbers = true, help_heading = "Sampling")]
+    pub frequency_penalty: Option<f64>,
+    /// How many of the last tokens the penalties look at
+    #[arg(long, value_name = "N", help_heading = "Sampling")]
+    pub repeat_last_n: Option<i64>,
     /// The same seed gives the same text
     #[arg(long, value_name = "N", help_heading = "Sampling")]
     pub seed: Option<i64>,
+    /// What makes a drafted token stand: coupled (the draft never changes the text), or block (more of
+    /// it stands; same law, but the text depends on the draft)
+    #[arg(long, value_name = "RULE", help_heading = "Sampling")]
+    pub verify: Option<String>,
 }
 
 /// `run`
@@ -321,7 +337,12 @@ impl SamplingArgs {
         layer.flag("--top-k", ("sampling", "top_k"), self.top_k);
         layer.flag("--top-p", ("sampling", "top_p"), self.top_p);
         layer.flag("--min-p", ("sampling", "min_p"), self.min_p);
+        layer.flag("--repeat-penalty", ("sampling", "repeat_penalty"), self.repeat_penalty);
+        layer.flag("--presence-penalty", ("sampling", "presence_penalty"), self.presence_penalty);
+        layer.flag("--frequency-penalty", ("sampling", "frequency_penalty"), self.frequency_penalty);
+        layer.flag("--repeat-last-n", ("sampling", "repeat_last_n"), self.repeat_last_n);
         layer.flag("--seed", ("sampling", "seed"), self.seed);
+        layer.flag("--verify", ("sampling", "verify"), self.verify.clone());
     }
 }
 
@@ -390,6 +411,7 @@ impl InspectArgs {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use clap::CommandFactory as _;
+    use drafthorse_draft::{SamplerConfig, VerifyRule};
 
     use super::*;
 
@@ -419,6 +441,21 @@ mod tests {
         set.offload.policy = plain.offload.policy;
         set.scheduler.draft_len = plain.scheduler.draft_len;
         assert_eq!(set, plain);
+    }
+
+    #[test]
+    fn penalties_and_the_verification_rule_reach_the_sampler() {
+        let words = "m.gguf --repeat-penalty 1.2 --presence-penalty -0.5 --frequency-penalty 0.25 --repeat-last-n 32 --verify block";
+        let set = run_args(&words.split(' ').collect::<Vec<_>>()).config().unwrap();
+        let expected = SamplerConfig {
+            repeat_penalty: 1.2,
+            presence_penalty: -0.5,
+            frequency_penalty: 0.25,
+            repeat_last_n: 32,
+            verify: VerifyRule::Block,
+            ..SamplerConfig::plain(0.0, 0)
+        };
+        assert_eq!(set.generate_options().sampler, expected);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! An open engine with everything a command needs around it.
 
+use drafthorse_draft::{SamplerConfig, VerifyRule};
 use drafthorse_runtime::Error;
 use drafthorse_runtime::api::{EngineOptions, Progress as _};
 use drafthorse_runtime::config::{Auto, Config, DraftChoice};
@@ -47,10 +48,43 @@ fn idle_settings(config: &Config) -> Vec<String> {
     if sampling.temperature == 0.0 && (sampling.top_k != 0 || sampling.top_p < 1.0 || sampling.min_p > 0.0) {
         lines.push("temperature 0 takes the likeliest token: top-k, top-p and min-p change nothing".into());
     }
+    lines.extend(idle_penalties(config).map(str::to_owned));
+    lines.extend(about_blocks(config).map(str::to_owned));
     if config.draft.source == DraftChoice::None && matches!(config.scheduler.draft_len, Auto::Value(1..)) {
         lines.push("a draft length was given without a drafter: nothing is drafted (--draft)".into());
     }
     lines
+}
+
+/// A window without penalties, or penalties without a window. The default window is no setting.
+fn idle_penalties(config: &Config) -> Option<&'static str> {
+    let sampler = config.generate_options().sampler;
+    let default = SamplerConfig::plain(0.0, 0);
+    let is_neutral = !SamplerConfig { repeat_last_n: 1, ..sampler }.has_penalties();
+    match (sampler.repeat_last_n, is_neutral) {
+        (0, false) => Some("repeat-last-n 0 looks at no token: the penalties change nothing"),
+        (last_n, true) if last_n != default.repeat_last_n => {
+            Some("no penalty is set: repeat-last-n changes nothing")
+        }
+        _ => None,
+    }
+}
+
+/// Where block verification is asked for and is the same as coupled, or gives up more than its name says.
+fn about_blocks(config: &Config) -> Option<&'static str> {
+    if config.sampling.verify != VerifyRule::Block {
+        None
+    } else if config.sampling.temperature == 0.0 {
+        Some("temperature 0 takes the likeliest token: block verification changes nothing")
+    } else if config.draft.source == DraftChoice::None {
+        Some("nothing is drafted (--draft): block verification changes nothing")
+    } else if config.scheduler.draft_len == Auto::Auto {
+        Some(
+            "block verification with a measured draft length: one seed may give different texts (--draft-len N fixes it)",
+        )
+    } else {
+        None
+    }
 }
 
 /// The plan on one line, parts that take nothing left out.

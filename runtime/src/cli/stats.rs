@@ -147,6 +147,8 @@ fn percent(part: u64, whole: u64) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
+    use drafthorse_draft::PositionAcceptance;
+
     use super::*;
 
     fn generation() -> Generation {
@@ -156,7 +158,13 @@ mod tests {
             finish_reason: FinishReason::Length,
             timings: Timings::default(),
             attribution: Attribution::default(),
-            speculation: Speculation { proposed: 4, accepted: 1, target_passes: 1, ..Speculation::default() },
+            speculation: Speculation {
+                proposed: 4,
+                accepted: 1,
+                target_passes: 1,
+                acceptance_by_position: vec![PositionAcceptance { offered: 1, accepted: 1 }],
+                ..Speculation::default()
+            },
             offload: Offload {
                 experts_total: 8,
                 hits: 3,
@@ -182,7 +190,11 @@ mod tests {
         assert_eq!(keys(&report["timings"]), "load_s prefill_s decode_s prefill_tps decode_tps");
         assert_eq!(
             keys(&report["speculation"]),
-            "draft_len_mean proposed accepted target_passes accepted_per_pass off_reason predicted_speedup explanation"
+            "draft_len_mean proposed accepted target_passes accepted_per_pass off_reason predicted_speedup explanation acceptance_by_position"
+        );
+        assert_eq!(
+            report["speculation"]["acceptance_by_position"],
+            serde_json::json!([{ "offered": 1, "accepted": 1 }])
         );
         assert_eq!(
             keys(&report["offload"]),

@@ -38,6 +38,10 @@ pub(super) fn check(config: &Config) -> Result<(), String> {
     within(offload.half_life_rows, 1.0..=1e6)?;
     within(offload.io_threads, 1..=256)?;
     within(offload.queue_depth, DEPTH_MIN..=DEPTH_MAX)?;
+    within(sampling.repeat_penalty, 0.1..=10.0)?;
+    within(sampling.presence_penalty, -10.0..=10.0)?;
+    within(sampling.frequency_penalty, -10.0..=10.0)?;
+    within(sampling.repeat_last_n, 0..=CONTEXT_MAX)?;
     within(sampling.temperature, 0.0..=100.0)?;
     within(sampling.top_k, 0..=10_000_000)?;
     within(sampling.min_p, 0.0..=1.0)?;

@@ -10,6 +10,7 @@ mod limits;
 mod resolve;
 mod value;
 
+use drafthorse_draft::VerifyRule;
 use drafthorse_offload::PolicyKind;
 use drafthorse_scheduler::PrefetchMode;
 use serde::Deserialize;
@@ -113,11 +114,16 @@ pub struct OffloadSection {
 #[serde(deny_unknown_fields)]
 #[expect(missing_docs, reason = "default.toml documents every key")]
 pub struct SamplingSection {
+    pub repeat_penalty: f32,
+    pub presence_penalty: f32,
+    pub frequency_penalty: f32,
+    pub repeat_last_n: usize,
     pub temperature: f32,
     pub top_k: usize,
     pub top_p: f32,
     pub min_p: f32,
     pub seed: u64,
+    pub verify: VerifyRule,
 }
 
 /// `[run]`: what `run` writes, and how it reports.

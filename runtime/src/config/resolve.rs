@@ -72,11 +72,16 @@ impl Config {
     pub fn generate_options(&self) -> GenerateOptions {
         let sampling = &self.sampling;
         let sampler = SamplerConfig {
+            repeat_penalty: sampling.repeat_penalty,
+            presence_penalty: sampling.presence_penalty,
+            frequency_penalty: sampling.frequency_penalty,
+            repeat_last_n: sampling.repeat_last_n,
             temperature: sampling.temperature,
             top_k: sampling.top_k,
             top_p: sampling.top_p,
             min_p: sampling.min_p,
             seed: sampling.seed,
+            verify: sampling.verify,
         };
         GenerateOptions { max_tokens: self.run.max_tokens, sampler, stop_at_end: !self.run.ignore_eos }
     }

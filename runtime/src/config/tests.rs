@@ -63,6 +63,12 @@ fn every_key_of_default_toml_stands_under_a_comment() {
 }
 
 #[test]
+fn by_default_the_models_own_law_is_followed() {
+    let options = Settings::defaults().unwrap().finish().unwrap().generate_options();
+    assert_eq!(options.sampler, drafthorse_draft::SamplerConfig::plain(0.0, 0));
+}
+
+#[test]
 fn a_later_layer_wins_and_the_rest_stays() {
     let mut settings = Settings::defaults().unwrap();
     let file = "[memory]\nbudget = \"16GiB\"\n[offload]\nslots = 7\npolicy = \"lru\"";

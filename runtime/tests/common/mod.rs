@@ -126,7 +126,7 @@ pub fn open(options: &EngineOptions) -> Engine {
 
 /// What is generated: `max_tokens` at that temperature, with a fixed seed, past any end token.
 pub fn ask(max_tokens: usize, temperature: f32) -> GenerateOptions {
-    let sampler = SamplerConfig { temperature, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 20_261_121 };
+    let sampler = SamplerConfig::plain(temperature, 20_261_121);
     GenerateOptions { max_tokens, sampler, stop_at_end: false }
 }
 
