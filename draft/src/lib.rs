@@ -10,20 +10,27 @@
 //! text is therefore a function of the target and the seed alone, whatever was drafted
 //! (drafter-invariant speculative decoding, Daliri, Musco and Suresh, arXiv 2408.07978).
 
+mod automaton;
+mod chain;
 mod error;
 mod model;
 mod ngram;
 mod registry;
 mod sampler;
+mod scripted;
 mod stats;
+mod suffix;
 mod verify;
 
+pub use chain::ChainDrafter;
 pub use error::{DraftError, ModelError};
-pub use model::ModelDrafter;
+pub use model::{ModelDrafter, SharedVocabulary};
 pub use ngram::{NgramConfig, NgramDrafter};
 pub use registry::{DRAFTERS, DrafterEntry, DrafterKind, DrafterParts};
 pub use sampler::{Choice, Sampler, SamplerConfig};
+pub use scripted::{Script, ScriptConfidence, ScriptConfig, ScriptedDrafter};
 pub use stats::AcceptanceStats;
+pub use suffix::{SuffixConfig, SuffixDrafter};
 pub use verify::{Verdict, verify};
 
 /// A token's id in the vocabulary that draft and target share.
@@ -92,13 +99,16 @@ pub struct Draft {
     pub tokens: Vec<TokenId>,
     /// The drafter's own probability of each guess, 0 to 1; same length as `tokens`.
     pub confidence: Vec<f32>,
+    /// Which drafter guessed: its place in a [`ChainDrafter`], 0 for one that stands alone. A confidence means
+    /// something only beside others of the same source.
+    pub source: usize,
 }
 
 impl Draft {
     /// A draft whose guesses bear these probabilities; both of one length.
     pub fn new(tokens: Vec<TokenId>, confidence: Vec<f32>) -> Draft {
         debug_assert_eq!(tokens.len(), confidence.len());
-        Draft { tokens, confidence }
+        Draft { tokens, confidence, ..Draft::default() }
     }
 
     /// Shortens the draft to at most `len` tokens.
@@ -117,4 +127,12 @@ pub trait Drafter: Send {
     /// Guesses the continuation of `request.context`. Contexts of one sequence grow and are rolled
     /// back between calls; the drafter finds the common prefix with what it has seen.
     fn propose(&mut self, request: Request<'_>) -> Result<Draft, DraftError>;
+
+    /// Lines the user must see since this was last asked, such as a member that was put away.
+    fn notices(&mut self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Forgets every text seen so far, as if just made: for measurements that repeat a text.
+    fn forget(&mut self) {}
 }

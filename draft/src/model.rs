@@ -3,6 +3,10 @@
 //! Owns the thread, its channel and the draft model's token history: each request rolls the KV cache
 //! back to the prefix it shares with the new context, feeds the rest, and samples ahead with the
 //! sequence's own sampler. It must not know which architecture the model has or where it came from.
+//!
+//! A draft model may lack tokens that the target has, and the reverse ([`SharedVocabulary`]). It reads the
+//! text without the tokens it does not know, and abstains right behind one; its own other tokens are never
+//! proposed, and a draft ends where the model would rather say one of them.
 
 use crate::{Draft, DraftError, Drafter, LanguageModel, LogitRows, Request, Sampler, TokenId};
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -14,6 +18,39 @@ use std::thread::JoinHandle;
 /// later one fail with [`DraftError::Stopped`].
 pub struct ModelDrafter {
     link: Link,
+}
+
+/// Which token ids mean the same to draft model and target: those below `shared` that are not in `except`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedVocabulary {
+    /// Size of the target's vocabulary.
+    pub target: usize,
+    /// Ids from here on are known to one side alone. At most the smaller vocabulary's size.
+    pub shared: usize,
+    /// Ids below `shared` that stand for different tokens, in ascending order.
+    pub except: Vec<TokenId>,
+}
+
+impl SharedVocabulary {
+    fn has(&self, token: TokenId) -> bool {
+        (token as usize) < self.shared && self.except.binary_search(&token).is_err()
+    }
+
+    /// Makes a row of the draft model's logits one of the target's: ids that are not shared get -inf. False
+    /// when one of the draft model's own tokens is likelier than every shared one.
+    fn translate(&self, logits: &mut Vec<f32>) -> bool {
+        let greatest = |values: &[f32]| values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let mut foreign = greatest(logits.get(self.shared..).unwrap_or_default());
+        logits.truncate(self.shared);
+        for &token in &self.except {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                foreign = foreign.max(std::mem::replace(logit, f32::NEG_INFINITY));
+            }
+        }
+        let is_ours = foreign <= greatest(logits);
+        logits.resize(self.target, f32::NEG_INFINITY);
+        is_ours
+    }
 }
 
 /// The two ends of a running thread, or why there is none.
@@ -35,13 +72,25 @@ impl ModelDrafter {
     /// # Errors
     /// [`DraftError::Spawn`] if the operating system refuses the thread.
     pub fn spawn(model: Box<dyn LanguageModel>) -> Result<ModelDrafter, DraftError> {
+        ModelDrafter::spawn_sharing(model, None)
+    }
+
+    /// Moves `model` to a new thread; it shares with the target the ids that `vocabulary` says, or all.
+    ///
+    /// # Errors
+    /// As [`ModelDrafter::spawn`].
+    pub fn spawn_sharing(
+        model: Box<dyn LanguageModel>,
+        vocabulary: Option<SharedVocabulary>,
+    ) -> Result<ModelDrafter, DraftError> {
         let (jobs, inbox) = bounded::<Job>(1);
         let (outbox, replies) = bounded(1);
         let work = move || {
-            let mut worker = Worker { model, history: Vec::new(), logits: Vec::new() };
+            let mut worker =
+                Worker { model, vocabulary, history: Vec::new(), logits: Vec::new(), is_ours: true };
             // Either end going away ends the thread.
-            while let Ok(job) = inbox.recv() {
-                if outbox.send(worker.draft(&job)).is_err() {
+            while let Ok(mut job) = inbox.recv() {
+                if outbox.send(worker.draft(&mut job)).is_err() {
                     break;
                 }
             }
@@ -117,28 +166,45 @@ fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
 /// The thread's state. `history` holds the tokens of the KV cache, row by row.
 struct Worker {
     model: Box<dyn LanguageModel>,
+    vocabulary: Option<SharedVocabulary>,
     history: Vec<TokenId>,
     logits: Vec<f32>,
+    /// Whether the likeliest token of `logits` was one that the target has, too.
+    is_ours: bool,
 }
 
 impl Worker {
-    fn draft(&mut self, job: &Job) -> Result<Draft, DraftError> {
+    fn draft(&mut self, job: &mut Job) -> Result<Draft, DraftError> {
         let mut draft = Draft::default();
+        // Noise is keyed by the position in the sequence, whatever the draft model reads of it.
+        let first = job.context.len();
+        if !self.keep_known(&mut job.context) {
+            return Ok(draft);
+        }
         let len_max = self.room_for(job);
         if len_max == 0 {
             return Ok(draft);
         }
         self.sync(&job.context)?;
-        loop {
-            let position = job.context.len() + draft.tokens.len();
-            let choice = job.sampler.choose(&self.logits, position);
+        while self.is_ours {
+            let choice = job.sampler.choose(&self.logits, first + draft.tokens.len());
             draft.tokens.push(choice.token);
             draft.confidence.push(choice.probability);
             if draft.tokens.len() == len_max {
-                return Ok(draft);
+                break;
             }
             self.feed(&[choice.token])?;
         }
+        Ok(draft)
+    }
+
+    /// Drops the tokens that the draft model does not know; false when the last one is among them, or none
+    /// is left.
+    fn keep_known(&self, context: &mut Vec<TokenId>) -> bool {
+        let Some(vocabulary) = &self.vocabulary else { return true };
+        let ends_known = context.last().is_some_and(|last| vocabulary.has(*last));
+        context.retain(|token| vocabulary.has(*token));
+        ends_known
     }
 
     /// How many tokens can be drafted before the KV cache is full; the last one needs no row.
@@ -163,10 +229,12 @@ impl Worker {
         }
         self.model.forward(tokens, LogitRows::Last, &mut self.logits).map_err(DraftError::Model)?;
         self.history.extend_from_slice(tokens);
-        match self.logits.len() {
-            got if got != vocab => Err(DraftError::LogitCount { got, want: vocab }),
-            _ => Ok(()),
+        if self.logits.len() != vocab {
+            return Err(DraftError::LogitCount { got: self.logits.len(), want: vocab });
         }
+        self.is_ours =
+            self.vocabulary.as_ref().is_none_or(|vocabulary| vocabulary.translate(&mut self.logits));
+        Ok(())
     }
 }
 

@@ -69,7 +69,7 @@ mod tests {
     fn a_verdict_commits_the_accepted_prefix_and_the_targets_token() {
         let config = SamplerConfig { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 0 };
         let mut sequence = Sequence::new(&[5, 6], Sampler::new(config));
-        let draft = Draft { tokens: vec![7, 8, 9], confidence: vec![1.0; 3] };
+        let draft = Draft::new(vec![7, 8, 9], vec![1.0; 3]);
         assert_eq!(sequence.pending(&draft), [6, 7, 8, 9]);
         assert_eq!(sequence.commit(&draft, &Verdict { accepted: 1, next: 4, probability: 0.5 }), 2);
         assert_eq!(sequence.tokens(), [5, 6, 7, 4]);

@@ -43,7 +43,7 @@ impl World {
         while tokens < TOKENS {
             let planned = controller.plan(&residency).draft_len;
             let offered = if self.chance(1, tokens) < self.offered { planned } else { 0 };
-            let draft = Draft { tokens: vec![1; offered], confidence: vec![0.8; offered] };
+            let draft = Draft::new(vec![1; offered], vec![0.8; offered]);
             let kept = controller.keep(&draft);
             let accepted = (0..kept).take_while(|i| self.chance(2, tokens + i) < self.acceptance).count();
             let verify_s = (self.verify)(kept) * self.noise(3, pass);

@@ -13,7 +13,7 @@ fn residency(hit_rate_recent: f64) -> Residency {
 }
 
 fn draft(confidence: &[f32]) -> Draft {
-    Draft { tokens: vec![1; confidence.len()], confidence: confidence.to_vec() }
+    Draft::new(vec![1; confidence.len()], confidence.to_vec())
 }
 
 /// Runs `passes` in which a pass over n drafted tokens costs `verify(n)` seconds and the first `stands`
