@@ -46,15 +46,20 @@ impl Drafter for ChainDrafter {
     }
 
     fn propose(&mut self, request: Request<'_>) -> Result<Draft, DraftError> {
-        let mut index = 0;
+        let (mut drafted, mut index) = (Draft::default(), 0);
         while let Some(Member { drafter, source }) = self.members.get_mut(index) {
-            match drafter.propose(request) {
-                Ok(draft) if draft.tokens.is_empty() => index += 1,
-                Ok(draft) => return Ok(Draft { source: *source, ..draft }),
+            // Those behind the one that drafted are asked for nothing, so that all may follow the text.
+            let max_tokens = if drafted.tokens.is_empty() { request.max_tokens } else { 0 };
+            match drafter.propose(Request { max_tokens, ..request }) {
+                Ok(draft) if max_tokens > 0 && !draft.tokens.is_empty() => {
+                    drafted = Draft { source: *source, ..draft };
+                    index += 1;
+                }
+                Ok(_) => index += 1,
                 Err(error) => self.put_away(index, error)?,
             }
         }
-        Ok(Draft::default())
+        Ok(drafted)
     }
 
     fn notices(&mut self) -> Vec<String> {

@@ -121,7 +121,7 @@ fn the_same_requests_give_the_same_drafts_whatever_is_remembered() {
             (0..200u64)
                 .map(|step| {
                     let len = 1 + mix(step) as usize % 50;
-                    let word = |i| (mix(i / 4 ^ (step % 5)) % VOCAB as u64) as TokenId;
+                    let word = |i| (mix((i / 4) ^ (step % 5)) % VOCAB as u64) as TokenId;
                     let context: Vec<TokenId> = (0..len as u64).map(word).collect();
                     propose(&mut drafter, &context, 5)
                 })
