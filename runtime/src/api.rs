@@ -6,7 +6,7 @@
 
 use std::path::PathBuf;
 
-use drafthorse_draft::{NgramConfig, PositionAcceptance, SamplerConfig, TokenId};
+use drafthorse_draft::{NgramConfig, PositionAcceptance, SamplerConfig, ScriptConfig, SuffixConfig, TokenId};
 use drafthorse_offload::{PolicyKind, ReaderOptions};
 pub use drafthorse_scheduler::{CostTerms, Explanation, LengthReport};
 use drafthorse_scheduler::{DraftLen, PrefetchMode};
@@ -16,14 +16,40 @@ pub use crate::clock::Spans;
 pub use crate::kv::KvType;
 
 /// Who guesses the next tokens.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum DraftSource {
     /// Nobody: plain decoding.
     None,
     /// The n-gram drafter: looks the last tokens up in the text so far.
     Ngram,
+    /// The suffix drafter: looks the last tokens up in this text and in earlier ones.
+    Suffix,
+    /// For measurements: a known answer, right as often as told.
+    Script(ScriptChoice),
     /// A small model that shares the target's vocabulary, on its own CPU threads.
     Model(PathBuf),
+    /// Several of those above, asked in this order until one does not abstain; at most one is a model.
+    Chain(Vec<DraftSource>),
+}
+
+impl DraftSource {
+    /// The drafters by themselves, in the order in which they are asked; none for plain decoding.
+    pub fn members(&self) -> &[DraftSource] {
+        match self {
+            DraftSource::None => &[],
+            DraftSource::Chain(members) => members,
+            single => std::slice::from_ref(single),
+        }
+    }
+}
+
+/// What the scripted drafter is made from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScriptChoice {
+    /// Token ids of a prompt and of the target's own continuation, as text.
+    pub path: PathBuf,
+    /// How the drafter behaves.
+    pub config: ScriptConfig,
 }
 
 /// Group-limited routing stated by the user because the file does not carry it (DeepSeek-V2 files
@@ -63,6 +89,8 @@ pub struct EngineOptions {
     pub draft_len_max: usize,
     /// Match lengths of the n-gram drafter.
     pub ngram: NgramConfig,
+    /// Bounds of the suffix drafter; its memory is a part of the plan.
+    pub suffix: SuffixConfig,
     /// Which resident expert makes room for a missing one.
     pub policy: PolicyKind,
     /// Rows after which a router selection counts half for the policies that count.

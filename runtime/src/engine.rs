@@ -30,7 +30,8 @@ use crate::tokenizer::{AddSpecial, Tokenizer};
 use crate::{Error, host};
 use ahead::ReadAhead;
 
-pub use forced::{Replay, ids_hash, parse_ids};
+pub use crate::ids::{ids_hash, parse_ids, read_ids};
+pub use forced::Replay;
 
 /// A loaded model pair, ready to generate.
 pub struct Engine {
@@ -171,7 +172,9 @@ impl Engine {
     ) -> Draft {
         let Some(drafter) = self.drafter.as_mut().filter(|_| max_tokens > 0) else { return Draft::default() };
         let request = Request { context: sequence.tokens(), max_tokens, sampler: &sequence.sampler, stop };
-        match drafter.propose(request) {
+        let proposed = drafter.propose(request);
+        drafter.notices().iter().for_each(|line| progress.notice(line));
+        match proposed {
             Ok(draft) => draft,
             Err(error) => {
                 let reason = format!("the {} drafter failed and was put away: {error}", drafter.name());
@@ -373,10 +376,17 @@ impl Engine {
         Ok(())
     }
 
-    /// Forgets the present sequence; resident experts stay.
+    /// Forgets the present sequence; resident experts stay, and what a drafter remembers of earlier texts.
     pub fn reset(&mut self) {
         self.target.truncate(0);
         self.cached.clear();
+    }
+
+    /// Forgets the present sequence and every text that the drafter remembers, so that the next one is
+    /// drafted as if it were the first: what is measured must not be looked up in an earlier measurement.
+    pub fn forget_texts(&mut self) {
+        self.reset();
+        self.drafter.iter_mut().for_each(|drafter| drafter.forget());
     }
 
     /// Forgets every resident expert, as if just started.

@@ -59,7 +59,7 @@ fn a_budget_too_small_is_refused_with_every_line_and_the_smallest_that_would_do(
         }
         let is_drafted = options.draft != DraftSource::None;
         let line = |name: &str| smallest.lines.iter().find(|line| line.name == name).unwrap().bytes;
-        assert_eq!(line("draft model") > 0, is_drafted);
+        assert_eq!(line("draft") > 0, is_drafted);
         assert!(line("dense weights") > 0 && line("KV cache") > 0 && line("scratch") > 0);
         let spare = suggested(&text).checked_sub(smallest.planned_bytes).unwrap();
         assert!((MIB..=2 * MIB).contains(&spare), "room for a process of another size, no more: {spare}");

@@ -204,7 +204,11 @@ impl Controller {
         let each_s = (draft + (wide - plain).max(0.0)) / width as f64;
         let stands = self.calibration.overall(self.source).max(ACCEPTANCE_FLOOR);
         let survival_min = (each_s * self.best().1 / stands).min(SURVIVAL_MIN_MAX) as f32;
-        StopRule { acceptance: self.calibration.table(self.source), survival_min }
+        StopRule {
+            acceptance: std::array::from_fn(|source| self.calibration.table(source)),
+            source: 0,
+            survival_min,
+        }
     }
 
     /// How many of the drafted tokens are worth verifying: those whose chance to stand is worth more

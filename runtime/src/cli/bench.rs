@@ -105,7 +105,8 @@ fn pass(
     prompt: &[TokenId],
     (cache, samples): (Cache, &mut Vec<Sample>),
 ) -> Result<Generation, Error> {
-    session.engine.reset();
+    // A drafter that remembers texts would know the answer of the pass before.
+    session.engine.forget_texts();
     chill(session, cache)?;
     let prefill = generate(session, config, prompt, 1)?;
     samples.push(Sample::new(Phase::Prefill, cache, &prefill));

@@ -9,7 +9,7 @@ use drafthorse_draft::TokenId;
 use drafthorse_runtime::Error;
 use drafthorse_runtime::api::Attribution;
 use drafthorse_runtime::config::Config;
-use drafthorse_runtime::engine::{Replay, ids_hash, parse_ids};
+use drafthorse_runtime::engine::{Replay, ids_hash, read_ids};
 use drafthorse_runtime::units::format_bytes;
 use serde::Serialize;
 
@@ -50,7 +50,7 @@ struct Pass {
 
 /// Decodes the ids of `file` `passes` times.
 pub fn run(config: &Config, file: &Path, passes: usize) -> Result<(), Error> {
-    let ids = read(file)?;
+    let ids = read_ids(file)?;
     let mut session = Session::open(config)?;
     let mut report = Report { load_s: session.engine.load_s(), passes: Vec::new() };
     for pass in 1..=passes {
@@ -60,11 +60,6 @@ pub fn run(config: &Config, file: &Path, passes: usize) -> Result<(), Error> {
         report.passes.push(Pass::new(pass, replay, read_bytes, ids_hash(&ids)));
     }
     if config.run.json { output::print_json(&report) } else { output::print(&table(&report.passes)) }
-}
-
-fn read(file: &Path) -> Result<Vec<TokenId>, Error> {
-    let text = std::fs::read_to_string(file).map_err(|source| Error::io("read", file, source))?;
-    parse_ids(&text).map_err(|problem| Error::Usage(format!("{}: {problem}", file.display())))
 }
 
 /// Bytes this process has fetched from block devices so far; 0 where the system does not tell.

@@ -32,6 +32,8 @@ pub(super) fn check(config: &Config) -> Result<(), String> {
     auto_within(draft.threads, 1..=THREADS_MAX)?;
     within(draft.ngram_min_match, 1..=1024)?;
     within(draft.ngram_max_match, 1..=1024)?;
+    within(draft.suffix_min_match, 1..=64)?;
+    within(draft.suffix_tokens_max, 256..=4 << 20)?;
     auto_within(scheduler.draft_len, 0..=DRAFT_LEN_LIMIT)?;
     within(scheduler.draft_len_max, 1..=DRAFT_LEN_LIMIT)?;
     auto_within(offload.slots, 1..=10_000_000)?;

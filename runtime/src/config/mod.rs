@@ -4,6 +4,7 @@
 //! are applied key by key ([`Settings`]), so an error names the file and key (or the flag) it came
 //! from. Nothing below this module reads a file of settings or re-checks a range.
 
+mod draft_choice;
 mod error;
 mod layer;
 mod limits;
@@ -15,9 +16,10 @@ use drafthorse_offload::PolicyKind;
 use drafthorse_scheduler::PrefetchMode;
 use serde::Deserialize;
 
+pub use draft_choice::DraftChoice;
 pub use error::ConfigError;
 pub use layer::{Layer, Settings};
-pub use value::{Auto, DraftChoice, ModelChoice, OptionalPath, ReaderName};
+pub use value::{Auto, ModelChoice, OptionalPath, ReaderName};
 
 use crate::kv::KvType;
 use crate::units::ByteSize;
@@ -82,6 +84,8 @@ pub struct DraftSection {
     pub threads: Auto<usize>,
     pub ngram_min_match: usize,
     pub ngram_max_match: usize,
+    pub suffix_min_match: usize,
+    pub suffix_tokens_max: usize,
 }
 
 /// `[scheduler]`: how much is guessed.

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use drafthorse_draft::{NgramConfig, SamplerConfig};
+use drafthorse_draft::{NgramConfig, SamplerConfig, SuffixConfig};
 use drafthorse_offload::ReaderOptions;
 use drafthorse_scheduler::DraftLen;
 
@@ -44,7 +44,7 @@ impl Config {
         let Config { model, memory, draft, scheduler, offload, .. } = self;
         Ok(EngineOptions {
             model: self.model_path()?,
-            draft: self.draft_source()?,
+            draft: draft_source(&draft.source)?,
             memory_bytes: memory.budget.value().map(|size| size.bytes()),
             memory_share: memory.share,
             context_len: model.context.value().unwrap_or(0),
@@ -55,6 +55,7 @@ impl Config {
             draft_len: scheduler.draft_len.value().map_or(DraftLen::Auto, DraftLen::Fixed),
             draft_len_max: scheduler.draft_len_max,
             ngram: NgramConfig { min_match: draft.ngram_min_match, max_match: draft.ngram_max_match },
+            suffix: SuffixConfig { min_match: draft.suffix_min_match, tokens_max: draft.suffix_tokens_max },
             policy: offload.policy,
             policy_half_life_rows: offload.half_life_rows,
             slots: offload.slots.value(),
@@ -97,21 +98,26 @@ impl Config {
         }
     }
 
-    fn draft_source(&self) -> Result<DraftSource, ConfigError> {
-        Ok(match &self.draft.source {
-            DraftChoice::None => DraftSource::None,
-            DraftChoice::Ngram => DraftSource::Ngram,
-            DraftChoice::Demo => DraftSource::Model(demo_file(DEMO_DRAFT)?),
-            DraftChoice::Path(path) => DraftSource::Model(path.clone()),
-        })
-    }
-
     fn expert_groups(&self) -> Option<ExpertGroups> {
         match (self.model.expert_groups, self.model.expert_groups_used) {
             (Auto::Value(groups), Auto::Value(groups_used)) => Some(ExpertGroups { groups, groups_used }),
             _ => None,
         }
     }
+}
+
+fn draft_source(choice: &DraftChoice) -> Result<DraftSource, ConfigError> {
+    Ok(match choice {
+        DraftChoice::None => DraftSource::None,
+        DraftChoice::Ngram => DraftSource::Ngram,
+        DraftChoice::Suffix => DraftSource::Suffix,
+        DraftChoice::Script(script) => DraftSource::Script(script.clone()),
+        DraftChoice::Demo => DraftSource::Model(demo_file(DEMO_DRAFT)?),
+        DraftChoice::Path(path) => DraftSource::Model(path.clone()),
+        DraftChoice::List(choices) => {
+            DraftSource::Chain(choices.iter().map(draft_source).collect::<Result<_, _>>()?)
+        }
+    })
 }
 
 fn demo_file(path: &str) -> Result<PathBuf, ConfigError> {

@@ -1,5 +1,4 @@
-//! Kinds of values that TOML has no type for: a number or `"auto"`, a path or `"none"`, a model, a
-//! draft. Each reads itself from a TOML value and says what it expects when it cannot.
+//! Kinds of values that TOML has no type for: a number or `"auto"`, a path or `"none"`, a model. Each reads itself from a TOML value and says what it expects when it cannot.
 
 use std::path::PathBuf;
 
@@ -53,31 +52,6 @@ impl From<String> for ModelChoice {
         match text.as_str() {
             "demo" => ModelChoice::Demo,
             _ => ModelChoice::Path(text.into()),
-        }
-    }
-}
-
-/// Which drafter to use.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(from = "String")]
-pub enum DraftChoice {
-    /// No drafting.
-    None,
-    /// The n-gram drafter.
-    Ngram,
-    /// The demo pair's draft.
-    Demo,
-    /// A GGUF.
-    Path(PathBuf),
-}
-
-impl From<String> for DraftChoice {
-    fn from(text: String) -> Self {
-        match text.as_str() {
-            "none" => DraftChoice::None,
-            "ngram" => DraftChoice::Ngram,
-            "demo" => DraftChoice::Demo,
-            _ => DraftChoice::Path(text.into()),
         }
     }
 }
