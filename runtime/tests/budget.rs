@@ -198,6 +198,7 @@ fn the_measured_peak_stays_under_every_budget_and_the_text_does_not_change() {
         &["--draft", "ngram", "--draft-len", "8", "--policy", "lru"],
         &["--reader", "pread", "--io-threads", "8", "--prefetch", "on"],
         &["--draft", coarse.to_str().unwrap(), "--draft-len", "4"],
+        &["--draft", "suffix,ngram", "--draft-len", "6"],
     ] {
         let tightest = tightest(&model, more);
         let experts = LARGE.expert_bytes() * LARGE.experts * LARGE.blocks;
@@ -208,6 +209,22 @@ fn the_measured_peak_stays_under_every_budget_and_the_text_does_not_change() {
             assert!(more.contains(&"--draft") || budget < experts, "the experts do not fit {budget} bytes");
         }
     }
+}
+
+#[test]
+fn what_the_suffix_drafter_may_remember_is_planned_wherever_it_stands() {
+    let plain = plain_options(&golden("qwen3moe"));
+    let draft_bytes = |draft| {
+        let plan = Engine::plan(&EngineOptions { draft, ..plain.clone() }).unwrap();
+        plan.lines.iter().find(|line| line.name == "draft").unwrap().bytes
+    };
+    let suffix = plain.suffix.memory_bytes();
+    assert!(suffix > 100 * plain.suffix.tokens_max as u64, "{suffix}");
+    assert_eq!(draft_bytes(DraftSource::Ngram), 0);
+    assert_eq!(draft_bytes(DraftSource::Suffix), suffix);
+    let model = || DraftSource::Model(golden("qwen3"));
+    let chain = DraftSource::Chain(vec![DraftSource::Suffix, model()]);
+    assert_eq!(draft_bytes(chain), suffix + draft_bytes(model()));
 }
 
 #[test]
