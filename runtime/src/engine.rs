@@ -13,6 +13,7 @@ use std::time::Instant;
 use drafthorse_draft::{
     AcceptanceStats, Draft, Drafter, LanguageModel, LogitRows, Request, Sampler, TokenId, verify,
 };
+use drafthorse_offload::reader::SimulatedDisk;
 use drafthorse_offload::{CacheStats, Residency};
 use drafthorse_scheduler::{Controller, ControllerConfig, MemoryPlan, StepOutcome};
 
@@ -50,6 +51,7 @@ pub struct Engine {
     /// Rows of logits that the memory plan counts.
     logit_rows: usize,
     load_s: f64,
+    disk: Option<SimulatedDisk>,
     logits: Vec<f32>,
 }
 
@@ -103,6 +105,7 @@ impl Engine {
             prefill_chunk: prepared.prefill_chunk,
             logit_rows: logit_rows(options),
             load_s: started.elapsed().as_secs_f64(),
+            disk: options.simulate_disk.clone(),
             logits: Vec::new(),
         })
     }
@@ -487,6 +490,8 @@ impl Engine {
             prefetch_used: after.prefetch_used - before.prefetch_used,
             prefetch_bytes: after.prefetch_bytes - before.prefetch_bytes,
             prefetch_off_reason: self.read_ahead.off_reason().filter(|_| after.experts_total > 0),
+            simulated_disk: self.disk.as_ref().map(|disk| disk.spec().to_string()),
+            simulated_late_reads: after.late_reads - before.late_reads,
         }
     }
 }

@@ -73,6 +73,9 @@ pub struct EngineArgs {
     /// Requests io_uring keeps at the disk at once
     #[arg(long, value_name = "N", help_heading = "Engine")]
     pub queue_depth: Option<i64>,
+    /// Hold reads back as a disk of this rate and latency would, e.g. 3.5GiB/s,80us; figures are labelled
+    #[arg(long, value_name = "RATE,LATENCY", help_heading = "Engine")]
+    pub simulate_disk: Option<String>,
     /// Read expected experts while the disk is idle: auto, on or off
     #[arg(long, value_name = "WHEN", help_heading = "Engine")]
     pub prefetch: Option<String>,
@@ -295,6 +298,7 @@ impl EngineArgs {
         layer.flag("--reader", ("offload", "reader"), self.reader.clone());
         layer.flag("--io-threads", ("offload", "io_threads"), self.io_threads);
         layer.flag("--queue-depth", ("offload", "queue_depth"), self.queue_depth);
+        layer.flag("--simulate-disk", ("offload", "simulate_disk"), self.simulate_disk.clone());
         layer.flag("--prefetch", ("offload", "prefetch"), self.prefetch.clone());
         layer.flag("--stats-file", ("offload", "stats_file"), self.stats_file.clone());
         layer.flag("--record-trace", ("offload", "record_trace"), self.record_trace.clone());

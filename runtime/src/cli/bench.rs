@@ -48,8 +48,8 @@ pub fn run(args: &BenchArgs) -> Result<(), Error> {
         last = Some(measure(&mut session, &config, &prompt, &mut samples)?);
     }
     let passes = time_passes(&mut session, &prompt)?;
-    let memory = last.map(|generation| generation.memory).unwrap_or_default();
-    let report = BenchReport::new(setup, memory, &samples, &passes);
+    let (memory, disk) = last.map(|last| (last.memory, last.offload.simulated_disk)).unwrap_or_default();
+    let report = BenchReport::new(setup, memory, &samples, &passes).on_disk(disk);
     if config.run.json { output::print_json(&report) } else { output::print(&report.to_string()) }
 }
 

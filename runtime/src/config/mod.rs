@@ -16,7 +16,7 @@ use serde::Deserialize;
 
 pub use error::ConfigError;
 pub use layer::{Layer, Settings};
-pub use value::{Auto, DraftChoice, ModelChoice, OptionalPath, ReaderName};
+pub use value::{Auto, DraftChoice, ModelChoice, OptionalPath, ReaderName, SimulateDisk};
 
 use crate::kv::KvType;
 use crate::units::ByteSize;
@@ -104,6 +104,7 @@ pub struct OffloadSection {
     pub io_threads: usize,
     pub queue_depth: usize,
     pub prefetch: PrefetchMode,
+    pub simulate_disk: SimulateDisk,
     pub stats_file: OptionalPath,
     pub record_trace: OptionalPath,
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use drafthorse_draft::{NgramConfig, SamplerConfig};
 use drafthorse_offload::ReaderOptions;
+use drafthorse_offload::reader::SimulatedDisk;
 use drafthorse_scheduler::DraftLen;
 
 use super::{Auto, Config, ConfigError, DEMO_TOML, DraftChoice, Layer, ModelChoice, Settings};
@@ -60,6 +61,7 @@ impl Config {
             slots: offload.slots.value(),
             reader: offload.reader.0,
             io: ReaderOptions { threads: offload.io_threads, depth: offload.queue_depth },
+            simulate_disk: offload.simulate_disk.0.map(SimulatedDisk::new),
             prefetch: offload.prefetch,
             stats_file: offload.stats_file.0.clone(),
             expert_groups: self.expert_groups(),
