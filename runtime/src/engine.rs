@@ -5,6 +5,7 @@
 //! scheduler's. Plain decoding is the same loop with an empty draft (DESIGN I7).
 
 mod ahead;
+mod draft_len;
 mod forced;
 
 use std::ops::ControlFlow;
@@ -30,6 +31,7 @@ use crate::stats_file::StatsFile;
 use crate::tokenizer::{AddSpecial, Tokenizer};
 use crate::{Error, host};
 use ahead::ReadAhead;
+use draft_len::Lengths;
 
 pub use forced::{Replay, ids_hash, parse_ids};
 
@@ -40,6 +42,7 @@ pub struct Engine {
     /// Why there is no drafter, or no longer one.
     drafter_missing: Option<String>,
     controller: Controller,
+    lengths: Lengths,
     tokenizer: Option<Tokenizer>,
     plan: MemoryPlan,
     recording: Option<Recording>,
@@ -97,6 +100,7 @@ impl Engine {
             drafter_missing: drafter.is_none().then(|| "no drafter was asked for".into()),
             drafter,
             controller: Controller::new(config),
+            lengths: Lengths::new(config),
             tokenizer: prepared.tokenizer,
             plan: prepared.plan,
             recording,

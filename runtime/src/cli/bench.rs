@@ -20,7 +20,7 @@ use super::output;
 use super::session::Session;
 
 /// Ordinary prose, so that routing and drafts meet what they meet in use.
-const TEXT: &str = include_str!("bench_text.txt");
+pub const TEXT: &str = include_str!("bench_text.txt");
 
 /// Widths of the passes that show what verification costs.
 const PASS_ROWS: [usize; 4] = [1, 2, 4, 8];

@@ -47,6 +47,8 @@ pub struct Config {
     pub run: RunSection,
     /// `[bench]`
     pub bench: BenchSection,
+    /// `[tune]`
+    pub tune: TuneSection,
 }
 
 /// `[model]`: the target and how it computes. The keys are explained in `default.toml`.
@@ -142,6 +144,14 @@ pub struct BenchSection {
     pub prompt_tokens: usize,
     pub generate_tokens: usize,
     pub repeat: usize,
+}
+
+/// `[tune]`: how long `tune` measures.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every key")]
+pub struct TuneSection {
+    pub minutes: f64,
 }
 
 #[cfg(test)]
