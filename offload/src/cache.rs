@@ -185,7 +185,7 @@ impl ExpertCache {
 
     /// Counters so far.
     pub fn stats(&self) -> CacheStats {
-        CacheStats { io_busy_s: self.io.busy_s(), ..self.stats }
+        CacheStats { io_busy_s: self.io.busy_s(), late_reads: self.io.late_reads(), ..self.stats }
     }
 
     /// The state of the cache for the scheduler.

@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 
 use drafthorse_draft::{NgramConfig, PositionAcceptance, SamplerConfig, ScriptConfig, SuffixConfig, TokenId};
+use drafthorse_offload::reader::SimulatedDisk;
 use drafthorse_offload::{PolicyKind, ReaderOptions};
 pub use drafthorse_scheduler::{CostTerms, Explanation, LengthReport};
 use drafthorse_scheduler::{DraftLen, PrefetchMode};
@@ -101,6 +102,8 @@ pub struct EngineOptions {
     pub reader: &'static str,
     /// What readers are told.
     pub io: ReaderOptions,
+    /// Reads are held back as if the files lay on this disk; None: they take what they take.
+    pub simulate_disk: Option<SimulatedDisk>,
     /// Whether experts are read ahead of need.
     pub prefetch: PrefetchMode,
     /// Where the experts' counts are kept between runs.
@@ -262,6 +265,23 @@ pub struct Offload {
     pub prefetch_bytes: u64,
     /// One line on why reading ahead is off; None while it is on, or where there is nothing to read.
     pub prefetch_off_reason: Option<String>,
+    /// The disk that was simulated, such as `3.5 GiB/s, 80 us`; None for the machine's own.
+    pub simulated_disk: Option<String>,
+    /// Reads that took longer on the real disk than they would have on the simulated one: with many of
+    /// them the figures are not that disk's.
+    pub simulated_late_reads: u64,
+}
+
+impl Offload {
+    /// How the simulated disk is named beside a figure: what it can do, and whether it was kept up with.
+    #[must_use]
+    pub fn disk_label(&self) -> Option<String> {
+        let disk = self.simulated_disk.as_ref()?;
+        Some(match self.simulated_late_reads {
+            0 => format!("simulated disk {disk}"),
+            late => format!("simulated disk {disk} ({late} reads were slower on the real one)"),
+        })
+    }
 }
 
 /// Memory of the whole process.

@@ -5,6 +5,7 @@
 //! scheduler's. Plain decoding is the same loop with an empty draft (DESIGN I7).
 
 mod ahead;
+mod draft_len;
 mod forced;
 
 use std::ops::ControlFlow;
@@ -13,6 +14,7 @@ use std::time::Instant;
 use drafthorse_draft::{
     AcceptanceStats, Draft, Drafter, History, LanguageModel, LogitRows, Request, Sampler, StopRule, TokenId,
 };
+use drafthorse_offload::reader::SimulatedDisk;
 use drafthorse_offload::{CacheStats, Residency};
 use drafthorse_scheduler::{Controller, ControllerConfig, MemoryPlan, Plan, StepOutcome};
 
@@ -29,6 +31,7 @@ use crate::stats_file::StatsFile;
 use crate::tokenizer::{AddSpecial, Tokenizer};
 use crate::{Error, host};
 use ahead::ReadAhead;
+use draft_len::Lengths;
 
 pub use crate::ids::{ids_hash, parse_ids, read_ids};
 pub use forced::Replay;
@@ -40,6 +43,7 @@ pub struct Engine {
     /// Why there is no drafter, or no longer one.
     drafter_missing: Option<String>,
     controller: Controller,
+    lengths: Lengths,
     tokenizer: Option<Tokenizer>,
     plan: MemoryPlan,
     recording: Option<Recording>,
@@ -51,6 +55,7 @@ pub struct Engine {
     /// Rows of logits that the memory plan counts.
     logit_rows: usize,
     load_s: f64,
+    disk: Option<SimulatedDisk>,
     logits: Vec<f32>,
 }
 
@@ -96,6 +101,7 @@ impl Engine {
             drafter_missing: drafter.is_none().then(|| "no drafter was asked for".into()),
             drafter,
             controller: Controller::new(config),
+            lengths: Lengths::new(config),
             tokenizer: prepared.tokenizer,
             plan: prepared.plan,
             recording,
@@ -104,6 +110,7 @@ impl Engine {
             prefill_chunk: prepared.prefill_chunk,
             logit_rows: logit_rows(options),
             load_s: started.elapsed().as_secs_f64(),
+            disk: options.simulate_disk.clone(),
             logits: Vec::new(),
         })
     }
@@ -508,6 +515,8 @@ impl Engine {
             prefetch_used: after.prefetch_used - before.prefetch_used,
             prefetch_bytes: after.prefetch_bytes - before.prefetch_bytes,
             prefetch_off_reason: self.read_ahead.off_reason().filter(|_| after.experts_total > 0),
+            simulated_disk: self.disk.as_ref().map(|disk| disk.spec().to_string()),
+            simulated_late_reads: after.late_reads - before.late_reads,
         }
     }
 }

@@ -7,7 +7,8 @@
 mod drafters;
 
 use drafthorse_draft::{DRAFT_LAW_TOKENS_MAX, Law};
-use drafthorse_offload::{PolicyConfig, PolicyKind, ReaderOptions, open_reader};
+use drafthorse_offload::reader::SimulatedDisk;
+use drafthorse_offload::{OffloadError, PolicyConfig, PolicyKind, ReaderOptions, open_reader};
 use drafthorse_scheduler::{DraftLen, MemoryPlan, Needs};
 
 use crate::api::{DraftSource, EngineOptions, Progress};
@@ -82,6 +83,8 @@ pub struct CacheChoice<'a> {
     pub reader: &'a str,
     /// What the reader is told.
     pub io: &'a ReaderOptions,
+    /// The disk that the files are to seem to lie on.
+    pub disk: Option<&'a SimulatedDisk>,
     /// Counts of earlier runs.
     pub stats: Option<&'a StatsFile>,
 }
@@ -95,6 +98,7 @@ impl<'a> CacheChoice<'a> {
             lfu_half_life_rows: options.policy_half_life_rows,
             reader: options.reader,
             io: &options.io,
+            disk: options.simulate_disk.as_ref(),
             stats: None,
         }
     }
@@ -149,8 +153,14 @@ impl Opened {
 
     /// Reads the weights; `cache` is what the experts are kept and read with.
     pub fn load(self, cache: CacheChoice<'_>, progress: &mut dyn Progress) -> Result<Model, Error> {
-        let CacheChoice { slots, policy, lfu_half_life_rows, reader, io, stats } = cache;
-        let open = |name| open_reader(name, &self.gguf_files, io);
+        let CacheChoice { slots, policy, lfu_half_life_rows, reader, io, disk, stats } = cache;
+        let open = |name| {
+            let reader = open_reader(name, &self.gguf_files, io)?;
+            Ok::<_, OffloadError>(match disk {
+                Some(disk) => disk.in_front_of(reader, io),
+                None => reader,
+            })
+        };
         let embedding = self.blueprint.streamed_embedding.is_some().then(|| open(reader)).transpose()?;
         let reader = open(reader)?;
         if let Some(notice) = reader.notice() {
@@ -183,6 +193,7 @@ pub fn prepare(options: &EngineOptions) -> Result<Prepared, Error> {
     let groups = options.expert_groups.map(|groups| (groups.groups, groups.groups_used));
     let blueprint = Blueprint::new(&gguf, &Overrides { expert_groups: groups })?;
     let mut notices = blueprint.spec.notices.clone();
+    notices.extend(disk_notice(options));
     let context_len = context_len(options, &blueprint);
     notices.extend(context_notice("", context_len, &blueprint));
     let threads = threads_or_default(options.threads);
@@ -274,6 +285,12 @@ fn context_notice(whose: &str, context_len: usize, blueprint: &Blueprint) -> Opt
     (context_len > trained).then(|| {
         format!("{whose}context {context_len} is longer than the {trained} the model was trained for")
     })
+}
+
+/// Figures of a simulated disk must never pass for this machine's.
+fn disk_notice(options: &EngineOptions) -> Option<String> {
+    let spec = options.simulate_disk.as_ref()?.spec();
+    Some(format!("simulated disk {spec}: reads, loading included, are held back to that"))
 }
 
 /// Below one token's experts a cache serves little: LRU would serve nothing at all (ALGORITHMS.md 0.2).

@@ -181,3 +181,21 @@ fn a_trace_that_cannot_be_written_is_refused_before_the_text() {
     assert!(output.stdout.is_empty(), "no text was generated");
     assert!(String::from_utf8_lossy(&output.stderr).contains("/nonexistent/trace.moetrace"));
 }
+
+#[test]
+fn a_simulated_disk_takes_its_time_is_named_and_changes_no_text() {
+    let slots = ["--memory", "1GiB", "--slots", "32", "--prefetch", "off"];
+    let own = run_for("12", &slots);
+    assert!(own["offload"]["simulated_disk"].is_null());
+    assert_eq!(own["offload"]["simulated_late_reads"], 0);
+    let slow = run_for("12", &[&slots[..], &["--simulate-disk", "20MB/s,1ms"]].concat());
+    assert_eq!(slow["tokens"], own["tokens"]);
+    let offload = &slow["offload"];
+    assert_eq!(offload["simulated_disk"], "20 MB/s, 1000 us");
+    assert_eq!(offload["bytes_read"], own["offload"]["bytes_read"]);
+    // The bytes took at least their time on that disk.
+    let took =
+        ["prefill_s", "decode_s"].map(|key| slow["timings"][key].as_f64().unwrap()).iter().sum::<f64>();
+    let bytes = offload["bytes_read"].as_f64().unwrap();
+    assert!(took >= bytes / 20e6, "{bytes} bytes in {took} s");
+}

@@ -22,7 +22,7 @@ const THREADS_MAX: usize = 1024;
 /// # Errors
 /// The limits of the setting that is beyond them, in words.
 pub(super) fn check(config: &Config) -> Result<(), String> {
-    let Config { model, memory, draft, scheduler, offload, sampling, run, bench } = config;
+    let Config { model, memory, draft, scheduler, offload, sampling, run, bench, tune } = config;
     auto_within(model.context, 1..=CONTEXT_MAX)?;
     auto_within(model.prefill_chunk, 1..=8192)?;
     auto_within(model.threads, 1..=THREADS_MAX)?;
@@ -53,7 +53,8 @@ pub(super) fn check(config: &Config) -> Result<(), String> {
     within(run.max_tokens, 1..=CONTEXT_MAX)?;
     within(bench.prompt_tokens, 1..=CONTEXT_MAX)?;
     within(bench.generate_tokens, 1..=CONTEXT_MAX)?;
-    within(bench.repeat, 1..=1000)
+    within(bench.repeat, 1..=1000)?;
+    within(tune.minutes, 0.05..=1440.0)
 }
 
 /// Checks the settings that limit each other.

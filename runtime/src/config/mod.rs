@@ -19,7 +19,7 @@ use serde::Deserialize;
 pub use draft_choice::DraftChoice;
 pub use error::ConfigError;
 pub use layer::{Layer, Settings};
-pub use value::{Auto, ModelChoice, OptionalPath, ReaderName};
+pub use value::{Auto, ModelChoice, OptionalPath, ReaderName, SimulateDisk};
 
 use crate::kv::KvType;
 use crate::units::ByteSize;
@@ -50,6 +50,8 @@ pub struct Config {
     pub run: RunSection,
     /// `[bench]`
     pub bench: BenchSection,
+    /// `[tune]`
+    pub tune: TuneSection,
 }
 
 /// `[model]`: the target and how it computes. The keys are explained in `default.toml`.
@@ -109,6 +111,7 @@ pub struct OffloadSection {
     pub io_threads: usize,
     pub queue_depth: usize,
     pub prefetch: PrefetchMode,
+    pub simulate_disk: SimulateDisk,
     pub stats_file: OptionalPath,
     pub record_trace: OptionalPath,
 }
@@ -153,6 +156,14 @@ pub struct BenchSection {
     pub prompt_tokens: usize,
     pub generate_tokens: usize,
     pub repeat: usize,
+}
+
+/// `[tune]`: how long `tune` measures.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every key")]
+pub struct TuneSection {
+    pub minutes: f64,
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use drafthorse_draft::{NgramConfig, SamplerConfig, SuffixConfig};
 use drafthorse_offload::ReaderOptions;
+use drafthorse_offload::reader::SimulatedDisk;
 use drafthorse_scheduler::DraftLen;
 
 use super::{Auto, Config, ConfigError, DEMO_TOML, DraftChoice, Layer, ModelChoice, Settings};
@@ -17,12 +18,12 @@ const DEMO_TARGET: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/target.gguf
 /// The demo pair's draft.
 const DEMO_DRAFT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/draft.gguf");
 
-impl Config {
-    /// Defaults, then the demo's settings if the demo pair is what will run, then `file`, then `flags`.
+impl Settings {
+    /// As [`Config::load`], not yet checked for settings that must agree.
     ///
     /// # Errors
     /// The first setting that cannot be used.
-    pub fn load(file: Option<&Path>, flags: &Layer) -> Result<Config, ConfigError> {
+    pub fn load(file: Option<&Path>, flags: &Layer) -> Result<Settings, ConfigError> {
         let file = file.map(Layer::file).transpose()?;
         let mut settings = Settings::defaults()?;
         let asked = [Some(flags), file.as_ref()].into_iter().flatten().find_map(|l| l.get("model", "path"));
@@ -33,7 +34,17 @@ impl Config {
             settings.apply(file)?;
         }
         settings.apply(flags)?;
-        settings.finish()
+        Ok(settings)
+    }
+}
+
+impl Config {
+    /// Defaults, then the demo's settings if the demo pair is what will run, then `file`, then `flags`.
+    ///
+    /// # Errors
+    /// The first setting that cannot be used.
+    pub fn load(file: Option<&Path>, flags: &Layer) -> Result<Config, ConfigError> {
+        Settings::load(file, flags)?.finish()
     }
 
     /// What the engine is opened with.
@@ -61,6 +72,7 @@ impl Config {
             slots: offload.slots.value(),
             reader: offload.reader.0,
             io: ReaderOptions { threads: offload.io_threads, depth: offload.queue_depth },
+            simulate_disk: offload.simulate_disk.0.map(SimulatedDisk::new),
             prefetch: offload.prefetch,
             stats_file: offload.stats_file.0.clone(),
             expert_groups: self.expert_groups(),

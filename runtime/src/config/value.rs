@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use drafthorse_offload::READERS;
+use drafthorse_offload::reader::DiskSpec;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error as _};
 
@@ -64,6 +65,22 @@ pub struct OptionalPath(pub Option<PathBuf>);
 impl From<String> for OptionalPath {
     fn from(text: String) -> Self {
         OptionalPath((text != "none").then(|| text.into()))
+    }
+}
+
+/// A disk to simulate, or `"none"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SimulateDisk(pub Option<DiskSpec>);
+
+impl<'de> Deserialize<'de> for SimulateDisk {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text == "none" {
+            return Ok(SimulateDisk(None));
+        }
+        text.parse()
+            .map(|spec| SimulateDisk(Some(spec)))
+            .map_err(|e| D::Error::custom(format!("{e}, or none")))
     }
 }
 

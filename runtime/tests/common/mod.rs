@@ -114,6 +114,7 @@ pub fn plain_options(model: &Path) -> EngineOptions {
         slots: None,
         reader: "auto",
         io: ReaderOptions { threads: 2, ..ReaderOptions::default() },
+        simulate_disk: None,
         prefetch: PrefetchMode::Off,
         stats_file: None,
         expert_groups: None,
