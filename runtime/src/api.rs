@@ -193,6 +193,10 @@ pub struct Speculation {
     pub target_passes: u64,
     /// `accepted / target_passes`.
     pub accepted_per_pass: f64,
+    /// Passes that verified an (i+1)-th drafted token.
+    pub offered_at: Vec<u64>,
+    /// Passes in which the (i+1)-th drafted token stood.
+    pub accepted_at: Vec<u64>,
     /// One line on why drafting is off; None while it is on.
     pub off_reason: Option<String>,
 }
@@ -224,8 +228,29 @@ pub struct Offload {
     pub prefetch_used: u64,
     /// Bytes read ahead, used or not.
     pub prefetch_bytes: u64,
+    /// Bytes of experts that were read at once and that only rejected drafts wanted.
+    pub rejected_only_bytes: u64,
+    /// What of this was decoding: the prompt is left out.
+    pub decode: DecodeOffload,
     /// One line on why reading ahead is off; None while it is on, or where there is nothing to read.
     pub prefetch_off_reason: Option<String>,
+}
+
+/// The expert cache while tokens were generated, the prompt left out; fields as in [`Offload`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct DecodeOffload {
+    /// Expert uses found in a slot.
+    pub hits: u64,
+    /// Expert uses that had to wait for the disk.
+    pub misses: u64,
+    /// `hits / (hits + misses)`; 0 when nothing was used.
+    pub hit_rate: f64,
+    /// Bytes read from the disk.
+    pub bytes_read: u64,
+    /// Bytes read ahead, used or not.
+    pub prefetch_bytes: u64,
+    /// Bytes of experts read ahead that were then used.
+    pub prefetch_used_bytes: u64,
 }
 
 /// Memory of the whole process.

@@ -182,11 +182,11 @@ mod tests {
         assert_eq!(keys(&report["timings"]), "load_s prefill_s decode_s prefill_tps decode_tps");
         assert_eq!(
             keys(&report["speculation"]),
-            "draft_len_mean proposed accepted target_passes accepted_per_pass off_reason"
+            "draft_len_mean proposed accepted target_passes accepted_per_pass offered_at accepted_at off_reason"
         );
         assert_eq!(
             keys(&report["offload"]),
-            "experts_total slots slot_bytes hits misses hit_rate bytes_read read_s stall_s prefetch_issued prefetch_used prefetch_bytes prefetch_off_reason"
+            "experts_total slots slot_bytes hits misses hit_rate bytes_read read_s stall_s prefetch_issued prefetch_used prefetch_bytes rejected_only_bytes decode prefetch_off_reason"
         );
         assert_eq!(keys(&report["memory"]), "budget_bytes planned_bytes peak_rss_bytes");
         assert_eq!(
