@@ -17,8 +17,8 @@ use drafthorse_offload::{CacheStats, Residency};
 use drafthorse_scheduler::{Controller, ControllerConfig, MemoryPlan, StepOutcome};
 
 use crate::api::{
-    Attribution, DecodeOffload, EngineOptions, FinishReason, GenerateOptions, Generation, Memory, Offload, Progress,
-    Speculation, Timings,
+    Attribution, DecodeOffload, EngineOptions, FinishReason, GenerateOptions, Generation, Memory, Offload,
+    Progress, Speculation, Timings,
 };
 use crate::clock::{Phase, Spans};
 use crate::models::Model;

@@ -15,7 +15,8 @@ use crate::clock::{Clock, Phase, Spans};
 use crate::kernels::{Input, Pool, add_scaled, matmul, rms_norm};
 use crate::kv::{KvCache, KvShape};
 use crate::layers::{
-    DemandLoads, Lookahead, MoeLayer, Pass, RANKS_MAX, Rope, RouteSink, Scratch, ScratchPlan, Target, feed_forward, sized,
+    DemandLoads, Lookahead, MoeLayer, Pass, RANKS_MAX, Rope, RouteSink, Scratch, ScratchPlan, Target,
+    feed_forward, sized,
 };
 
 use super::assemble::{Block, Blueprint, Ffn};
