@@ -4,7 +4,7 @@
 
 use plotters::prelude::*;
 
-use super::report::Row;
+use super::report::{ALL_TASKS, Row};
 use super::stats::median;
 
 const CELL_PX: u32 = 76;
@@ -43,6 +43,8 @@ struct Grid {
 /// The drawing library's.
 pub fn all(rows: &[Row]) -> Result<Vec<Plot>, PlotError> {
     let mut plots = Vec::new();
+    let over_all: Vec<Row> = rows.iter().filter(|row| row.task == ALL_TASKS).cloned().collect();
+    let rows = if over_all.is_empty() { rows } else { &over_all };
     for (start, temperature) in kinds(rows, |row| (row.start.clone(), row.temperature)) {
         let of_kind: Vec<&Row> =
             rows.iter().filter(|row| row.start == start && row.temperature == temperature).collect();
@@ -99,8 +101,8 @@ fn drafter_name(row: &Row) -> String {
     if row.verify == "coupled" { name } else { format!("{name}, {}", row.verify) }
 }
 
-/// Median over tasks of what the rows say.
-fn over_tasks<'a>(rows: impl Iterator<Item = &'a &'a Row>) -> Option<f64> {
+/// What the rows of a point say: one row, or the median of several.
+fn speedup_of<'a>(rows: impl Iterator<Item = &'a &'a Row>) -> Option<f64> {
     median(rows.filter_map(|row| row.speedup.map(|spread| spread.median)))
 }
 
@@ -114,7 +116,7 @@ fn grids(rows: &[&Row], named: &str) -> Vec<Grid> {
     for len in lens.iter().filter(|_| caches.len() > 1) {
         let value =
             |drafter: &String, cache: &String| {
-                over_tasks(drafted.iter().filter(|row| {
+                speedup_of(drafted.iter().filter(|row| {
                     row.draft_len == *len && row.cache == *cache && drafter_name(row) == *drafter
                 }))
             };
@@ -128,7 +130,7 @@ fn grids(rows: &[&Row], named: &str) -> Vec<Grid> {
     for cache in caches.iter().filter(|_| lens.len() > 1) {
         let value =
             |drafter: &String, len: &String| {
-                over_tasks(drafted.iter().filter(|row| {
+                speedup_of(drafted.iter().filter(|row| {
                     row.draft_len == *len && row.cache == *cache && drafter_name(row) == *drafter
                 }))
             };
@@ -217,7 +219,7 @@ fn over_cache(rows: &[&Row], named: &str) -> Result<Option<Plot>, PlotError> {
         for cache in names(&of_line, |row| row.cache.clone()) {
             let here = || of_line.iter().filter(|row| row.cache == cache);
             let share = here().find_map(|row| row.share);
-            points.extend(share.zip(over_tasks(here())).map(|(share, speedup)| (share * 100.0, speedup)));
+            points.extend(share.zip(speedup_of(here())).map(|(share, speedup)| (share * 100.0, speedup)));
         }
         points.sort_by(|a, b| a.0.total_cmp(&b.0));
         lines.push(Line { name: line, points });

@@ -12,6 +12,8 @@ use super::environment::Environment;
 use super::stats::Spread;
 use super::{SpeedupError, html, table};
 
+/// The task of rows over all tasks, where there are several.
+pub const ALL_TASKS: &str = "all";
 /// Of the layout of speedup.json.
 const FORMAT: u32 = 1;
 
@@ -192,7 +194,7 @@ impl Report {
 
     /// Runs that failed.
     pub fn failed(&self) -> usize {
-        self.rows.iter().map(|row| row.failed).sum()
+        self.rows.iter().filter(|row| row.task != ALL_TASKS).map(|row| row.failed).sum()
     }
 }
 

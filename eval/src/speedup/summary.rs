@@ -10,9 +10,9 @@ use super::SpeedupError;
 use super::best::Bounds;
 use super::cell::{Variant, Verify};
 use super::journal::Journal;
-use super::plan::{Block, Plan};
+use super::plan::{Block, Plan, PromptIds};
 use super::record::{Measured, Record, sha256};
-use super::report::{BytesPerToken, Identity, Row, Text};
+use super::report::{ALL_TASKS, BytesPerToken, Identity, Row, Text};
 use super::stats::{Spread, median, ratio};
 use super::work::References;
 
@@ -42,17 +42,24 @@ impl Summary<'_> {
         let mut known = Known::new();
         let mut rows = Vec::new();
         let variants = || std::iter::once(None).chain((0..self.plan.variants.len()).map(Some));
-        for blocks in self.groups() {
+        let by_task = self.groups(|prompt| prompt.task.as_str());
+        let over_all = if self.has_tasks() { self.groups(|_| ALL_TASKS) } else { Vec::new() };
+        for (name, blocks) in over_all.iter().chain(&by_task) {
             for variant in variants() {
-                rows.push(self.row(&blocks, variant, &mut known)?);
+                rows.push(Row { task: (*name).to_owned(), ..self.row(blocks, variant, &mut known)? });
             }
         }
         Ok(rows)
     }
 
-    /// Blocks that differ only in the prompt, by task, in the order of the tasks.
-    fn groups(&self) -> Vec<Vec<&Block>> {
-        let task = |block: &Block| self.plan.prompts[block.prompt].task.as_str();
+    /// Whether there is more than one.
+    fn has_tasks(&self) -> bool {
+        self.plan.prompts.iter().any(|prompt| prompt.task != self.plan.prompts[0].task)
+    }
+
+    /// Blocks that differ only in the prompt, by what `name` calls it, in the order of these names.
+    fn groups(&self, name: fn(&PromptIds) -> &str) -> Vec<(&str, Vec<&Block>)> {
+        let task = |block: &Block| name(&self.plan.prompts[block.prompt]);
         let same = |a: &Block, b: &Block| {
             task(a) == task(b) && a.cache == b.cache && a.start == b.start && a.temperature == b.temperature
         };
@@ -63,9 +70,9 @@ impl Summary<'_> {
                 None => groups.push(vec![block]),
             }
         }
-        let first = |name: &str| self.plan.prompts.iter().position(|prompt| prompt.task == name);
+        let first = |wanted: &str| self.plan.prompts.iter().position(|prompt| name(prompt) == wanted);
         groups.sort_by_key(|group| first(task(group[0])));
-        groups
+        groups.into_iter().map(|group| (task(group[0]), group)).collect()
     }
 
     fn row(&self, blocks: &[&Block], variant: Option<usize>, known: &mut Known) -> Result<Row, SpeedupError> {
@@ -186,7 +193,6 @@ impl Summary<'_> {
 fn named(plan: &Plan, block: &Block, variant: Option<&Variant>) -> Row {
     let share = block.slots.and_then(|slots| ratio(slots as f64, plan.bank.experts_total as f64));
     Row {
-        task: plan.prompts[block.prompt].task.clone(),
         cache: if block.slots.is_some() { block.cache.label() } else { "-".to_owned() },
         slots: block.slots,
         share,

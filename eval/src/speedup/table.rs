@@ -4,7 +4,7 @@
 
 use drafthorse_runtime::units::format_bytes;
 
-use super::report::{Identity, Report, Row};
+use super::report::{ALL_TASKS, Identity, Report, Row};
 use super::stats::Spread;
 
 /// A column for people.
@@ -30,7 +30,7 @@ const COLUMNS: [Column; 18] = [
     Column { name: "hits %", cell: |row| percent(row.hit_rate) },
     Column { name: "LRU, Belady %", cell: bounds },
     Column { name: "KB/token: demand, useful, wasted, rejected", cell: bytes },
-    Column { name: "J/token", cell: |row| number(row.joules_per_token, 2) },
+    Column { name: "J/token", cell: joules },
     Column { name: "ids", cell: ids },
 ];
 
@@ -56,7 +56,8 @@ pub const LEGEND: [&str; 8] = [
     "hits: uses of experts after the prompt that were in a slot. LRU, Belady: what those policies would have hit \
      on the same text with as many slots, token by token.",
     "KB/token: bytes of experts read a committed token, after the prompt: when needed by rows that stood; ahead of \
-     need and used; ahead of need and not used; when needed, by rejected drafts alone.",
+     need and used; ahead of need and not used; when needed, by rejected drafts alone. What a warm start fills free \
+     slots with counts as needed.",
     "J/token: RAPL over the whole process; n/a where this machine shows none.",
     "ids: the first digits of the SHA-256 of the generated ids (of several prompts: of their hashes). \"varies\": \
      sampled under a rule that does not fix the text.",
@@ -124,6 +125,10 @@ fn bytes(row: &Row) -> String {
     parts.map(|bytes| format!("{:.0}", bytes / 1e3)).join(", ")
 }
 
+fn joules(row: &Row) -> String {
+    row.joules_per_token.map_or_else(|| "n/a".to_owned(), |joules| format!("{joules:.2}"))
+}
+
 fn ids(row: &Row) -> String {
     let digits: String = row.ids_sha256.chars().take(8).collect();
     match row.ids {
@@ -188,21 +193,50 @@ pub fn verdict(report: &Report) -> String {
     format!("IDS DIFFER in {} of {runs} runs: {}", differing.len(), differing.join("; "))
 }
 
-/// The table as a Markdown file.
+/// Columns of the short table over all tasks: the rest stands in the long one.
+const SHORT: [&str; 13] = [
+    "cache",
+    "start",
+    "temp",
+    "drafter",
+    "length",
+    "tok/s [p5, p95]",
+    "speedup [p5, p95]",
+    "predicted",
+    "tau",
+    "T(K)/T(0)",
+    "accepted by place, %",
+    "hits %",
+    "ids",
+];
+
+/// The result as a Markdown file: over all tasks, where there are several, then task by task.
 pub fn markdown(report: &Report) -> String {
     let mut text = format!("# Speedup of drafting\n\n`{}`\n\n", report.command.replace('`', "'"));
-    text.push_str(&format!("| {} |\n|{}\n", heads().join(" | "), "---|".repeat(COLUMNS.len())));
-    for row in &report.rows {
-        let cells: Vec<String> =
-            cells(row).iter().map(|cell| cell.replace('|', "\\|").replace('\n', " ")).collect();
-        text.push_str(&format!("| {} |\n", cells.join(" | ")));
+    let (over_all, by_task): (Vec<&Row>, Vec<&Row>) =
+        report.rows.iter().partition(|row| row.task == ALL_TASKS);
+    let long = grid(&COLUMNS.iter().collect::<Vec<_>>(), &by_task);
+    let facts: String = facts(report).iter().map(|fact| format!("- {fact}\n")).collect();
+    if over_all.is_empty() {
+        text.push_str(&format!("{long}\n{facts}\n"));
+    } else {
+        let short: Vec<&Column> = COLUMNS.iter().filter(|column| SHORT.contains(&column.name)).collect();
+        text.push_str(&format!("{}\n{facts}\n## Task by task\n\n{long}\n", grid(&short, &over_all)));
     }
-    text.push('\n');
-    facts(report).iter().for_each(|fact| text.push_str(&format!("- {fact}\n")));
-    text.push('\n');
     LEGEND.iter().for_each(|line| text.push_str(&format!("{line}\n\n")));
     text.truncate(text.trim_end().len());
     text + "\n"
+}
+
+fn grid(columns: &[&Column], rows: &[&Row]) -> String {
+    let names: Vec<&str> = columns.iter().map(|column| column.name).collect();
+    let mut text = format!("| {} |\n|{}\n", names.join(" | "), "---|".repeat(names.len()));
+    for row in rows {
+        let plain = |column: &&Column| (column.cell)(row).replace('|', "\\|").replace('\n', " ");
+        let cells: Vec<String> = columns.iter().map(plain).collect();
+        text.push_str(&format!("| {} |\n", cells.join(" | ")));
+    }
+    text
 }
 
 /// The rows with all digits.
@@ -304,6 +338,7 @@ mod tests {
 
     #[test]
     fn every_row_has_a_cell_for_every_head() {
+        assert!(SHORT.iter().all(|name| heads().contains(name)));
         let row = Row { drafter: "a|b".into(), draft_len: "auto".into(), ..Row::default() };
         assert_eq!(cells(&row).len(), heads().len());
         assert_eq!(csv_cells(&row).len(), CSV_HEADS.len());
