@@ -9,6 +9,8 @@ use super::stats::median;
 
 const CELL_PX: u32 = 76;
 const LINES_PX: (u32, u32) = (760, 420);
+/// How far lines' plots go on to the right of the data, for the names.
+const LEGEND_ROOM: f64 = 1.4;
 const COLOURS: [RGBColor; 7] = [
     RGBColor(0x44, 0x77, 0xAA),
     RGBColor(0xEE, 0x66, 0x77),
@@ -207,11 +209,15 @@ struct Line {
     points: Vec<(f64, f64)>,
 }
 
-/// Speedup over the share of experts in memory, a line for each drafter and draft length.
+/// Speedup over the share of experts in memory, a line for each drafter: with the length it chooses itself, or
+/// the sweep's first where all are fixed.
 fn over_cache(rows: &[&Row], named: &str) -> Result<Option<Plot>, PlotError> {
     let drafted: Vec<&Row> =
         rows.iter().filter(|row| row.drafter != "none" && row.share.is_some()).copied().collect();
-    let name = |row: &Row| format!("{}, length {}", drafter_name(row), row.draft_len);
+    let lens = names(&drafted, |row| row.draft_len.clone());
+    let Some(len) = lens.iter().find(|len| *len == "auto").or(lens.first()).cloned() else { return Ok(None) };
+    let drafted: Vec<&Row> = drafted.into_iter().filter(|row| row.draft_len == len).collect();
+    let name = |row: &Row| format!("{}, length {len}", drafter_name(row));
     let mut lines = Vec::new();
     for line in names(&drafted, name) {
         let of_line: Vec<&Row> = drafted.iter().filter(|row| name(row) == line).copied().collect();
@@ -268,10 +274,15 @@ fn lines_plot(
             .caption(&title, ("sans-serif", 15))
             .x_label_area_size(40)
             .y_label_area_size(52)
-            .build_cartesian_2d(0.0..x_max * 1.05, 0.0..y_max * 1.08)?;
-        chart.configure_mesh().x_desc(x_name).y_desc(y_name).draw()?;
+            .build_cartesian_2d(0.0..x_max * LEGEND_ROOM, 0.0..y_max * 1.08)?;
+        let number = |x: &f64| if *x > x_max { String::new() } else { x.to_string() };
+        let mut mesh = chart.configure_mesh();
+        mesh.x_desc(x_name).y_desc(y_name).x_label_formatter(&number).light_line_style(TRANSPARENT).draw()?;
         if let Some(mark) = y_mark {
-            chart.draw_series(LineSeries::new([(0.0, mark), (x_max * 1.05, mark)], BLACK.stroke_width(1)))?;
+            chart.draw_series(LineSeries::new(
+                [(0.0, mark), (x_max * LEGEND_ROOM, mark)],
+                BLACK.stroke_width(1),
+            ))?;
         }
         for (line, colour) in lines.into_iter().zip(COLOURS.iter().cycle()) {
             let dots = line.points.clone().into_iter().map(|point| Circle::new(point, 3, colour.filled()));

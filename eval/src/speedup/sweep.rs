@@ -232,6 +232,18 @@ mod tests {
     }
 
     #[test]
+    fn the_committed_sweeps_can_be_used() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("sweeps");
+        let mut count = 0;
+        for entry in fs::read_dir(folder).unwrap() {
+            let sweep = Sweep::load(&entry.unwrap().path(), &[], false).unwrap();
+            assert!(!sweep.drafters.is_empty() && sweep.repeats % 2 == 0);
+            count += 1;
+        }
+        assert_eq!(count, 3);
+    }
+
+    #[test]
     fn what_cannot_be_used_is_named() {
         for (text, named) in [
             ("", "model"),
