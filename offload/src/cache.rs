@@ -285,6 +285,8 @@ impl ExpertCache {
     /// A prediction came true: it becomes an expert like any other, and another one makes room.
     fn promote(&mut self, slot: usize, id: ExpertId) {
         self.stats.prefetch_used += 1;
+        let extents = self.index.extents(id).expect("invariant: slots hold known experts");
+        self.stats.prefetch_used_bytes += extents.iter().map(|extent| extent.len).sum::<u64>();
         self.meters.prefetch_used.increment(1);
         self.slots.promote(slot);
         self.policy.insert(id);

@@ -230,6 +230,9 @@ pub struct Speculation {
     /// The time that plain passes would have taken for the same tokens, by the cost model, over the time
     /// taken; None without a drafter.
     pub predicted_speedup: Option<f64>,
+    /// The time of a pass, drafting included, over that of a plain one, by the cost model and averaged over
+    /// the passes run.
+    pub t_ratio: Option<f64>,
     /// What the controller predicted and measured, since the model was loaded; None without a drafter.
     pub explanation: Option<Explanation>,
     /// How each place of the draft fared, the first drafted token first.
@@ -263,6 +266,10 @@ pub struct Offload {
     pub prefetch_used: u64,
     /// Bytes read ahead, used or not.
     pub prefetch_bytes: u64,
+    /// Bytes of experts that were read at once and that only rejected drafts wanted.
+    pub rejected_only_bytes: u64,
+    /// What of this was decoding: the prompt is left out.
+    pub decode: DecodeOffload,
     /// One line on why reading ahead is off; None while it is on, or where there is nothing to read.
     pub prefetch_off_reason: Option<String>,
     /// The disk that was simulated, such as `3.5 GiB/s, 80 us`; None for the machine's own.
@@ -282,6 +289,23 @@ impl Offload {
             late => format!("simulated disk {disk} ({late} reads were slower on the real one)"),
         })
     }
+}
+
+/// The expert cache while tokens were generated, the prompt left out; fields as in [`Offload`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct DecodeOffload {
+    /// Expert uses found in a slot.
+    pub hits: u64,
+    /// Expert uses that had to wait for the disk.
+    pub misses: u64,
+    /// `hits / (hits + misses)`; 0 when nothing was used.
+    pub hit_rate: f64,
+    /// Bytes read from the disk.
+    pub bytes_read: u64,
+    /// Bytes read ahead, used or not.
+    pub prefetch_bytes: u64,
+    /// Bytes of experts read ahead that were then used.
+    pub prefetch_used_bytes: u64,
 }
 
 /// Memory of the whole process.

@@ -19,8 +19,8 @@ use drafthorse_offload::{CacheStats, Residency};
 use drafthorse_scheduler::{Controller, ControllerConfig, MemoryPlan, Plan, StepOutcome};
 
 use crate::api::{
-    Attribution, EngineOptions, FinishReason, GenerateOptions, Generation, Memory, Offload, Progress,
-    Speculation, Timings,
+    Attribution, DecodeOffload, EngineOptions, FinishReason, GenerateOptions, Generation, Memory, Offload,
+    Progress, Speculation, Timings,
 };
 use crate::clock::{Phase, Spans};
 use crate::models::Model;
@@ -73,6 +73,9 @@ struct Tally {
     prefill_s: f64,
     decode_s: f64,
     decode: Spans,
+    /// Counters when the prompt was done, and when the text was.
+    decode_cache: [CacheStats; 2],
+    rejected_only_bytes: u64,
 }
 
 impl Engine {
@@ -129,7 +132,7 @@ impl Engine {
         &mut self,
         sequence: &mut Sequence,
         room: usize,
-        (stats, progress): (&mut AcceptanceStats, &mut dyn Progress),
+        (tally, progress): (&mut Tally, &mut dyn Progress),
     ) -> Result<usize, Error> {
         let Plan { draft_len: wanted, stop } = match self.drafter {
             Some(_) => self.controller.plan(&self.residency()),
@@ -151,7 +154,8 @@ impl Engine {
         let committed = sequence.commit(&draft, &verdict);
         self.target.truncate(sequence.len() - 1);
 
-        stats.record(draft.tokens.len(), verdict.accepted);
+        tally.acceptance.record(draft.tokens.len(), verdict.accepted);
+        tally.rejected_only_bytes += self.target.demand().bytes_after(verdict.accepted);
         self.record_routes(committed)?;
         let after = self.cache_stats();
         // A pass cut short by the end of the text says nothing about what its plan would have cost.
@@ -243,7 +247,7 @@ impl Engine {
         }
         tally.prefill_s = started.elapsed().as_secs_f64();
         let decoding = Instant::now();
-        let before = self.target.spans();
+        let (before, cache_before) = (self.target.spans(), self.cache_stats());
         let finish_reason = loop {
             let is_ended = options.stop_at_end && self.cut_at_end(sequence, &mut fresh);
             if fresh > 0 && on_tokens(&sequence.tokens()[sequence.len() - fresh..]).is_break() {
@@ -261,10 +265,11 @@ impl Engine {
             if context_left == 0 {
                 break FinishReason::Context;
             }
-            fresh = self.step(sequence, left.min(context_left), (&mut tally.acceptance, progress))?;
+            fresh = self.step(sequence, left.min(context_left), (tally, progress))?;
         };
         tally.decode_s = decoding.elapsed().as_secs_f64();
         tally.decode = self.target.spans() - before;
+        tally.decode_cache = [cache_before, self.cache_stats()];
         Ok(finish_reason)
     }
 
@@ -483,10 +488,15 @@ impl Engine {
                 accepted_per_pass: tally.acceptance.accepted_per_pass(),
                 off_reason: self.drafter_missing.clone().or_else(|| self.controller.off_reason()),
                 predicted_speedup: explanation.as_ref().and_then(|explanation| explanation.speedup),
+                t_ratio: explanation.as_ref().and_then(|explanation| explanation.t_ratio),
                 explanation,
                 acceptance_by_position: tally.acceptance.by_position(),
             },
-            offload: self.offload_report(before),
+            offload: Offload {
+                rejected_only_bytes: tally.rejected_only_bytes,
+                decode: decode_offload(tally.decode_cache),
+                ..self.offload_report(before)
+            },
             memory: Memory {
                 budget_bytes: self.plan.budget_bytes,
                 planned_bytes: self.plan.planned_bytes,
@@ -517,6 +527,21 @@ impl Engine {
             prefetch_off_reason: self.read_ahead.off_reason().filter(|_| after.experts_total > 0),
             simulated_disk: self.disk.as_ref().map(|disk| disk.spec().to_string()),
             simulated_late_reads: after.late_reads - before.late_reads,
+            rejected_only_bytes: 0,
+            decode: DecodeOffload::default(),
         }
+    }
+}
+
+/// What the cache did between two readings of its counters.
+fn decode_offload([before, after]: [CacheStats; 2]) -> DecodeOffload {
+    let (hits, misses) = (after.hits - before.hits, after.misses - before.misses);
+    DecodeOffload {
+        hits,
+        misses,
+        hit_rate: CacheStats { hits, misses, ..after }.hit_rate(),
+        bytes_read: after.bytes_read - before.bytes_read,
+        prefetch_bytes: after.prefetch_bytes - before.prefetch_bytes,
+        prefetch_used_bytes: after.prefetch_used_bytes - before.prefetch_used_bytes,
     }
 }

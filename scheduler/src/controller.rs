@@ -263,20 +263,32 @@ impl Controller {
             DraftLen::Fixed(draft_len) => (draft_len, self.rate(draft_len)),
             DraftLen::Auto => self.best_affordable(),
         };
-        let lengths = self.ledger.lengths().map(|(length, tried)| LengthReport {
-            draft_len: length,
-            predicted_s: self.seconds(length),
-            predicted_tokens: self.survival.tokens(length),
-            experts: self.verify_s.loads(length).0,
-            misses: self.verify_s.loads(length).1,
-            ..tried
-        });
+        let lengths: Vec<LengthReport> = self
+            .ledger
+            .lengths()
+            .map(|(length, tried)| LengthReport {
+                draft_len: length,
+                predicted_s: self.seconds(length),
+                predicted_tokens: self.survival.tokens(length),
+                experts: self.verify_s.loads(length).0,
+                misses: self.verify_s.loads(length).1,
+                ..tried
+            })
+            .collect();
+        let plain_known = self.verify_s.is_measured(0);
+        let passes: u64 = lengths.iter().map(|length| length.passes).sum();
+        let predicted = lengths
+            .iter()
+            .map(|length| Some(length.passes as f64 * length.predicted_s?))
+            .sum::<Option<f64>>();
+        let t_ratio = predicted.zip(self.seconds(0)).map(|(sum, plain)| sum / passes as f64 / plain);
         Explanation {
             draft_len,
             reason: self.off_reason().unwrap_or_else(|| self.on_reason(draft_len, rate)),
             terms: self.verify_s.terms(),
-            lengths: lengths.collect(),
-            speedup: self.ledger.speedup().filter(|_| self.verify_s.is_measured(0)),
+            lengths,
+            speedup: self.ledger.speedup().filter(|_| plain_known),
+            t_ratio: t_ratio.filter(|_| plain_known && passes > 0),
         }
     }
 

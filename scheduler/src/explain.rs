@@ -18,6 +18,8 @@ pub struct Explanation {
     /// Time that plain passes would have taken for the same tokens, by the cost model, over the time
     /// taken; `None` before a plain pass was run.
     pub speedup: Option<f64>,
+    /// T(K) / T(0) as predicted now, averaged over the passes run; `None` before a plain pass was run.
+    pub t_ratio: Option<f64>,
 }
 
 /// A planned draft length: T(K) and tau as predicted now and as measured so far.

@@ -195,7 +195,7 @@ mod tests {
         assert_eq!(keys(&report["timings"]), "load_s prefill_s decode_s prefill_tps decode_tps");
         assert_eq!(
             keys(&report["speculation"]),
-            "draft_len_mean proposed accepted target_passes accepted_per_pass off_reason predicted_speedup explanation acceptance_by_position"
+            "draft_len_mean proposed accepted target_passes accepted_per_pass off_reason predicted_speedup t_ratio explanation acceptance_by_position"
         );
         assert_eq!(
             report["speculation"]["acceptance_by_position"],
@@ -203,7 +203,7 @@ mod tests {
         );
         assert_eq!(
             keys(&report["offload"]),
-            "experts_total slots slot_bytes hits misses hit_rate bytes_read read_s stall_s prefetch_issued prefetch_used prefetch_bytes prefetch_off_reason simulated_disk simulated_late_reads"
+            "experts_total slots slot_bytes hits misses hit_rate bytes_read read_s stall_s prefetch_issued prefetch_used prefetch_bytes rejected_only_bytes decode prefetch_off_reason simulated_disk simulated_late_reads"
         );
         assert_eq!(keys(&report["memory"]), "budget_bytes planned_bytes peak_rss_bytes");
         assert_eq!(
