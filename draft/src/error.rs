@@ -31,7 +31,7 @@ pub enum DraftError {
         /// Values expected: one row of the vocabulary.
         want: usize,
     },
-    /// The context holds a token that the draft model does not have.
+    /// The context holds a token that the draft model does not have, though it is said to have it.
     #[error("token {token} is outside the draft model's vocabulary of {vocab}")]
     TokenOutOfVocabulary {
         /// The offending token id.
@@ -45,11 +45,25 @@ pub enum DraftError {
         /// The drafter's name in the registry.
         drafter: &'static str,
     },
+    /// A drafter of this kind cannot be built without a script.
+    #[error("drafter '{drafter}' needs a script and none was given")]
+    ScriptMissing {
+        /// The drafter's name in the registry.
+        drafter: &'static str,
+    },
     /// A draft model was given to a drafter that would ignore it.
     #[error("drafter '{drafter}' takes no draft model, but one was given")]
     ModelUnused {
         /// The drafter's name in the registry.
         drafter: &'static str,
+    },
+    /// The last drafter of a chain failed.
+    #[error("its last drafter, {name}: {source}")]
+    LastMember {
+        /// The drafter's name in the registry.
+        name: &'static str,
+        /// What it failed with.
+        source: Box<DraftError>,
     },
     /// The operating system refused the draft thread.
     #[error("cannot start the draft thread: {0}")]

@@ -13,7 +13,9 @@
 //! The other rule, block verification ([`VerifyRule::Block`]), gives up the last half of that: the
 //! text follows the target's law exactly, but which text a seed gives depends on what was drafted.
 
+mod automaton;
 mod block;
+mod chain;
 mod config;
 mod error;
 mod history;
@@ -24,19 +26,26 @@ mod noise;
 mod penalties;
 mod registry;
 mod sampler;
+mod scripted;
 mod stats;
+mod stop;
+mod suffix;
 mod verify;
 
 pub use block::BlockOdds;
+pub use chain::ChainDrafter;
 pub use config::{SamplerConfig, VerifyRule};
 pub use error::{DraftError, ModelError};
 pub use history::History;
 pub use law::Law;
-pub use model::ModelDrafter;
+pub use model::{ModelDrafter, SharedVocabulary};
 pub use ngram::{NgramConfig, NgramDrafter};
 pub use registry::{DRAFTERS, DrafterEntry, DrafterKind, DrafterParts};
 pub use sampler::{Choice, DRAFT_LAW_TOKENS_MAX, Guess, Sampler};
+pub use scripted::{Script, ScriptConfidence, ScriptConfig, ScriptedDrafter};
 pub use stats::{AcceptanceStats, PositionAcceptance};
+pub use stop::{CONFIDENCE_BINS, STOP_SOURCES, StopRule, confidence_bin};
+pub use suffix::{SuffixConfig, SuffixDrafter};
 pub use verify::Verdict;
 
 use std::borrow::Cow;
@@ -98,6 +107,8 @@ pub struct Request<'a> {
     pub max_tokens: usize,
     /// The sequence's sampler: a drafter that has logits guesses with [`Sampler::guess`].
     pub sampler: &'a Sampler,
+    /// When to stop before `max_tokens`; drafters whose tokens cost nothing need not ask.
+    pub stop: StopRule,
 }
 
 /// A guess at the next tokens.
@@ -107,6 +118,9 @@ pub struct Draft {
     pub tokens: Vec<TokenId>,
     /// How sure the drafter is of each guess, 0 to 1; same length as `tokens`.
     pub confidence: Vec<f32>,
+    /// Which drafter guessed: its place in a [`ChainDrafter`], 0 for one that stands alone. A confidence means
+    /// something only beside others of the same source.
+    pub source: usize,
     /// The law each guess was drawn from, in block verification; same length as `tokens`. Empty for
     /// guesses that are a function of context and seed: each is then all of its law.
     pub laws: Vec<Law>,
@@ -116,7 +130,7 @@ impl Draft {
     /// A draft whose guesses were not drawn and bear these confidences; both of one length.
     pub fn new(tokens: Vec<TokenId>, confidence: Vec<f32>) -> Draft {
         debug_assert_eq!(tokens.len(), confidence.len());
-        Draft { tokens, confidence, laws: Vec::new() }
+        Draft { tokens, confidence, ..Draft::default() }
     }
 
     /// Adds a guess. All guesses of one draft come from the same sampler.
@@ -152,7 +166,10 @@ impl Draft {
             self.truncate(keep(self));
             return;
         }
-        let start = |len: usize| Draft::new(self.tokens[..len].to_vec(), self.confidence[..len].to_vec());
+        let start = |len: usize| Draft {
+            source: self.source,
+            ..Draft::new(self.tokens[..len].to_vec(), self.confidence[..len].to_vec())
+        };
         let unwanted = (1..=self.tokens.len()).find(|len| keep(&start(*len)) < *len);
         if let Some(len) = unwanted {
             keep(&start(len - 1));
@@ -171,6 +188,14 @@ pub trait Drafter: Send {
     /// Guesses the continuation of `request.context`. Contexts of one sequence grow and are rolled
     /// back between calls; the drafter finds the common prefix with what it has seen.
     fn propose(&mut self, request: Request<'_>) -> Result<Draft, DraftError>;
+
+    /// Lines the user must see since this was last asked, such as a member that was put away.
+    fn notices(&mut self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Forgets every text seen so far, as if just made: for measurements that repeat a text.
+    fn forget(&mut self) {}
 }
 
 #[cfg(test)]

@@ -3,9 +3,16 @@
 //! Owns the thread, its channel and the draft model's token history: each request rolls the KV cache
 //! back to the prefix it shares with the new context, feeds the rest, and samples ahead with the
 //! sequence's own sampler. It must not know which architecture the model has or where it came from.
+//!
+//! A draft model may lack tokens that the target has, and the reverse ([`SharedVocabulary`]). It reads the
+//! text without the tokens it does not know, and abstains right behind one; its own other tokens are never
+//! proposed, and a draft ends where the model would rather say one of them.
 
-use crate::{Draft, DraftError, Drafter, History, LanguageModel, LogitRows, Request, Sampler, TokenId};
+use crate::{
+    Draft, DraftError, Drafter, History, LanguageModel, LogitRows, Request, Sampler, StopRule, TokenId,
+};
 use crossbeam_channel::{Receiver, Sender, bounded};
+use std::borrow::Cow;
 use std::thread::JoinHandle;
 
 /// Drafts with a [`LanguageModel`] on a thread of its own, joined on drop.
@@ -14,6 +21,39 @@ use std::thread::JoinHandle;
 /// later one fail with [`DraftError::Stopped`].
 pub struct ModelDrafter {
     link: Link,
+}
+
+/// Which token ids mean the same to draft model and target: those below `shared` that are not in `except`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedVocabulary {
+    /// Size of the target's vocabulary.
+    pub target: usize,
+    /// Ids from here on are known to one side alone. At most the smaller vocabulary's size.
+    pub shared: usize,
+    /// Ids below `shared` that stand for different tokens, in ascending order.
+    pub except: Vec<TokenId>,
+}
+
+impl SharedVocabulary {
+    fn has(&self, token: TokenId) -> bool {
+        (token as usize) < self.shared && self.except.binary_search(&token).is_err()
+    }
+
+    /// Makes a row of the draft model's logits one of the target's: ids that are not shared get -inf. False
+    /// when one of the draft model's own tokens is likelier than every shared one.
+    fn translate(&self, logits: &mut Vec<f32>) -> bool {
+        let greatest = |values: &[f32]| values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let mut foreign = greatest(logits.get(self.shared..).unwrap_or_default());
+        logits.truncate(self.shared);
+        for &token in &self.except {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                foreign = foreign.max(std::mem::replace(logit, f32::NEG_INFINITY));
+            }
+        }
+        let is_ours = foreign <= greatest(logits);
+        logits.resize(self.target, f32::NEG_INFINITY);
+        is_ours
+    }
 }
 
 /// The two ends of a running thread, or why there is none.
@@ -27,6 +67,7 @@ struct Job {
     context: Vec<TokenId>,
     max_tokens: usize,
     sampler: Sampler,
+    stop: StopRule,
 }
 
 impl ModelDrafter {
@@ -35,10 +76,22 @@ impl ModelDrafter {
     /// # Errors
     /// [`DraftError::Spawn`] if the operating system refuses the thread.
     pub fn spawn(model: Box<dyn LanguageModel>) -> Result<ModelDrafter, DraftError> {
+        ModelDrafter::spawn_sharing(model, None)
+    }
+
+    /// Moves `model` to a new thread; it shares with the target the ids that `vocabulary` says, or all.
+    ///
+    /// # Errors
+    /// As [`ModelDrafter::spawn`].
+    pub fn spawn_sharing(
+        model: Box<dyn LanguageModel>,
+        vocabulary: Option<SharedVocabulary>,
+    ) -> Result<ModelDrafter, DraftError> {
         let (jobs, inbox) = bounded::<Job>(1);
         let (outbox, replies) = bounded(1);
         let work = move || {
-            let mut worker = Worker { model, history: Vec::new(), logits: Vec::new() };
+            let mut worker =
+                Worker { model, vocabulary, history: Vec::new(), logits: Vec::new(), is_ours: true };
             // Either end going away ends the thread.
             while let Ok(job) = inbox.recv() {
                 if outbox.send(worker.draft(&job)).is_err() {
@@ -93,8 +146,8 @@ impl Drafter for ModelDrafter {
         if request.max_tokens == 0 || request.context.is_empty() {
             return Ok(Draft::default());
         }
-        let Request { context, max_tokens, sampler } = request;
-        let job = Job { context: context.to_vec(), max_tokens, sampler: *sampler };
+        let Request { context, max_tokens, sampler, stop } = request;
+        let job = Job { context: context.to_vec(), max_tokens, sampler: *sampler, stop };
         match self.submit(job).then(|| self.collect()).flatten() {
             Some(reply) => reply,
             None => Err(self.stop()),
@@ -117,33 +170,49 @@ fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
 /// The thread's state. `history` holds the tokens of the KV cache, row by row.
 struct Worker {
     model: Box<dyn LanguageModel>,
+    vocabulary: Option<SharedVocabulary>,
     history: Vec<TokenId>,
     logits: Vec<f32>,
+    /// Whether the likeliest token of `logits` was one that the target has, too.
+    is_ours: bool,
 }
 
 impl Worker {
     fn draft(&mut self, job: &Job) -> Result<Draft, DraftError> {
         let mut draft = Draft::default();
-        let len_max = self.room_for(job);
+        let Some(known) = self.known(&job.context) else { return Ok(draft) };
+        let len_max = self.room_behind(known.len()).min(job.max_tokens);
         if len_max == 0 {
             return Ok(draft);
         }
-        self.sync(&job.context)?;
-        loop {
+        self.sync(&known)?;
+        let mut survival = 1.0;
+        while self.is_ours {
+            // Noise and penalties go by the whole text, whatever the draft model reads of it.
             let history = History { committed: &job.context, drafted: &draft.tokens };
             let guess = job.sampler.guess(&self.logits, history);
             let token = guess.token;
+            survival = job.stop.survival(survival, guess.confidence);
             draft.push(guess);
-            if draft.tokens.len() == len_max {
-                return Ok(draft);
+            if draft.tokens.len() == len_max || job.stop.stops(survival) {
+                break;
             }
             self.feed(&[token])?;
         }
+        Ok(draft)
     }
 
-    /// How many tokens can be drafted before the KV cache is full; the last one needs no row.
-    fn room_for(&self, job: &Job) -> usize {
-        (self.model.context_len() + 1).saturating_sub(job.context.len()).min(job.max_tokens)
+    /// The context without the tokens that the draft model does not know; `None` when the last is one.
+    fn known<'a>(&self, context: &'a [TokenId]) -> Option<Cow<'a, [TokenId]>> {
+        let Some(vocabulary) = &self.vocabulary else { return Some(Cow::Borrowed(context)) };
+        context.last().filter(|last| vocabulary.has(**last))?;
+        Some(context.iter().copied().filter(|token| vocabulary.has(*token)).collect())
+    }
+
+    /// How many tokens can be drafted behind `context_len` before the KV cache is full; the last one needs no
+    /// row.
+    fn room_behind(&self, context_len: usize) -> usize {
+        (self.model.context_len() + 1).saturating_sub(context_len)
     }
 
     /// Makes the KV cache hold `context` and `logits` its last row, recomputing only what differs.
@@ -163,10 +232,12 @@ impl Worker {
         }
         self.model.forward(tokens, LogitRows::Last, &mut self.logits).map_err(DraftError::Model)?;
         self.history.extend_from_slice(tokens);
-        match self.logits.len() {
-            got if got != vocab => Err(DraftError::LogitCount { got, want: vocab }),
-            _ => Ok(()),
+        if self.logits.len() != vocab {
+            return Err(DraftError::LogitCount { got: self.logits.len(), want: vocab });
         }
+        self.is_ours =
+            self.vocabulary.as_ref().is_none_or(|vocabulary| vocabulary.translate(&mut self.logits));
+        Ok(())
     }
 }
 
@@ -209,7 +280,7 @@ mod tests {
         let (open, gate) = unbounded();
         let drafter = ModelDrafter::spawn(Box::new(Gated { entered, gate })).unwrap();
         let sampler = Sampler::new(SamplerConfig::plain(0.0, 0));
-        assert!(drafter.submit(Job { context: vec![0], max_tokens: 1, sampler }));
+        assert!(drafter.submit(Job { context: vec![0], max_tokens: 1, sampler, stop: StopRule::NEVER }));
         has_entered.recv_timeout(Duration::from_secs(60)).unwrap();
         let (done, dropped) = bounded(1);
         let dropping = std::thread::spawn(move || {

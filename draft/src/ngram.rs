@@ -118,12 +118,14 @@ impl Drafter for NgramDrafter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Sampler, SamplerConfig};
+    use crate::{Sampler, SamplerConfig, StopRule};
 
     fn propose(min_match: usize, max_match: usize, context: &[TokenId], max_tokens: usize) -> Draft {
         let sampler = Sampler::new(SamplerConfig::plain(0.0, 0));
         let mut drafter = NgramDrafter::new(NgramConfig { min_match, max_match });
-        drafter.propose(Request { context, max_tokens, sampler: &sampler }).expect("never fails")
+        drafter
+            .propose(Request { context, max_tokens, sampler: &sampler, stop: StopRule::NEVER })
+            .expect("never fails")
     }
 
     #[test]

@@ -3,7 +3,10 @@
 //! Owns names, one-line docs and constructors. Adding a drafter is one file and one line here. It
 //! must not know how a drafter drafts.
 
-use crate::{DraftError, Drafter, LanguageModel, ModelDrafter, NgramConfig, NgramDrafter};
+use crate::{
+    DraftError, Drafter, LanguageModel, ModelDrafter, NgramConfig, NgramDrafter, Script, ScriptedDrafter,
+    SharedVocabulary, SuffixConfig, SuffixDrafter,
+};
 
 /// Which drafter to use; spelled as in [`DRAFTERS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -13,14 +16,31 @@ pub enum DrafterKind {
     Model,
     /// Prompt lookup.
     Ngram,
+    /// Lookup in everything said so far.
+    Suffix,
+    /// A known answer with errors, for measurements.
+    Script,
 }
 
 /// What a drafter may be built from.
 pub struct DrafterParts {
     /// The draft model, for the drafters that need one.
     pub model: Option<Box<dyn LanguageModel>>,
+    /// Which ids draft model and target share; None: all of them.
+    pub vocabulary: Option<SharedVocabulary>,
     /// Settings of the n-gram drafter.
     pub ngram: NgramConfig,
+    /// Settings of the suffix drafter.
+    pub suffix: SuffixConfig,
+    /// The answer, for the scripted drafter.
+    pub script: Option<Script>,
+}
+
+impl DrafterParts {
+    /// Settings without a model or a script.
+    pub fn new(ngram: NgramConfig, suffix: SuffixConfig) -> DrafterParts {
+        DrafterParts { model: None, vocabulary: None, ngram, suffix, script: None }
+    }
 }
 
 /// One line of the registry.
@@ -48,6 +68,18 @@ pub const DRAFTERS: &[DrafterEntry] = &[
         doc: "what followed the last time the text ended like this; needs no model",
         build: build_ngram,
     },
+    DrafterEntry {
+        kind: DrafterKind::Suffix,
+        name: "suffix",
+        doc: "what most often followed the longest match of the text's end, earlier texts included; needs no model",
+        build: build_suffix,
+    },
+    DrafterEntry {
+        kind: DrafterKind::Script,
+        name: "script",
+        doc: "for measurements only: a known answer, right as often as told",
+        build: build_script,
+    },
 ];
 
 impl DrafterKind {
@@ -72,15 +104,30 @@ impl DrafterKind {
 
 fn build_model(parts: DrafterParts) -> Result<Box<dyn Drafter>, DraftError> {
     let model = parts.model.ok_or(DraftError::ModelMissing { drafter: "model" })?;
-    Ok(Box::new(ModelDrafter::spawn(model)?))
+    Ok(Box::new(ModelDrafter::spawn_sharing(model, parts.vocabulary)?))
 }
 
 fn build_ngram(parts: DrafterParts) -> Result<Box<dyn Drafter>, DraftError> {
-    if parts.model.is_some() {
-        return Err(DraftError::ModelUnused { drafter: "ngram" });
-    }
+    refuse_model(&parts, "ngram")?;
     parts.ngram.validate()?;
     Ok(Box::new(NgramDrafter::new(parts.ngram)))
+}
+
+fn build_suffix(parts: DrafterParts) -> Result<Box<dyn Drafter>, DraftError> {
+    refuse_model(&parts, "suffix")?;
+    parts.suffix.validate()?;
+    Ok(Box::new(SuffixDrafter::new(parts.suffix)))
+}
+
+fn build_script(parts: DrafterParts) -> Result<Box<dyn Drafter>, DraftError> {
+    refuse_model(&parts, "script")?;
+    let script = parts.script.ok_or(DraftError::ScriptMissing { drafter: "script" })?;
+    script.config.validate()?;
+    Ok(Box::new(ScriptedDrafter::new(script)))
+}
+
+fn refuse_model(parts: &DrafterParts, drafter: &'static str) -> Result<(), DraftError> {
+    if parts.model.is_some() { Err(DraftError::ModelUnused { drafter }) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -89,7 +136,7 @@ mod tests {
 
     #[test]
     fn every_kind_has_one_line_and_its_name_finds_it() {
-        for kind in [DrafterKind::Model, DrafterKind::Ngram] {
+        for kind in [DrafterKind::Model, DrafterKind::Ngram, DrafterKind::Suffix, DrafterKind::Script] {
             assert_eq!(DRAFTERS.iter().filter(|entry| entry.kind == kind).count(), 1);
             assert_eq!(DrafterKind::from_name(kind.entry().name), Some(kind));
         }
@@ -98,11 +145,17 @@ mod tests {
 
     #[test]
     fn a_draft_model_is_neither_missed_nor_ignored() {
-        let ngram = NgramConfig { min_match: 2, max_match: 8 };
-        let missing = DrafterKind::Model.build(DrafterParts { model: None, ngram }).err();
+        let (ngram, suffix) =
+            (NgramConfig { min_match: 2, max_match: 8 }, SuffixConfig { min_match: 5, tokens_max: 1024 });
+        let missing = DrafterKind::Model.build(DrafterParts::new(ngram, suffix)).err();
         assert!(matches!(missing, Some(DraftError::ModelMissing { drafter: "model" })));
+        let missing = DrafterKind::Script.build(DrafterParts::new(ngram, suffix)).err();
+        assert!(matches!(missing, Some(DraftError::ScriptMissing { drafter: "script" })));
         let bad = NgramConfig { min_match: 0, max_match: 8 };
-        let refused = DrafterKind::Ngram.build(DrafterParts { model: None, ngram: bad }).err();
+        let refused = DrafterKind::Ngram.build(DrafterParts::new(bad, suffix)).err();
         assert!(matches!(refused, Some(DraftError::Setting { field: "min_match", .. })));
+        let bad = SuffixConfig { min_match: 0, ..suffix };
+        let refused = DrafterKind::Suffix.build(DrafterParts::new(ngram, bad)).err();
+        assert!(matches!(refused, Some(DraftError::Setting { field: "suffix_min_match", .. })));
     }
 }

@@ -4,7 +4,10 @@
 mod common;
 
 use common::{Adversary, HashModel, generate, mix, sampler};
-use drafthorse_draft::{Drafter, ModelDrafter, NgramConfig, NgramDrafter, Sampler, SamplerConfig, TokenId};
+use drafthorse_draft::{
+    ChainDrafter, Drafter, ModelDrafter, NgramConfig, NgramDrafter, Sampler, SamplerConfig, SharedVocabulary,
+    SuffixConfig, SuffixDrafter, TokenId,
+};
 use proptest::prelude::*;
 
 const VOCAB: usize = 11; // small, so that n-grams repeat
@@ -15,12 +18,24 @@ fn drafters(target_seed: u64, other_seed: u64) -> Vec<(&'static str, Box<dyn Dra
     let other = ModelDrafter::spawn(Box::new(HashModel::new(VOCAB, other_seed))).unwrap();
     let flat = HashModel { scale: 4.0, ..HashModel::new(VOCAB, target_seed) };
     let near = ModelDrafter::spawn(Box::new(flat)).unwrap();
-    let ngram = NgramDrafter::new(NgramConfig { min_match: 1, max_match: 4 });
+    let ngram = || NgramDrafter::new(NgramConfig { min_match: 1, max_match: 4 });
+    let suffix = || SuffixDrafter::new(SuffixConfig { min_match: 2, tokens_max: 256 });
+    let chain = |first: Box<dyn Drafter>| {
+        let model = ModelDrafter::spawn(Box::new(HashModel::new(VOCAB, target_seed))).unwrap();
+        Box::new(ChainDrafter::new(vec![first, Box::new(model)]))
+    };
+    let foreign = SharedVocabulary { target: VOCAB, shared: VOCAB, except: vec![2, 7] };
+    let wider = HashModel::new(VOCAB + 3, target_seed);
+    let wider = ModelDrafter::spawn_sharing(Box::new(wider), Some(foreign)).unwrap();
     vec![
         ("the target's own law", Box::new(same)),
         ("another law", Box::new(other)),
         ("a flatter law", Box::new(near)),
-        ("ngram", Box::new(ngram)),
+        ("ngram", Box::new(ngram())),
+        ("suffix", Box::new(suffix())),
+        ("ngram, model", chain(Box::new(ngram()))),
+        ("suffix, model", chain(Box::new(suffix()))),
+        ("another vocabulary", Box::new(wider)),
         ("adversary", Box::new(Adversary { vocab: VOCAB, state: other_seed })),
     ]
 }

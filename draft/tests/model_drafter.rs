@@ -6,7 +6,8 @@ mod common;
 
 use common::{Fault, HashModel, mix, sampler};
 use drafthorse_draft::{
-    DraftError, Drafter, LanguageModel, LogitRows, ModelDrafter, ModelError, Request, TokenId,
+    DraftError, Drafter, History, LanguageModel, LogitRows, ModelDrafter, ModelError, Request,
+    SharedVocabulary, StopRule, TokenId,
 };
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -19,7 +20,9 @@ fn propose(
     max_tokens: usize,
 ) -> Result<Vec<TokenId>, DraftError> {
     let sampler = sampler(0.8, 4);
-    drafter.propose(Request { context, max_tokens, sampler: &sampler }).map(|draft| draft.tokens)
+    drafter
+        .propose(Request { context, max_tokens, sampler: &sampler, stop: StopRule::NEVER })
+        .map(|draft| draft.tokens)
 }
 
 /// Fails the test, instead of the whole run, when `work` hangs.
@@ -184,4 +187,74 @@ impl LanguageModel for Mute {
         Ok(())
     }
     fn truncate(&mut self, _: usize) {}
+}
+
+/// A model whose every row has the same logits.
+struct Row(Vec<f32>, Arc<Mutex<Vec<TokenId>>>);
+
+impl LanguageModel for Row {
+    fn vocab(&self) -> usize {
+        self.0.len()
+    }
+    fn context_len(&self) -> usize {
+        64
+    }
+    fn len(&self) -> usize {
+        self.1.lock().unwrap().len()
+    }
+    fn forward(&mut self, tokens: &[TokenId], _: LogitRows, logits: &mut Vec<f32>) -> Result<(), ModelError> {
+        self.1.lock().unwrap().extend(tokens);
+        logits.clone_from(&self.0);
+        Ok(())
+    }
+    fn truncate(&mut self, len: usize) {
+        self.1.lock().unwrap().truncate(len);
+    }
+}
+
+/// What is drafted by a model with these logits whose ids below 4 but 1 are those of a target of 6.
+fn foreign(logits: &[f32], context: &[TokenId]) -> (Vec<TokenId>, Vec<TokenId>) {
+    let vocabulary = SharedVocabulary { target: 6, shared: 4, except: vec![1] };
+    let rows = Arc::default();
+    let model = Row(logits.to_vec(), Arc::clone(&rows));
+    let mut drafter = ModelDrafter::spawn_sharing(Box::new(model), Some(vocabulary)).unwrap();
+    let sampler = sampler(0.0, 0);
+    let draft = drafter
+        .propose(Request { context, max_tokens: 2, sampler: &sampler, stop: StopRule::NEVER })
+        .unwrap();
+    let read = rows.lock().unwrap().clone();
+    (draft.tokens, read)
+}
+
+#[test]
+fn only_shared_tokens_are_proposed_and_a_draft_ends_where_another_is_likelier() {
+    assert_eq!(foreign(&[0.0, 1.0, 9.0, 2.0, 3.0], &[0]).0, [2, 2]);
+    assert_eq!(foreign(&[0.0, 1.0, 8.0, 2.0, 9.0], &[0]).0, [0; 0], "4 is the draft model's own");
+    assert_eq!(foreign(&[0.0, 9.0, 8.0, 2.0, 1.0], &[0]).0, [0; 0], "1 means something else to the target");
+    assert_eq!(foreign(&[0.0, 1.0, 2.0, 9.0], &[0]).0, [3, 3], "a smaller vocabulary");
+}
+
+#[test]
+fn tokens_the_draft_model_does_not_know_are_left_out_of_what_it_reads() {
+    let logits = [0.0, 1.0, 9.0, 2.0, 3.0];
+    assert_eq!(foreign(&logits, &[3, 5, 0, 1, 4, 2]), (vec![2, 2], vec![3, 0, 2, 2]));
+    assert_eq!(foreign(&logits, &[3, 0, 5]), (vec![], vec![]), "right behind one it abstains");
+    assert_eq!(foreign(&logits, &[5, 4]), (vec![], vec![]));
+}
+
+#[test]
+fn noise_is_keyed_by_the_position_in_the_sequence_whatever_was_left_out() {
+    let flat = vec![1.0; 5];
+    let vocabulary = SharedVocabulary { target: 5, shared: 5, except: vec![4] };
+    let sampler = sampler(1.0, 9);
+    let mut drafter =
+        ModelDrafter::spawn_sharing(Box::new(Row(flat.clone(), Arc::default())), Some(vocabulary)).unwrap();
+    let context = [4, 0, 4, 1];
+    let draft = drafter
+        .propose(Request { context: &context, max_tokens: 8, sampler: &sampler, stop: StopRule::NEVER })
+        .unwrap();
+    let known = [1.0, 1.0, 1.0, 1.0, f32::NEG_INFINITY];
+    let expected: Vec<TokenId> =
+        (4..12).map(|len| sampler.choose(&known, History::of(&vec![0; len])).token).collect();
+    assert_eq!(draft.tokens, expected);
 }

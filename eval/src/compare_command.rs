@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::compare::{CompareError, CompareOptions, compare, markdown, text};
+use crate::compare::{CompareError, CompareOptions, command_line, compare, markdown, text};
 
 /// `compare`
 #[derive(Args)]
@@ -96,10 +96,4 @@ pub fn run(args: CompareArgs) -> anyhow::Result<()> {
     }
     anyhow::ensure!(comparison.is_measured(), "no run gave numbers");
     Ok(())
-}
-
-/// How this program was called.
-fn command_line() -> String {
-    let words: Vec<String> = std::env::args().map(|word| crate::compare::shell_word(&word)).collect();
-    words.join(" ")
 }

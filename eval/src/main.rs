@@ -3,12 +3,16 @@
 //! Turns arguments into calls and errors into exit codes (0 success, 1 run-time failure, 2 usage,
 //! 3 invalid model file); the work is in the modules. The only place of this crate that prints.
 
+mod choice;
+mod choice_command;
 mod compare;
 mod compare_command;
 mod convert;
 mod ppl;
 mod ppl_command;
 mod replay;
+mod speedup;
+mod speedup_command;
 mod synth;
 mod synth_command;
 
@@ -37,6 +41,12 @@ enum Command {
     Compare(compare_command::CompareArgs),
     /// Perplexity over a text, and the distance from another run's predictions.
     Ppl(ppl_command::PplArgs),
+    /// Measure what drafting brings over a sweep of settings; one table, one page with plots.
+    Speedup(speedup_command::SpeedupArgs),
+    /// Draw a sweep's table and page again from its speedup.json.
+    Report(speedup_command::ReportArgs),
+    /// Accuracy on multiple-choice questions in MMLU's format, by log-probability.
+    Choice(choice_command::ChoiceArgs),
     /// Replay a routing trace over eviction policies and cache sizes.
     Replay(ReplayArgs),
 }
@@ -106,6 +116,9 @@ fn main() -> ExitCode {
         Command::Synth(args) => synth_command::run(args),
         Command::Compare(args) => compare_command::run(args),
         Command::Ppl(args) => ppl_command::run(args),
+        Command::Speedup(args) => speedup_command::run(args),
+        Command::Report(args) => speedup_command::report(&args),
+        Command::Choice(args) => choice_command::run(args),
         Command::Replay(args) => replay_trace(&args),
     };
     match result {
@@ -123,6 +136,8 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         .or_else(|| error.downcast_ref().map(synth::SynthError::exit_code))
         .or_else(|| error.downcast_ref().map(compare::CompareError::exit_code))
         .or_else(|| error.downcast_ref().map(ppl::PplError::exit_code))
+        .or_else(|| error.downcast_ref().map(speedup::SpeedupError::exit_code))
+        .or_else(|| error.downcast_ref().map(choice::ChoiceError::exit_code))
         .unwrap_or(1)
 }
 

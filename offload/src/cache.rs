@@ -185,7 +185,7 @@ impl ExpertCache {
 
     /// Counters so far.
     pub fn stats(&self) -> CacheStats {
-        CacheStats { io_busy_s: self.io.busy_s(), ..self.stats }
+        CacheStats { io_busy_s: self.io.busy_s(), late_reads: self.io.late_reads(), ..self.stats }
     }
 
     /// The state of the cache for the scheduler.
@@ -285,6 +285,8 @@ impl ExpertCache {
     /// A prediction came true: it becomes an expert like any other, and another one makes room.
     fn promote(&mut self, slot: usize, id: ExpertId) {
         self.stats.prefetch_used += 1;
+        let extents = self.index.extents(id).expect("invariant: slots hold known experts");
+        self.stats.prefetch_used_bytes += extents.iter().map(|extent| extent.len).sum::<u64>();
         self.meters.prefetch_used.increment(1);
         self.slots.promote(slot);
         self.policy.insert(id);

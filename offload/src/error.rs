@@ -133,6 +133,14 @@ pub enum OffloadError {
         /// The name asked for.
         name: String,
     },
+    /// A text that describes no disk.
+    #[error("{text:?}: {problem}; write a rate and a latency, such as 3.5GiB/s,80us")]
+    DiskSpec {
+        /// The text.
+        text: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The kernel refuses io_uring, or has stopped serving it.
     #[error("io_uring: {source}")]
     Ring {

@@ -70,6 +70,11 @@ impl IoQueue {
         self.reader.name()
     }
 
+    /// As the reader's.
+    pub(crate) fn late_reads(&self) -> u64 {
+        self.reader.late_reads()
+    }
+
     /// Reads at the reader, whoever wants them.
     pub(crate) fn in_flight(&self) -> usize {
         self.reader.in_flight()

@@ -36,6 +36,10 @@ pub struct CacheStats {
     pub prefetch_used: u64,
     /// Bytes of extents read, or being read, for predictions.
     pub prefetch_bytes: u64,
+    /// Of those, the bytes of experts that were asked for while they were on probation.
+    pub prefetch_used_bytes: u64,
+    /// Reads that took longer than they would have on the simulated disk; see [`crate::Reader::late_reads`].
+    pub late_reads: u64,
 }
 
 impl CacheStats {

@@ -6,8 +6,10 @@
 
 use std::path::PathBuf;
 
-use drafthorse_draft::{NgramConfig, PositionAcceptance, SamplerConfig, TokenId};
+use drafthorse_draft::{NgramConfig, PositionAcceptance, SamplerConfig, ScriptConfig, SuffixConfig, TokenId};
+use drafthorse_offload::reader::SimulatedDisk;
 use drafthorse_offload::{PolicyKind, ReaderOptions};
+pub use drafthorse_scheduler::{CostTerms, Explanation, LengthReport};
 use drafthorse_scheduler::{DraftLen, PrefetchMode};
 use serde::Serialize;
 
@@ -15,14 +17,40 @@ pub use crate::clock::Spans;
 pub use crate::kv::KvType;
 
 /// Who guesses the next tokens.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum DraftSource {
     /// Nobody: plain decoding.
     None,
     /// The n-gram drafter: looks the last tokens up in the text so far.
     Ngram,
+    /// The suffix drafter: looks the last tokens up in this text and in earlier ones.
+    Suffix,
+    /// For measurements: a known answer, right as often as told.
+    Script(ScriptChoice),
     /// A small model that shares the target's vocabulary, on its own CPU threads.
     Model(PathBuf),
+    /// Several of those above, asked in this order until one does not abstain; at most one is a model.
+    Chain(Vec<DraftSource>),
+}
+
+impl DraftSource {
+    /// The drafters by themselves, in the order in which they are asked; none for plain decoding.
+    pub fn members(&self) -> &[DraftSource] {
+        match self {
+            DraftSource::None => &[],
+            DraftSource::Chain(members) => members,
+            single => std::slice::from_ref(single),
+        }
+    }
+}
+
+/// What the scripted drafter is made from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScriptChoice {
+    /// Token ids of a prompt and of the target's own continuation, as text.
+    pub path: PathBuf,
+    /// How the drafter behaves.
+    pub config: ScriptConfig,
 }
 
 /// Group-limited routing stated by the user because the file does not carry it (DeepSeek-V2 files
@@ -62,6 +90,8 @@ pub struct EngineOptions {
     pub draft_len_max: usize,
     /// Match lengths of the n-gram drafter.
     pub ngram: NgramConfig,
+    /// Bounds of the suffix drafter; its memory is a part of the plan.
+    pub suffix: SuffixConfig,
     /// Which resident expert makes room for a missing one.
     pub policy: PolicyKind,
     /// Rows after which a router selection counts half for the policies that count.
@@ -72,6 +102,8 @@ pub struct EngineOptions {
     pub reader: &'static str,
     /// What readers are told.
     pub io: ReaderOptions,
+    /// Reads are held back as if the files lay on this disk; None: they take what they take.
+    pub simulate_disk: Option<SimulatedDisk>,
     /// Whether experts are read ahead of need.
     pub prefetch: PrefetchMode,
     /// Where the experts' counts are kept between runs.
@@ -195,6 +227,14 @@ pub struct Speculation {
     pub accepted_per_pass: f64,
     /// One line on why drafting is off; None while it is on.
     pub off_reason: Option<String>,
+    /// The time that plain passes would have taken for the same tokens, by the cost model, over the time
+    /// taken; None without a drafter.
+    pub predicted_speedup: Option<f64>,
+    /// The time of a pass, drafting included, over that of a plain one, by the cost model and averaged over
+    /// the passes run.
+    pub t_ratio: Option<f64>,
+    /// What the controller predicted and measured, since the model was loaded; None without a drafter.
+    pub explanation: Option<Explanation>,
     /// How each place of the draft fared, the first drafted token first.
     pub acceptance_by_position: Vec<PositionAcceptance>,
 }
@@ -226,8 +266,46 @@ pub struct Offload {
     pub prefetch_used: u64,
     /// Bytes read ahead, used or not.
     pub prefetch_bytes: u64,
+    /// Bytes of experts that were read at once and that only rejected drafts wanted.
+    pub rejected_only_bytes: u64,
+    /// What of this was decoding: the prompt is left out.
+    pub decode: DecodeOffload,
     /// One line on why reading ahead is off; None while it is on, or where there is nothing to read.
     pub prefetch_off_reason: Option<String>,
+    /// The disk that was simulated, such as `3.5 GiB/s, 80 us`; None for the machine's own.
+    pub simulated_disk: Option<String>,
+    /// Reads that took longer on the real disk than they would have on the simulated one: with many of
+    /// them the figures are not that disk's.
+    pub simulated_late_reads: u64,
+}
+
+impl Offload {
+    /// How the simulated disk is named beside a figure: what it can do, and whether it was kept up with.
+    #[must_use]
+    pub fn disk_label(&self) -> Option<String> {
+        let disk = self.simulated_disk.as_ref()?;
+        Some(match self.simulated_late_reads {
+            0 => format!("simulated disk {disk}"),
+            late => format!("simulated disk {disk} ({late} reads were slower on the real one)"),
+        })
+    }
+}
+
+/// The expert cache while tokens were generated, the prompt left out; fields as in [`Offload`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct DecodeOffload {
+    /// Expert uses found in a slot.
+    pub hits: u64,
+    /// Expert uses that had to wait for the disk.
+    pub misses: u64,
+    /// `hits / (hits + misses)`; 0 when nothing was used.
+    pub hit_rate: f64,
+    /// Bytes read from the disk.
+    pub bytes_read: u64,
+    /// Bytes read ahead, used or not.
+    pub prefetch_bytes: u64,
+    /// Bytes of experts read ahead that were then used.
+    pub prefetch_used_bytes: u64,
 }
 
 /// Memory of the whole process.

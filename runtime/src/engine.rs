@@ -5,20 +5,22 @@
 //! scheduler's. Plain decoding is the same loop with an empty draft (DESIGN I7).
 
 mod ahead;
+mod draft_len;
 mod forced;
 
 use std::ops::ControlFlow;
 use std::time::Instant;
 
 use drafthorse_draft::{
-    AcceptanceStats, Draft, Drafter, History, LanguageModel, LogitRows, Request, Sampler, TokenId,
+    AcceptanceStats, Draft, Drafter, History, LanguageModel, LogitRows, Request, Sampler, StopRule, TokenId,
 };
+use drafthorse_offload::reader::SimulatedDisk;
 use drafthorse_offload::{CacheStats, Residency};
-use drafthorse_scheduler::{Controller, ControllerConfig, MemoryPlan, StepOutcome};
+use drafthorse_scheduler::{Controller, ControllerConfig, MemoryPlan, Plan, StepOutcome};
 
 use crate::api::{
-    Attribution, EngineOptions, FinishReason, GenerateOptions, Generation, Memory, Offload, Progress,
-    Speculation, Timings,
+    Attribution, DecodeOffload, EngineOptions, FinishReason, GenerateOptions, Generation, Memory, Offload,
+    Progress, Speculation, Timings,
 };
 use crate::clock::{Phase, Spans};
 use crate::models::Model;
@@ -29,8 +31,10 @@ use crate::stats_file::StatsFile;
 use crate::tokenizer::{AddSpecial, Tokenizer};
 use crate::{Error, host};
 use ahead::ReadAhead;
+use draft_len::Lengths;
 
-pub use forced::{Replay, ids_hash, parse_ids};
+pub use crate::ids::{ids_hash, parse_ids, read_ids};
+pub use forced::Replay;
 
 /// A loaded model pair, ready to generate.
 pub struct Engine {
@@ -39,6 +43,7 @@ pub struct Engine {
     /// Why there is no drafter, or no longer one.
     drafter_missing: Option<String>,
     controller: Controller,
+    lengths: Lengths,
     tokenizer: Option<Tokenizer>,
     plan: MemoryPlan,
     recording: Option<Recording>,
@@ -50,6 +55,7 @@ pub struct Engine {
     /// Rows of logits that the memory plan counts.
     logit_rows: usize,
     load_s: f64,
+    disk: Option<SimulatedDisk>,
     logits: Vec<f32>,
 }
 
@@ -67,6 +73,9 @@ struct Tally {
     prefill_s: f64,
     decode_s: f64,
     decode: Spans,
+    /// Counters when the prompt was done, and when the text was.
+    decode_cache: [CacheStats; 2],
+    rejected_only_bytes: u64,
 }
 
 impl Engine {
@@ -95,6 +104,7 @@ impl Engine {
             drafter_missing: drafter.is_none().then(|| "no drafter was asked for".into()),
             drafter,
             controller: Controller::new(config),
+            lengths: Lengths::new(config),
             tokenizer: prepared.tokenizer,
             plan: prepared.plan,
             recording,
@@ -103,6 +113,7 @@ impl Engine {
             prefill_chunk: prepared.prefill_chunk,
             logit_rows: logit_rows(options),
             load_s: started.elapsed().as_secs_f64(),
+            disk: options.simulate_disk.clone(),
             logits: Vec::new(),
         })
     }
@@ -121,15 +132,15 @@ impl Engine {
         &mut self,
         sequence: &mut Sequence,
         room: usize,
-        (stats, progress): (&mut AcceptanceStats, &mut dyn Progress),
+        (tally, progress): (&mut Tally, &mut dyn Progress),
     ) -> Result<usize, Error> {
-        let wanted = match self.drafter {
-            Some(_) => self.controller.plan(&self.residency()).draft_len,
-            None => 0,
+        let Plan { draft_len: wanted, stop } = match self.drafter {
+            Some(_) => self.controller.plan(&self.residency()),
+            None => Plan::PLAIN,
         };
         let started = Instant::now();
         self.target.clock().restart();
-        let mut draft = self.propose(sequence, wanted.min(room - 1), progress);
+        let mut draft = self.propose(sequence, (wanted.min(room - 1), stop), progress);
         draft.cut(|draft| self.controller.keep(draft));
         let drafted = Instant::now();
         self.target.clock().lap(Phase::Draft);
@@ -143,7 +154,8 @@ impl Engine {
         let committed = sequence.commit(&draft, &verdict);
         self.target.truncate(sequence.len() - 1);
 
-        stats.record(draft.tokens.len(), verdict.accepted);
+        tally.acceptance.record(draft.tokens.len(), verdict.accepted);
+        tally.rejected_only_bytes += self.target.demand().bytes_after(verdict.accepted);
         self.record_routes(committed)?;
         let after = self.cache_stats();
         // A pass cut short by the end of the text says nothing about what its plan would have cost.
@@ -154,6 +166,7 @@ impl Engine {
                 draft_s: (drafted - started).as_secs_f64(),
                 verify_s: drafted.elapsed().as_secs_f64(),
                 stall_s: after.stall_s - before.stall_s,
+                experts: (after.hits + after.misses) - (before.hits + before.misses),
                 misses: after.misses - before.misses,
             });
         }
@@ -162,10 +175,17 @@ impl Engine {
     }
 
     /// Asks the drafter. One that fails is put away and said so; the text does not need it.
-    fn propose(&mut self, sequence: &Sequence, max_tokens: usize, progress: &mut dyn Progress) -> Draft {
+    fn propose(
+        &mut self,
+        sequence: &Sequence,
+        (max_tokens, stop): (usize, StopRule),
+        progress: &mut dyn Progress,
+    ) -> Draft {
         let Some(drafter) = self.drafter.as_mut().filter(|_| max_tokens > 0) else { return Draft::default() };
-        let request = Request { context: sequence.tokens(), max_tokens, sampler: &sequence.sampler };
-        match drafter.propose(request) {
+        let request = Request { context: sequence.tokens(), max_tokens, sampler: &sequence.sampler, stop };
+        let proposed = drafter.propose(request);
+        drafter.notices().iter().for_each(|line| progress.notice(line));
+        match proposed {
             Ok(draft) => draft,
             Err(error) => {
                 let reason = format!("the {} drafter failed and was put away: {error}", drafter.name());
@@ -227,7 +247,7 @@ impl Engine {
         }
         tally.prefill_s = started.elapsed().as_secs_f64();
         let decoding = Instant::now();
-        let before = self.target.spans();
+        let (before, cache_before) = (self.target.spans(), self.cache_stats());
         let finish_reason = loop {
             let is_ended = options.stop_at_end && self.cut_at_end(sequence, &mut fresh);
             if fresh > 0 && on_tokens(&sequence.tokens()[sequence.len() - fresh..]).is_break() {
@@ -245,10 +265,11 @@ impl Engine {
             if context_left == 0 {
                 break FinishReason::Context;
             }
-            fresh = self.step(sequence, left.min(context_left), (&mut tally.acceptance, progress))?;
+            fresh = self.step(sequence, left.min(context_left), (tally, progress))?;
         };
         tally.decode_s = decoding.elapsed().as_secs_f64();
         tally.decode = self.target.spans() - before;
+        tally.decode_cache = [cache_before, self.cache_stats()];
         Ok(finish_reason)
     }
 
@@ -367,10 +388,17 @@ impl Engine {
         Ok(())
     }
 
-    /// Forgets the present sequence; resident experts stay.
+    /// Forgets the present sequence; resident experts stay, and what a drafter remembers of earlier texts.
     pub fn reset(&mut self) {
         self.target.truncate(0);
         self.cached.clear();
+    }
+
+    /// Forgets the present sequence and every text that the drafter remembers, so that the next one is
+    /// drafted as if it were the first: what is measured must not be looked up in an earlier measurement.
+    pub fn forget_texts(&mut self) {
+        self.reset();
+        self.drafter.iter_mut().for_each(|drafter| drafter.forget());
     }
 
     /// Forgets every resident expert, as if just started.
@@ -440,6 +468,7 @@ impl Engine {
         let tokens = sequence.generated().to_vec();
         let per_second =
             |count: usize, seconds: f64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
+        let explanation = self.drafter.is_some().then(|| self.controller.explanation());
         Generation {
             prompt_tokens: sequence.len() - tokens.len(),
             finish_reason,
@@ -458,9 +487,16 @@ impl Engine {
                 target_passes: tally.acceptance.passes,
                 accepted_per_pass: tally.acceptance.accepted_per_pass(),
                 off_reason: self.drafter_missing.clone().or_else(|| self.controller.off_reason()),
+                predicted_speedup: explanation.as_ref().and_then(|explanation| explanation.speedup),
+                t_ratio: explanation.as_ref().and_then(|explanation| explanation.t_ratio),
+                explanation,
                 acceptance_by_position: tally.acceptance.by_position(),
             },
-            offload: self.offload_report(before),
+            offload: Offload {
+                rejected_only_bytes: tally.rejected_only_bytes,
+                decode: decode_offload(tally.decode_cache),
+                ..self.offload_report(before)
+            },
             memory: Memory {
                 budget_bytes: self.plan.budget_bytes,
                 planned_bytes: self.plan.planned_bytes,
@@ -489,6 +525,23 @@ impl Engine {
             prefetch_used: after.prefetch_used - before.prefetch_used,
             prefetch_bytes: after.prefetch_bytes - before.prefetch_bytes,
             prefetch_off_reason: self.read_ahead.off_reason().filter(|_| after.experts_total > 0),
+            simulated_disk: self.disk.as_ref().map(|disk| disk.spec().to_string()),
+            simulated_late_reads: after.late_reads - before.late_reads,
+            rejected_only_bytes: 0,
+            decode: DecodeOffload::default(),
         }
+    }
+}
+
+/// What the cache did between two readings of its counters.
+fn decode_offload([before, after]: [CacheStats; 2]) -> DecodeOffload {
+    let (hits, misses) = (after.hits - before.hits, after.misses - before.misses);
+    DecodeOffload {
+        hits,
+        misses,
+        hit_rate: CacheStats { hits, misses, ..after }.hit_rate(),
+        bytes_read: after.bytes_read - before.bytes_read,
+        prefetch_bytes: after.prefetch_bytes - before.prefetch_bytes,
+        prefetch_used_bytes: after.prefetch_used_bytes - before.prefetch_used_bytes,
     }
 }

@@ -24,6 +24,8 @@ const EXIT_USAGE: u8 = 2;
 const EXIT_MODEL: u8 = 3;
 /// Exit code of a budget that cannot hold the model.
 const EXIT_BUDGET: u8 = 4;
+/// What shells expect after Ctrl-C: 128 + SIGINT.
+const EXIT_INTERRUPTED: u8 = 130;
 
 /// Whatever went wrong.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +111,9 @@ pub enum Error {
     /// There is nothing to continue.
     #[error("the prompt is empty, and the vocabulary has no token to begin with")]
     EmptyPrompt,
+    /// The user stopped work that leaves nothing behind when it is not finished.
+    #[error("interrupted: {0}")]
+    Interrupted(String),
     /// A file other than the model, or a pipe.
     #[error("{what}: {source}")]
     Io {
@@ -138,6 +143,7 @@ impl Error {
             Error::Vocabulary { .. } | Error::TokenOutOfVocabulary { .. } | Error::PromptTooLong { .. } => {
                 EXIT_USAGE
             }
+            Error::Interrupted(_) => EXIT_INTERRUPTED,
             Error::Gguf(_) | Error::NoTokenizer { .. } => EXIT_MODEL,
             Error::Tokenizer(TokenizerError::ByteWithoutToken { .. }) => EXIT_RUNTIME,
             Error::Tokenizer(_) => EXIT_MODEL,

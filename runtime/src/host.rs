@@ -6,6 +6,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::units::format_bytes;
+
 /// Bytes a new process may take without pushing others out: the kernel's `MemAvailable`, or what the
 /// process's cgroup still allows if that is less.
 #[must_use]
@@ -24,6 +26,37 @@ pub fn default_budget_bytes(share: f64) -> Option<u64> {
 #[must_use]
 pub fn peak_rss_bytes() -> u64 {
     fs::read_to_string("/proc/self/status").ok().and_then(|text| kib_field(&text, "VmHWM:")).unwrap_or(0)
+}
+
+/// Makes [`peak_rss_bytes`] start again at what is resident now; false where the system cannot.
+#[must_use]
+pub fn reset_peak_rss() -> bool {
+    fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
+/// Pages of this process so far that had to come from a disk (swap, or files mapped into memory); 0 where the
+/// system does not tell. Many of them while experts are in slots mean that memory is short.
+#[must_use]
+pub fn major_faults() -> u64 {
+    fs::read_to_string("/proc/self/stat").ok().and_then(|text| major_faults_field(&text)).unwrap_or(0)
+}
+
+/// The twelfth field of `/proc/self/stat`; the second may hold spaces and brackets.
+fn major_faults_field(text: &str) -> Option<u64> {
+    text.rsplit_once(')')?.1.split_whitespace().nth(9)?.parse().ok()
+}
+
+/// Processor, CPUs this process may use, memory and system in one line, for reports.
+#[must_use]
+pub fn description() -> String {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let (cpuinfo, meminfo) = (read("/proc/cpuinfo"), read("/proc/meminfo"));
+    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let processor = model.map_or(std::env::consts::ARCH, |(_, name)| name);
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let memory = kib_field(&meminfo, "MemTotal:").map_or_else(|| "unknown".to_owned(), format_bytes);
+    let release = read("/proc/sys/kernel/osrelease");
+    format!("{processor}, {cpus} CPUs, {memory} of memory, {} {}", std::env::consts::OS, release.trim())
 }
 
 /// The value of a `Name:   123 kB` line in bytes.
@@ -88,6 +121,34 @@ mod tests {
         assert_eq!(kib_field(text, "MemAvailable:"), Some(21_439_504 * 1024));
         assert_eq!(kib_field(text, "MemFree:"), None);
         assert_eq!(kib_field("VmHWM:\t-3 kB", "VmHWM:"), None);
+    }
+
+    #[test]
+    fn major_faults_are_found_behind_any_name() {
+        let text = "42 (a) b) c) S 1 2 3 4 5 6 70 8 9 10 11\n";
+        assert_eq!(major_faults_field(text), Some(9));
+        assert_eq!(major_faults_field("42 (a) S 1"), None);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_peak_can_be_forgotten() {
+        let large = vec![1u8; 256 << 20];
+        assert!(large.iter().map(|byte| usize::from(*byte)).sum::<usize>() == large.len());
+        let peak = peak_rss_bytes();
+        assert!(peak >= 256 << 20);
+        drop(large);
+        if !reset_peak_rss() {
+            eprintln!("skipped: this system does not let a peak be reset");
+            return;
+        }
+        assert!(peak_rss_bytes() < peak - (64 << 20), "other tests take less than the rest");
+    }
+
+    #[test]
+    fn the_machine_is_one_line() {
+        let line = description();
+        assert!(line.contains(" CPUs, ") && !line.contains('\n'), "{line}");
     }
 
     #[test]

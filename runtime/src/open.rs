@@ -4,12 +4,15 @@
 //! numbers that the memory plan adds up (DESIGN I1). Nothing large is allocated before the plan
 //! holds.
 
-use drafthorse_draft::{DRAFT_LAW_TOKENS_MAX, Drafter, DrafterKind, DrafterParts, Law};
-use drafthorse_offload::{PolicyConfig, PolicyKind, ReaderOptions, open_reader};
+mod drafters;
+
+use drafthorse_draft::{DRAFT_LAW_TOKENS_MAX, Law};
+use drafthorse_offload::reader::SimulatedDisk;
+use drafthorse_offload::{OffloadError, PolicyConfig, PolicyKind, ReaderOptions, open_reader};
 use drafthorse_scheduler::{DraftLen, MemoryPlan, Needs};
 
 use crate::api::{DraftSource, EngineOptions, Progress};
-use crate::gguf::{Gguf, Strings, quoted};
+use crate::gguf::{Gguf, Strings};
 use crate::kv::{KvCache, KvShape, KvType};
 use crate::layers::ScratchPlan;
 use crate::models::{
@@ -19,6 +22,9 @@ use crate::stats_file::StatsFile;
 use crate::tokenizer::Tokenizer;
 use crate::units::format_bytes;
 use crate::{Error, host};
+
+pub use drafters::{DraftFiles, drafter};
+use drafters::{draft_files, suffix_bytes};
 
 /// Context used when neither the user nor the model asks for less.
 const CONTEXT_DEFAULT: usize = 4096;
@@ -51,8 +57,8 @@ pub struct Opened {
 pub struct Prepared {
     /// The target.
     pub target: Opened,
-    /// The draft model, if the drafter is one.
-    pub draft: Option<Opened>,
+    /// What the drafters are made from.
+    pub draft: DraftFiles,
     /// The target's tokenizer, where the file has a vocabulary.
     pub tokenizer: Option<Tokenizer>,
     /// What fits.
@@ -77,6 +83,8 @@ pub struct CacheChoice<'a> {
     pub reader: &'a str,
     /// What the reader is told.
     pub io: &'a ReaderOptions,
+    /// The disk that the files are to seem to lie on.
+    pub disk: Option<&'a SimulatedDisk>,
     /// Counts of earlier runs.
     pub stats: Option<&'a StatsFile>,
 }
@@ -90,6 +98,7 @@ impl<'a> CacheChoice<'a> {
             lfu_half_life_rows: options.policy_half_life_rows,
             reader: options.reader,
             io: &options.io,
+            disk: options.simulate_disk.as_ref(),
             stats: None,
         }
     }
@@ -144,8 +153,14 @@ impl Opened {
 
     /// Reads the weights; `cache` is what the experts are kept and read with.
     pub fn load(self, cache: CacheChoice<'_>, progress: &mut dyn Progress) -> Result<Model, Error> {
-        let CacheChoice { slots, policy, lfu_half_life_rows, reader, io, stats } = cache;
-        let open = |name| open_reader(name, &self.gguf_files, io);
+        let CacheChoice { slots, policy, lfu_half_life_rows, reader, io, disk, stats } = cache;
+        let open = |name| {
+            let reader = open_reader(name, &self.gguf_files, io)?;
+            Ok::<_, OffloadError>(match disk {
+                Some(disk) => disk.in_front_of(reader, io),
+                None => reader,
+            })
+        };
         let embedding = self.blueprint.streamed_embedding.is_some().then(|| open(reader)).transpose()?;
         let reader = open(reader)?;
         if let Some(notice) = reader.notice() {
@@ -178,6 +193,7 @@ pub fn prepare(options: &EngineOptions) -> Result<Prepared, Error> {
     let groups = options.expert_groups.map(|groups| (groups.groups, groups.groups_used));
     let blueprint = Blueprint::new(&gguf, &Overrides { expert_groups: groups })?;
     let mut notices = blueprint.spec.notices.clone();
+    notices.extend(disk_notice(options));
     let context_len = context_len(options, &blueprint);
     notices.extend(context_notice("", context_len, &blueprint));
     let threads = threads_or_default(options.threads);
@@ -186,26 +202,14 @@ pub fn prepare(options: &EngineOptions) -> Result<Prepared, Error> {
     let prefill_chunk = prefill_chunk(options, &blueprint, (context_len, threads, budget));
     let shape = ModelShape { context_len, prefill_chunk, verify_rows: verify_rows(options) };
     let mut target = Opened::new(&gguf, blueprint, shape.options(threads, "target", kv));
-    let draft = match &options.draft {
-        DraftSource::Model(path) => {
-            let draft_gguf = Gguf::open(path)?;
-            let blueprint = Blueprint::new(&draft_gguf, &Overrides::default())?;
-            check_vocabulary((&gguf, &target.blueprint), (&draft_gguf, &blueprint))?;
-            notices.extend(blueprint.spec.notices.iter().map(|line| format!("draft: {line}")));
-            notices.extend(context_notice("draft: ", context_len, &blueprint));
-            let threads = threads_or_default(options.draft_threads);
-            let kv = kv_shape(options.kv_type, &draft_gguf, &blueprint)?;
-            Some(Opened::new(&draft_gguf, blueprint, shape.options(threads, "draft", kv)))
-        }
-        DraftSource::None | DraftSource::Ngram => None,
-    };
+    let draft = draft_files(options, (&gguf, &target.blueprint), shape, &mut notices)?;
     let tokenizer = tokenizer(&gguf, &target.blueprint)?;
     notices.extend(tokenizer.iter().flat_map(|tokenizer| tokenizer.notices().iter().cloned()));
     let has_experts = target.blueprint.experts.is_some();
     let stats = options.stats_file.clone();
     let stats = stats.map(|path| StatsFile::new(path, &gguf, (has_experts, options.policy))).transpose()?;
     drop(gguf);
-    let plan = fit(options, budget, &mut target, draft.as_ref())?;
+    let plan = fit(options, budget, &mut target, draft.model.as_ref())?;
     notices.extend(memory_notice(&plan));
     notices.extend(cycle_notice(&target.blueprint, &plan));
     Ok(Prepared { target, draft, tokenizer, plan, prefill_chunk, stats, notices })
@@ -283,6 +287,12 @@ fn context_notice(whose: &str, context_len: usize, blueprint: &Blueprint) -> Opt
     })
 }
 
+/// Figures of a simulated disk must never pass for this machine's.
+fn disk_notice(options: &EngineOptions) -> Option<String> {
+    let spec = options.simulate_disk.as_ref()?.spec();
+    Some(format!("simulated disk {spec}: reads, loading included, are held back to that"))
+}
+
 /// Below one token's experts a cache serves little: LRU would serve nothing at all (ALGORITHMS.md 0.2).
 fn cycle_notice(blueprint: &Blueprint, plan: &MemoryPlan) -> Option<String> {
     let cycle = blueprint.experts.as_ref()?.index.layers() * blueprint.spec.moe?.used;
@@ -323,40 +333,6 @@ fn tokenizer(gguf: &Gguf, blueprint: &Blueprint) -> Result<Option<Tokenizer>, Er
     match gguf.metadata.str(TOKENIZER_KEY)? {
         None | Some("none" | "no_vocab") => Ok(None),
         Some(_) => Ok(Some(Tokenizer::from_metadata(&gguf.metadata, gguf.metadata.file())?)),
-    }
-}
-
-/// Draft and target must agree on every token id (DESIGN, model files).
-fn check_vocabulary(target: (&Gguf, &Blueprint), draft: (&Gguf, &Blueprint)) -> Result<(), Error> {
-    let fail = |difference: String| {
-        Err(Error::Vocabulary {
-            target: target.0.metadata.file().into(),
-            draft: draft.0.metadata.file().into(),
-            difference,
-        })
-    };
-    let (ours, theirs) = (target.1.spec.vocab, draft.1.spec.vocab);
-    if ours != theirs {
-        return fail(format!("it has {theirs} tokens, the target {ours}"));
-    }
-    let of = |gguf: &Gguf| gguf.metadata.strings(TOKENS_KEY).map(|tokens| tokens.cloned());
-    match (of(target.0)?, of(draft.0)?) {
-        (None, None) => Ok(()),
-        (Some(_), None) => fail("it has no token list, the target has one".into()),
-        (None, Some(_)) => fail("it has a token list, the target has none".into()),
-        (Some(ours), Some(theirs)) => {
-            let shown = |token: &[u8]| quoted(&String::from_utf8_lossy(token));
-            let differs = ours.iter().zip(theirs.iter()).enumerate().find(|(_, (a, b))| a != b);
-            match differs {
-                Some((id, (a, b))) => {
-                    fail(format!("token {id} is {}, the target's is {}", shown(b), shown(a)))
-                }
-                None if ours.len() != theirs.len() => {
-                    fail(format!("it lists {} tokens, the target {}", theirs.len(), ours.len()))
-                }
-                None => Ok(()),
-            }
-        }
     }
 }
 
@@ -406,35 +382,11 @@ fn plan(
         dense_bytes: target.blueprint.dense.bytes(),
         kv_bytes: target.kv_bytes(),
         scratch_bytes: target.scratch_bytes(logit_rows(options) as u64),
-        draft_bytes: draft.map_or(0, |draft| draft.resident_bytes() + laws_bytes(options, draft)),
+        draft_bytes: draft.map_or(0, |draft| draft.resident_bytes() + laws_bytes(options, draft))
+            + suffix_bytes(options),
         slot_bytes: target.slot_bytes(),
         slots_min: used,
         slots_max: experts_total,
     };
     Ok(MemoryPlan::fit(&needs, budget, options.slots)?)
-}
-
-/// Builds the drafter that the options ask for.
-///
-/// # Errors
-/// A draft model that cannot be loaded; a thread that cannot be started.
-pub fn drafter(
-    options: &EngineOptions,
-    draft: Option<Opened>,
-    progress: &mut dyn Progress,
-) -> Result<Option<Box<dyn Drafter>>, Error> {
-    let kind = match options.draft {
-        DraftSource::None => return Ok(None),
-        DraftSource::Ngram => DrafterKind::Ngram,
-        DraftSource::Model(_) => DrafterKind::Model,
-    };
-    let model = match draft {
-        None => None,
-        Some(opened) => {
-            let slots = opened.experts_total();
-            let cache = CacheChoice { slots, policy: PolicyKind::Lru, ..CacheChoice::of(options) };
-            Some(Box::new(opened.load(cache, progress)?) as Box<_>)
-        }
-    };
-    Ok(Some(kind.build(DrafterParts { model, ngram: options.ngram })?))
 }

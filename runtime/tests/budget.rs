@@ -59,7 +59,7 @@ fn a_budget_too_small_is_refused_with_every_line_and_the_smallest_that_would_do(
         }
         let is_drafted = options.draft != DraftSource::None;
         let line = |name: &str| smallest.lines.iter().find(|line| line.name == name).unwrap().bytes;
-        assert_eq!(line("draft model") > 0, is_drafted);
+        assert_eq!(line("draft") > 0, is_drafted);
         assert!(line("dense weights") > 0 && line("KV cache") > 0 && line("scratch") > 0);
         let spare = suggested(&text).checked_sub(smallest.planned_bytes).unwrap();
         assert!((MIB..=2 * MIB).contains(&spare), "room for a process of another size, no more: {spare}");
@@ -198,6 +198,7 @@ fn the_measured_peak_stays_under_every_budget_and_the_text_does_not_change() {
         &["--draft", "ngram", "--draft-len", "8", "--policy", "lru"],
         &["--reader", "pread", "--io-threads", "8", "--prefetch", "on"],
         &["--draft", coarse.to_str().unwrap(), "--draft-len", "4"],
+        &["--draft", "suffix,ngram", "--draft-len", "6"],
     ] {
         let tightest = tightest(&model, more);
         let experts = LARGE.expert_bytes() * LARGE.experts * LARGE.blocks;
@@ -208,6 +209,22 @@ fn the_measured_peak_stays_under_every_budget_and_the_text_does_not_change() {
             assert!(more.contains(&"--draft") || budget < experts, "the experts do not fit {budget} bytes");
         }
     }
+}
+
+#[test]
+fn what_the_suffix_drafter_may_remember_is_planned_wherever_it_stands() {
+    let plain = plain_options(&golden("qwen3moe"));
+    let draft_bytes = |draft| {
+        let plan = Engine::plan(&EngineOptions { draft, ..plain.clone() }).unwrap();
+        plan.lines.iter().find(|line| line.name == "draft").unwrap().bytes
+    };
+    let suffix = plain.suffix.memory_bytes();
+    assert!(suffix > 100 * plain.suffix.tokens_max as u64, "{suffix}");
+    assert_eq!(draft_bytes(DraftSource::Ngram), 0);
+    assert_eq!(draft_bytes(DraftSource::Suffix), suffix);
+    let model = || DraftSource::Model(golden("qwen3"));
+    let chain = DraftSource::Chain(vec![DraftSource::Suffix, model()]);
+    assert_eq!(draft_bytes(chain), suffix + draft_bytes(model()));
 }
 
 #[test]

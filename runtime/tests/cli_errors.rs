@@ -190,6 +190,23 @@ fn a_draft_with_another_vocabulary_is_refused() {
 }
 
 #[test]
+fn a_list_of_drafters_that_cannot_be_meant_is_refused_with_the_flag() {
+    let files = Files::new();
+    let (model, ids) = (golden_path("mixtral"), files.add("answer.ids", b"1 2 128"));
+    let words = files.add("words.ids", b"1 2 three");
+    for (draft, code, parts) in [
+        ("ngram,,suffix", 2, &["--draft", "empty name"][..]),
+        ("a.gguf,ngram", 2, &["--draft", "last in the list"]),
+        ("script:x,accept=2", 2, &["--draft", "accept", "from 0 to 1"]),
+        ("script:none.ids", 1, &["none.ids", "No such file"]),
+        (&format!("ngram,script:{ids}"), 2, &["128", "vocabulary of 128"]),
+        (&format!("script:{words}"), 2, &["words.ids", "word 3", "three"]),
+    ] {
+        says(&refused(&["run", &model, "--tokens", "1,2", "--draft", draft], code), parts);
+    }
+}
+
+#[test]
 fn a_budget_too_small_shows_the_sum_on_one_line() {
     for model in ["deepseek2_v3_yarn", "llama"] {
         for args in [&["run"][..], &["logits"]] {

@@ -10,6 +10,8 @@ use std::process::Command;
 use common::local;
 use serde_json::Value;
 
+const PROMPT: &str = "The old king looked at his daughter and said";
+
 /// A quarter of the demo target's 128 experts.
 const QUARTER: usize = 32;
 
@@ -22,7 +24,7 @@ fn run_for(tokens: &str, arguments: &[&str]) -> Value {
     let output = Command::new(env!("CARGO_BIN_EXE_drafthorse"))
         .arg("run")
         .arg(target)
-        .args(["-p", "The old king looked at his daughter and said", "-n", tokens, "--context", "256"])
+        .args(["-p", PROMPT, "-n", tokens, "--context", "256"])
         .args(["--ignore-eos", "--json", "--threads", "2"])
         .args(arguments)
         .output()
@@ -69,6 +71,56 @@ fn a_quarter_of_the_experts_gives_the_text_of_all_of_them_at_every_draft_length(
             assert_eq!(drafted["offload"]["slots"], QUARTER);
             assert!(drafted["offload"]["misses"].as_u64().unwrap() > QUARTER as u64, "experts were streamed");
         }
+    }
+}
+
+/// The prompt's ids followed by a run's.
+fn script(report: &Value) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_drafthorse"))
+        .arg("tokenize")
+        .arg(local("demo/target.gguf"))
+        .args(["-p", PROMPT, "--json"])
+        .output()
+        .unwrap();
+    let prompt: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let ids = |list: &Value| list.as_array().unwrap().iter().map(Value::to_string).collect::<Vec<_>>();
+    [ids(&prompt["ids"]), ids(&report["tokens"])].concat().join(" ")
+}
+
+#[test]
+fn drafters_without_a_model_and_chains_of_them_leave_the_text_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let draft = local("demo/draft.gguf");
+    let draft = draft.to_str().unwrap();
+    for temperature in ["0", "0.8"] {
+        let sampling = ["--temp", temperature, "--seed", "7", "--memory", "1GiB"];
+        let plain = run(&sampling);
+        let path = folder.path().join(format!("{temperature}.ids"));
+        std::fs::write(&path, script(&plain)).unwrap();
+        let script = |settings: &str| format!("script:{}{settings}", path.display());
+        let of = |drafter: &str, draft_len: &str| {
+            run(&[&sampling[..], &["--draft", drafter, "--draft-len", draft_len]].concat())
+        };
+        for drafter in [
+            "suffix".to_owned(),
+            format!("ngram,{draft}"),
+            format!("suffix,ngram,{draft}"),
+            script(",accept=0.6,us=200,seed=3,confidence=split"),
+            format!("{},suffix", script(",accept=0")),
+        ] {
+            for draft_len in ["1", "6", "auto"] {
+                let report = of(&drafter, draft_len);
+                assert_eq!(report["tokens"], plain["tokens"], "{drafter}, {draft_len}, {temperature}");
+            }
+        }
+        let told = of(&script(""), "5");
+        let (proposed, accepted) = (&told["speculation"]["proposed"], &told["speculation"]["accepted"]);
+        assert!(
+            proposed == accepted && accepted.as_u64() > Some(35),
+            "right always: {}",
+            told["speculation"]
+        );
+        assert_eq!(of(&script(",accept=0"), "5")["speculation"]["accepted"], 0, "wrong always");
     }
 }
 
@@ -128,4 +180,22 @@ fn a_trace_that_cannot_be_written_is_refused_before_the_text() {
     assert_eq!(output.status.code(), Some(1));
     assert!(output.stdout.is_empty(), "no text was generated");
     assert!(String::from_utf8_lossy(&output.stderr).contains("/nonexistent/trace.moetrace"));
+}
+
+#[test]
+fn a_simulated_disk_takes_its_time_is_named_and_changes_no_text() {
+    let slots = ["--memory", "1GiB", "--slots", "32", "--prefetch", "off"];
+    let own = run_for("12", &slots);
+    assert!(own["offload"]["simulated_disk"].is_null());
+    assert_eq!(own["offload"]["simulated_late_reads"], 0);
+    let slow = run_for("12", &[&slots[..], &["--simulate-disk", "20MB/s,1ms"]].concat());
+    assert_eq!(slow["tokens"], own["tokens"]);
+    let offload = &slow["offload"];
+    assert_eq!(offload["simulated_disk"], "20 MB/s, 1000 us");
+    assert_eq!(offload["bytes_read"], own["offload"]["bytes_read"]);
+    // The bytes took at least their time on that disk.
+    let took =
+        ["prefill_s", "decode_s"].map(|key| slow["timings"][key].as_f64().unwrap()).iter().sum::<f64>();
+    let bytes = offload["bytes_read"].as_f64().unwrap();
+    assert!(took >= bytes / 20e6, "{bytes} bytes in {took} s");
 }

@@ -40,6 +40,9 @@ enum Drafter {
     Coarse,
     /// Another model.
     Other,
+    Suffix,
+    /// Lookup, and the coarse model where it abstains.
+    SuffixThenCoarse,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -60,15 +63,22 @@ struct Case {
     prefill_chunk: usize,
 }
 
-const DRAFTERS: [Drafter; 5] =
-    [Drafter::Nobody, Drafter::Ngram, Drafter::Itself, Drafter::Coarse, Drafter::Other];
+const DRAFTERS: [Drafter; 7] = [
+    Drafter::Nobody,
+    Drafter::Ngram,
+    Drafter::Itself,
+    Drafter::Coarse,
+    Drafter::Other,
+    Drafter::Suffix,
+    Drafter::SuffixThenCoarse,
+];
 const DRAFT_LENS: [DraftLen; 5] =
     [DraftLen::Fixed(0), DraftLen::Fixed(1), DraftLen::Fixed(3), DraftLen::Fixed(8), DraftLen::Auto];
 const SLOTS: [Slots; 3] = [Slots::All, Slots::Quarter, Slots::Minimum];
 const POLICIES: [PolicyKind; 3] = [PolicyKind::Lru, PolicyKind::Lfu, PolicyKind::Gating];
 const THREADS: [usize; 3] = [1, 2, 3];
 const CHUNKS: [usize; 3] = [64, 7, 1];
-const SIZES: [usize; 6] = [5, 5, 3, 3, 3, 3];
+const SIZES: [usize; 6] = [7, 5, 3, 3, 3, 3];
 
 impl Case {
     fn new(index: &[usize]) -> Case {
@@ -132,6 +142,10 @@ impl Models {
                 Drafter::Itself => DraftSource::Model(self.target.clone()),
                 Drafter::Coarse => DraftSource::Model(self.coarse.clone()),
                 Drafter::Other => DraftSource::Model(self.other.clone()),
+                Drafter::Suffix => DraftSource::Suffix,
+                Drafter::SuffixThenCoarse => {
+                    DraftSource::Chain(vec![DraftSource::Suffix, DraftSource::Model(self.coarse.clone())])
+                }
             },
             draft_len: case.draft_len,
             slots: self.experts.map(|(used, total)| match case.slots {
@@ -186,6 +200,7 @@ fn check_texts(names: (&str, &str), kv_type: KvType) {
         "guesses that do not know the model fail"
     );
     assert!(accepted[3] > 0 && accepted[3] < proposed[3], "the coarse draft was right and wrong");
+    assert!(accepted[6] > 0, "the chain was right at times");
 }
 
 #[test]

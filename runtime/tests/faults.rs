@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 
 use common::{PLAIN, Setup, ask, bits, generate, golden, load, load_with, open, plain_options, tokens};
 use common::{try_generate, try_load_with};
-use drafthorse_draft::{LanguageModel, LogitRows, TokenId};
+use drafthorse_draft::{LanguageModel, LogitRows, NgramConfig, TokenId};
 use drafthorse_offload::reader::{Fault, FaultKind, Faults, MemoryReader};
 use drafthorse_offload::{ExpertId, OffloadError, PARTS, PolicyKind, ReadError};
 use drafthorse_runtime::Error;
@@ -345,5 +345,35 @@ fn a_draft_model_that_fails_midway_is_put_away_and_the_text_goes_on() {
         assert_eq!(generation.speculation.off_reason.as_ref(), Some(notice));
         let later = generate(&mut engine, &prompt, &ask(24, 0.0));
         assert_eq!((later.tokens, later.speculation.proposed), (answer, 0));
+    }
+}
+
+#[test]
+fn in_a_chain_the_others_go_on_when_the_draft_model_fails() {
+    for name in MODELS {
+        let draft = Fragile::new(name);
+        let (prompt, answer) = prompt_that_spares_the_last_expert(name);
+        let members = vec![DraftSource::Ngram, DraftSource::Model(draft.path.clone())];
+        let mut engine = open(&EngineOptions {
+            draft: DraftSource::Chain(members),
+            draft_len: DraftLen::Fixed(3),
+            ngram: NgramConfig { min_match: 2, max_match: 4 },
+            context_len: 512,
+            ..plain_options(&golden(name))
+        });
+        draft.cut();
+        let mut notices = Notices::default();
+        let go_on = &mut |_: &[TokenId]| ControlFlow::Continue(());
+        let generation = engine.generate(&prompt, &ask(24, 0.0), &mut notices, go_on).unwrap();
+        assert_eq!(generation.tokens, answer, "{name}");
+        let [notice] = &notices.0[..] else { unreachable!("one line: {:?}", notices.0) };
+        for word in ["the model drafter failed and was put away, the others go on", "fragile.gguf"] {
+            assert!(notice.contains(word), "{word} in {notice}");
+        }
+        assert_eq!(generation.speculation.off_reason, None, "drafting goes on");
+        // A prompt in which 7 was followed by everything: whatever follows it now is found again.
+        let all: Vec<TokenId> = (0..128).flat_map(|token| [7, token]).chain([7]).collect();
+        let later = generate(&mut engine, &all, &ask(8, 0.0));
+        assert!(later.speculation.proposed > 0, "{name}");
     }
 }

@@ -22,7 +22,7 @@ pub struct Needs {
     pub kv_bytes: u64,
     /// Activations and other scratch.
     pub scratch_bytes: u64,
-    /// The draft model with its KV cache and scratch; 0 without one.
+    /// The draft model with its KV cache and scratch, and what other drafters remember; 0 without either.
     pub draft_bytes: u64,
     /// One expert slot.
     pub slot_bytes: u64,
@@ -117,7 +117,7 @@ impl MemoryPlan {
             PlanLine { name: "dense weights", bytes: needs.dense_bytes },
             PlanLine { name: "KV cache", bytes: needs.kv_bytes },
             PlanLine { name: "scratch", bytes: needs.scratch_bytes },
-            PlanLine { name: "draft model", bytes: needs.draft_bytes },
+            PlanLine { name: "draft", bytes: needs.draft_bytes },
         ];
         let margin = sum(&lines)? / MARGIN_DIVISOR + MARGIN_BYTES;
         lines.push(PlanLine { name: "margin", bytes: margin });
@@ -224,7 +224,7 @@ mod tests {
     fn a_refusal_shows_every_line_the_sum_and_the_way_out() {
         let error = MemoryPlan::fit(&NEEDS, 1000 * MIB, None).expect_err("too small");
         let text = error.to_string();
-        let shown = ["process", "dense weights", "900.0 MiB", "KV cache", "scratch", "draft model", "margin"];
+        let shown = ["process", "dense weights", "900.0 MiB", "KV cache", "scratch", "draft", "margin"];
         let shown =
             shown.iter().chain(&["(8 x 3072.0 KiB)", "1052.0 MiB", "1000.0 MiB", "missing", "52.0 MiB"]);
         for part in shown.chain(&["would do: 1053MiB"]) {

@@ -3,26 +3,33 @@
 //! Owns [`Controller`]. `Fixed` obeys; `Auto` maximises expected tokens per second,
 //! (1 + sum of s_j) / T(K) with s_j the share of passes in which drafted token j stands (Cascade,
 //! arXiv 2506.20675, and ALGORITHMS.md H.4). Costs and acceptance are measured from the passes run
-//! anyway; passes run only to measure are paid from an account that grows by a small share of the
-//! time spent, which bounds what drafting can lose where it does not pay. It must not know clocks,
+//! anyway. Drafted passes are paid from an account that grows by a small share of the time spent and by
+//! what they gain, and shrinks by what they lose against plain ones: when it is empty drafting is off,
+//! which bounds what it can lose whatever was predicted. It must not know clocks,
 //! models or drafters.
 
-use crate::estimate::{Calibration, CostCurve, Mean, Survival};
+use crate::calibration::Calibration;
+use crate::cost::{CostModel, PassSample};
+use crate::estimate::{CostCurve, Mean, Survival};
+use crate::explain::{Explanation, Ledger, LengthReport};
 use crate::{DraftLen, SchedulerError};
-use drafthorse_draft::Draft;
+use drafthorse_draft::{Draft, StopRule};
 use drafthorse_offload::Residency;
 
 /// The longest draft any configuration may ask for.
 pub const DRAFT_LEN_LIMIT: usize = 64;
 
-/// Share of the time spent that may go into measuring what is not believed to pay.
-const PROBE_SHARE: f64 = 0.02;
+/// Share of the time spent that drafting may lose against plain passes.
+const LOSS_SHARE: f64 = 0.02;
 /// What the account for that holds at the start, in the time of plain passes.
-const PROBE_START_PASSES: f64 = 3.0;
-/// What it holds at most.
-const PROBE_MAX_PASSES: f64 = 16.0;
-/// Passes in one measurement. The first also lets the draft model catch up on the text.
+const ACCOUNT_START_PASSES: f64 = 3.0;
+/// What it holds at most; gains above it are not saved up for later losses.
+const ACCOUNT_MAX_PASSES: f64 = 16.0;
+/// Passes in one measurement of drafting. The first also lets the draft model catch up on the text.
 const PROBE_LEN: usize = 2;
+/// Passes in one measurement of plain decoding. The first follows a drafted pass, which leaves the
+/// processor's caches to the draft model and the target's threads asleep: it does not count.
+const PLAIN_PROBE_LEN: usize = 3;
 /// Plain passes before the first measurement.
 const PLAIN_FIRST: u64 = 2;
 /// Passes after which what is not in use (plain passes or drafted ones) is measured again at first.
@@ -42,6 +49,10 @@ const HIT_RATE_DRIFT: f64 = 0.05;
 const GAIN_MIN: f64 = 0.03;
 /// Loss it may make in passes in which the drafter abstains.
 const ABSTAIN_LOSS_MAX: f64 = 0.005;
+/// Acceptance below which the stop rule does not take a drafter's tokens to be.
+const ACCEPTANCE_FLOOR: f64 = 0.05;
+/// The chance to stand that is asked of no draft, however dear its tokens: an estimate may be wrong.
+const SURVIVAL_MIN_MAX: f64 = 0.95;
 /// How many samples the past is worth when drafting is measured again after having been off.
 const RETRY_WEIGHT: f64 = 8.0;
 
@@ -56,10 +67,17 @@ pub struct ControllerConfig {
 }
 
 /// What to do in the next pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Plan {
-    /// How many tokens to draft; 0 is a plain pass.
+    /// How many tokens to draft at most; 0 is a plain pass.
     pub draft_len: usize,
+    /// When a drafter whose tokens cost time should stop before that.
+    pub stop: StopRule,
+}
+
+impl Plan {
+    /// A pass without a draft.
+    pub const PLAIN: Plan = Plan { draft_len: 0, stop: StopRule::NEVER };
 }
 
 /// What one pass took and gave, measured by the engine.
@@ -75,7 +93,9 @@ pub struct StepOutcome {
     pub verify_s: f64,
     /// Of these, seconds spent waiting for experts.
     pub stall_s: f64,
-    /// Experts that were not resident when asked for.
+    /// Distinct experts asked for, summed over layers.
+    pub experts: u64,
+    /// Of these, experts that were not resident.
     pub misses: u64,
 }
 
@@ -88,7 +108,8 @@ pub struct Controller {
     planned: usize,
     probe: Option<Probe>,
     kept: Vec<f32>, // confidence of the tokens being verified
-    verify_s: CostCurve,
+    source: usize,  // who drafted them
+    verify_s: CostModel,
     draft_s: CostCurve,
     catch_up_s: Option<Mean>, // extra drafting time for each pass before it without a draft
     survival: Survival,
@@ -105,6 +126,7 @@ pub struct Controller {
     off_patience: u64,
     hit_rate: f64,
     hit_rate_plain: f64,
+    ledger: Ledger,
 }
 
 /// A measurement under way.
@@ -112,8 +134,6 @@ pub struct Controller {
 struct Probe {
     draft_len: usize,
     passes_left: usize,
-    /// Tokens per second of the plan it stands in for.
-    reference: f64,
 }
 
 /// What a kind of pass loads and waits for.
@@ -127,14 +147,20 @@ impl Controller {
     /// A controller that has measured nothing yet, for a configuration that has passed
     /// [`ControllerConfig::validate`].
     pub fn new(config: ControllerConfig) -> Self {
-        let width_max = config.draft_len_max.min(DRAFT_LEN_LIMIT);
+        let draft_len_max = config.draft_len_max.min(DRAFT_LEN_LIMIT);
+        // A fixed length is measured too, for `explanation`.
+        let width_max = match config.mode {
+            DraftLen::Auto => draft_len_max,
+            DraftLen::Fixed(draft_len) => draft_len_max.max(draft_len),
+        };
         Controller {
-            config: ControllerConfig { draft_len_max: width_max, ..config },
+            config: ControllerConfig { draft_len_max, ..config },
             passes: 0,
             planned: 0,
             probe: None,
             kept: Vec::with_capacity(width_max),
-            verify_s: CostCurve::new(width_max),
+            source: 0,
+            verify_s: CostModel::new(width_max),
             draft_s: CostCurve::through_zero(width_max),
             catch_up_s: None,
             survival: Survival::new(),
@@ -151,6 +177,7 @@ impl Controller {
             off_patience: EARLY_PASSES,
             hit_rate: 0.0,
             hit_rate_plain: 0.0,
+            ledger: Ledger::new(width_max),
         }
     }
 
@@ -162,14 +189,34 @@ impl Controller {
             DraftLen::Fixed(draft_len) => draft_len,
             DraftLen::Auto => self.auto(),
         };
-        Plan { draft_len: self.planned }
+        Plan { draft_len: self.planned, stop: self.stop_rule() }
+    }
+
+    /// A draft is continued while the next token, if it stands as often as this drafter's do, is worth the
+    /// time of drafting and verifying it: s_j > dT_j tau / T (ALGORITHMS.md H.4). Measurements run whole.
+    fn stop_rule(&self) -> StopRule {
+        let measuring = self.probe.is_some() || self.config.mode != DraftLen::Auto;
+        let width = self.planned;
+        let costs = (self.draft_s.expect(width), self.verify_s.expect(width), self.verify_s.expect(0));
+        let (false, true, (Some(draft), Some(wide), Some(plain))) = (measuring, width > 0, costs) else {
+            return StopRule::NEVER;
+        };
+        let each_s = (draft + (wide - plain).max(0.0)) / width as f64;
+        let stands = self.calibration.overall(self.source).max(ACCEPTANCE_FLOOR);
+        let survival_min = (each_s * self.best().1 / stands).min(SURVIVAL_MIN_MAX) as f32;
+        StopRule {
+            acceptance: std::array::from_fn(|source| self.calibration.table(source)),
+            source: 0,
+            survival_min,
+        }
     }
 
     /// How many of the drafted tokens are worth verifying: those whose chance to stand is worth more
     /// than the time they add. `Fixed`, and passes that measure, keep all.
     pub fn keep(&mut self, draft: &Draft) -> usize {
         let measuring = self.probe.is_some() || self.config.mode != DraftLen::Auto;
-        let kept = if measuring { draft.tokens.len() } else { self.worth_verifying(&draft.confidence) };
+        self.source = draft.source;
+        let kept = if measuring { draft.tokens.len() } else { self.worth_verifying(draft) };
         self.kept.clear();
         self.kept.extend(draft.confidence.iter().take(kept));
         kept
@@ -180,7 +227,7 @@ impl Controller {
         let valid = |seconds: f64| seconds.is_finite() && seconds >= 0.0;
         let times_valid = valid(outcome.draft_s) && valid(outcome.verify_s) && outcome.verify_s > 0.0;
         let lengths_valid = outcome.accepted <= outcome.draft_len && outcome.draft_len <= self.planned;
-        if self.config.mode != DraftLen::Auto || !times_valid || !lengths_valid {
+        if !times_valid || !lengths_valid {
             return;
         }
         self.passes += 1;
@@ -197,10 +244,64 @@ impl Controller {
             DraftLen::Auto if self.config.draft_len_max == 0 => return Some("draft_len_max is 0".into()),
             DraftLen::Auto => {}
         }
-        if self.planned_max == 0 || self.best().0 > 0 {
+        if self.planned_max == 0 || self.best_affordable().0 > 0 {
             return None;
         }
+        if self.best().0 > 0 {
+            return Some(format!(
+                "drafting has lost {:.0} % of the time so far, and may lose {:.0} %",
+                100.0 * (1.0 - self.ledger.speedup().unwrap_or(1.0)).max(0.0),
+                100.0 * LOSS_SHARE,
+            ));
+        }
         self.explain()
+    }
+
+    /// What was predicted, what was measured, and what follows: for `--explain` and reports.
+    pub fn explanation(&self) -> Explanation {
+        let (draft_len, rate) = match self.config.mode {
+            DraftLen::Fixed(draft_len) => (draft_len, self.rate(draft_len)),
+            DraftLen::Auto => self.best_affordable(),
+        };
+        let lengths: Vec<LengthReport> = self
+            .ledger
+            .lengths()
+            .map(|(length, tried)| LengthReport {
+                draft_len: length,
+                predicted_s: self.seconds(length),
+                predicted_tokens: self.survival.tokens(length),
+                experts: self.verify_s.loads(length).0,
+                misses: self.verify_s.loads(length).1,
+                ..tried
+            })
+            .collect();
+        let plain_known = self.verify_s.is_measured(0);
+        let passes: u64 = lengths.iter().map(|length| length.passes).sum();
+        let predicted = lengths
+            .iter()
+            .map(|length| Some(length.passes as f64 * length.predicted_s?))
+            .sum::<Option<f64>>();
+        let t_ratio = predicted.zip(self.seconds(0)).map(|(sum, plain)| sum / passes as f64 / plain);
+        Explanation {
+            draft_len,
+            reason: self.off_reason().unwrap_or_else(|| self.on_reason(draft_len, rate)),
+            terms: self.verify_s.terms(),
+            lengths,
+            speedup: self.ledger.speedup().filter(|_| plain_known),
+            t_ratio: t_ratio.filter(|_| plain_known && passes > 0),
+        }
+    }
+
+    fn on_reason(&self, draft_len: usize, rate: f64) -> String {
+        let plain = self.rate(0);
+        match self.config.mode {
+            DraftLen::Fixed(_) => format!("the draft length is set to {draft_len}"),
+            DraftLen::Auto if self.planned_max == 0 || plain <= 0.0 => "nothing measured yet".into(),
+            DraftLen::Auto => format!(
+                "a draft of {draft_len} is expected to give {:.2}x the tokens per second of plain passes",
+                rate / plain,
+            ),
+        }
     }
 
     fn explain(&self) -> Option<String> {
@@ -233,7 +334,7 @@ impl Controller {
         if let Some(probe) = self.probe {
             return probe.draft_len;
         }
-        let (best, reference) = self.best();
+        let (best, reference) = self.best_affordable();
         let Some(draft_len) = self.worth_measuring(best, reference) else {
             return if self.catch_up_pays(best, reference) { best } else { 0 };
         };
@@ -246,8 +347,8 @@ impl Controller {
                 self.off_patience = (2 * self.off_patience).min(STALE_PASSES);
             }
         }
-        let passes_left = if draft_len == 0 { 1 } else { PROBE_LEN };
-        self.probe = Some(Probe { draft_len, passes_left, reference });
+        let passes_left = if draft_len == 0 { PLAIN_PROBE_LEN } else { PROBE_LEN };
+        self.probe = Some(Probe { draft_len, passes_left });
         draft_len
     }
 
@@ -261,6 +362,12 @@ impl Controller {
         let best = if best.0 == 0 && self.planned_max > 0 { (1, self.rate(1)) } else { best };
         let needed = 1.0 + GAIN_MIN * self.survival.offered(1) - ABSTAIN_LOSS_MAX;
         if best.0 > 0 && best.1 >= off.1 * needed { best } else { off }
+    }
+
+    /// The same, but off while drafting has lost more than it may: whatever is predicted, what it cost so
+    /// far is known.
+    fn best_affordable(&self) -> (usize, f64) {
+        if self.account_s < 0.0 { (0, self.rate(0)) } else { self.best() }
     }
 
     /// A draft length whose measurement is due and can be paid for.
@@ -335,12 +442,12 @@ impl Controller {
     }
 
     /// The prefix that maximises (expected tokens) - (seconds added) x (tokens per second we get anyway).
-    fn worth_verifying(&self, confidence: &[f32]) -> usize {
+    fn worth_verifying(&self, draft: &Draft) -> usize {
         let rate = self.best().1;
         let plain = self.verify_s.expect(0).unwrap_or(0.0);
         let (mut stands, mut tokens, mut best) = (1.0, 0.0, (0, 0.0));
-        for (i, &confidence) in confidence.iter().enumerate().take(self.planned) {
-            stands *= self.calibration.acceptance(confidence);
+        for (i, &confidence) in draft.confidence.iter().enumerate().take(self.planned) {
+            stands *= self.calibration.acceptance(draft.source, i, confidence);
             tokens += stands;
             let added = self.verify_s.expect(i + 1).unwrap_or(plain) - plain;
             let gain = tokens - added * rate;
@@ -350,7 +457,18 @@ impl Controller {
     }
 
     fn learn_costs(&mut self, outcome: &StepOutcome) {
-        self.verify_s.add(outcome.draft_len, outcome.verify_s);
+        let follows_draft =
+            self.planned == 0 && self.last_drafted + 1 == self.passes && self.last_drafted > 0;
+        if follows_draft && self.verify_s.is_measured(0) {
+            return;
+        }
+        self.verify_s.add(PassSample {
+            width: outcome.draft_len,
+            seconds: outcome.verify_s,
+            stall_s: outcome.stall_s.clamp(0.0, outcome.verify_s),
+            experts: outcome.experts as f64,
+            misses: outcome.misses as f64,
+        });
         if outcome.draft_len == 0 {
             self.plain.add(outcome);
         } else {
@@ -365,7 +483,6 @@ impl Controller {
             self.draft_s.add(self.planned, outcome.draft_s);
         } else {
             let extra = (outcome.draft_s - self.draft_s.expect(self.planned).unwrap_or(0.0)).max(0.0);
-            self.account_s -= extra;
             let each = extra / unread as f64;
             self.catch_up_s.get_or_insert(Mean::prior(each, 1.0)).add(each, 4.0);
         }
@@ -378,7 +495,7 @@ impl Controller {
         self.survival.add(self.planned, outcome.draft_len, outcome.accepted);
         for (i, &confidence) in self.kept.iter().enumerate().take(outcome.draft_len.min(outcome.accepted + 1))
         {
-            self.calibration.add(confidence, i < outcome.accepted);
+            self.calibration.add(self.source, i, confidence, i < outcome.accepted);
         }
     }
 
@@ -386,31 +503,27 @@ impl Controller {
     fn settle(&mut self, outcome: &StepOutcome) {
         let plain_s = self.verify_s.expect(0).unwrap_or(outcome.verify_s);
         let spent = outcome.draft_s + outcome.verify_s;
+        self.ledger.book(self.planned, 1 + outcome.accepted, spent, plain_s);
         if self.passes == PLAIN_FIRST {
-            self.account_s = PROBE_START_PASSES * plain_s;
+            self.account_s = ACCOUNT_START_PASSES * plain_s;
         }
-        self.account_s = (self.account_s + PROBE_SHARE * spent).min(PROBE_MAX_PASSES * plain_s);
+        self.account_s += LOSS_SHARE * spent;
+        if self.planned > 0 {
+            self.account_s += (1 + outcome.accepted) as f64 * plain_s - spent;
+            self.last_probe = if self.probe.is_some() { self.passes } else { self.last_probe };
+        }
+        self.account_s = self.account_s.min(ACCOUNT_MAX_PASSES * plain_s);
         if outcome.draft_len == 0 {
-            self.settle_plain();
+            self.last_plain = self.passes;
+            self.hit_rate_plain = self.hit_rate;
         }
         let Some(probe) = &mut self.probe else { return };
-        if probe.draft_len > 0 {
-            let drafting = self.draft_s.expect(self.planned).unwrap_or(0.0).min(outcome.draft_s);
-            self.account_s -=
-                (outcome.verify_s + drafting - (1 + outcome.accepted) as f64 / probe.reference).max(0.0);
-            self.last_probe = self.passes;
-        }
         probe.passes_left -= 1;
         if probe.passes_left == 0 {
+            if probe.draft_len == 0 {
+                self.plain_patience = (2 * self.plain_patience).min(STALE_PASSES);
+            }
             self.probe = None;
-        }
-    }
-
-    fn settle_plain(&mut self) {
-        self.last_plain = self.passes;
-        self.hit_rate_plain = self.hit_rate;
-        if self.planned == 0 && self.probe.is_some() {
-            self.plain_patience = (2 * self.plain_patience).min(STALE_PASSES);
         }
     }
 }

@@ -12,12 +12,17 @@ pub(crate) struct Mean {
 
 impl Mean {
     /// A mean that starts at `value` as if `weight` samples had said so.
-    pub(crate) fn prior(value: f64, weight: f64) -> Mean {
+    pub(crate) const fn prior(value: f64, weight: f64) -> Mean {
         Mean { value, weight }
     }
 
     pub(crate) fn value(&self) -> f64 {
         self.value
+    }
+
+    /// Samples it is worth.
+    pub(crate) fn weight(&self) -> f64 {
+        self.weight
     }
 
     pub(crate) fn add(&mut self, sample: f64, memory: f64) {
@@ -178,41 +183,6 @@ fn reach(shares: &[Mean], position: usize, start: f64, prior: f64) -> f64 {
     last.value * step.powi((position - shares.len()) as i32)
 }
 
-/// Acceptance by the drafter's own confidence: what a confidence is worth, learned per tenth.
-#[derive(Clone, Debug)]
-pub(crate) struct Calibration {
-    bins: [Mean; Calibration::BINS],
-}
-
-impl Calibration {
-    const BINS: usize = 10;
-    const MEMORY: f64 = 64.0;
-
-    pub(crate) fn new() -> Calibration {
-        let mean = Mean::prior(Survival::PRIOR_ACCEPTANCE, Survival::PRIOR_WEIGHT);
-        Calibration { bins: [mean; Calibration::BINS] }
-    }
-
-    /// Counts a drafted token that was reached by verification: every one before it stood.
-    pub(crate) fn add(&mut self, confidence: f32, stood: bool) {
-        self.bins[Calibration::bin(confidence)].add(f64::from(stood), Calibration::MEMORY);
-    }
-
-    /// The chance that a token of this confidence stands, given that all before it do.
-    pub(crate) fn acceptance(&self, confidence: f32) -> f64 {
-        self.bins[Calibration::bin(confidence)].value
-    }
-
-    /// Believes the next few tokens more than the old ones.
-    pub(crate) fn loosen(&mut self, weight: f64) {
-        self.bins.iter_mut().for_each(|mean| mean.loosen(weight));
-    }
-
-    fn bin(confidence: f32) -> usize {
-        ((confidence * Calibration::BINS as f32) as usize).min(Calibration::BINS - 1) // NaN is bin 0
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -279,18 +249,5 @@ mod tests {
         assert!((survival.accepted(2) - 0.49).abs() < 1e-12);
         (0..500).for_each(|_| survival.add(2, 2, 2));
         assert!(survival.accepted(8) > 0.999);
-    }
-
-    #[test]
-    fn confidence_is_worth_what_it_proved_to_be_worth() {
-        let mut calibration = Calibration::new();
-        (0..200).for_each(|i| {
-            calibration.add(0.95, i % 4 == 0);
-            calibration.add(0.15, true);
-        });
-        assert!((calibration.acceptance(0.99) - 0.25).abs() < 0.05);
-        assert!(calibration.acceptance(0.11) > 0.95);
-        assert_eq!(Calibration::bin(1.0), 9);
-        assert_eq!((Calibration::bin(f32::NAN), Calibration::bin(-1.0), Calibration::bin(7.0)), (0, 0, 9));
     }
 }

@@ -8,17 +8,23 @@
 //! 2. A plan never exceeds its budget; a refusal shows the arithmetic and the budget that would do (I1).
 
 mod budget;
+mod calibration;
 mod controller;
+mod cost;
 mod draft_len;
 mod error;
 mod estimate;
+mod explain;
+mod fit;
 mod paired;
 mod prefetch;
 mod prefetch_mode;
 
 pub use budget::{BudgetError, MemoryPlan, Needs, PlanLine};
 pub use controller::{Controller, ControllerConfig, DRAFT_LEN_LIMIT, Plan, StepOutcome};
+pub use cost::CostTerms;
 pub use draft_len::DraftLen;
 pub use error::SchedulerError;
+pub use explain::{Explanation, LengthReport};
 pub use prefetch::{PREFETCH_RANKS_MAX, PrefetchController, PrefetchOutcome, PrefetchPlan, RankOutcome};
 pub use prefetch_mode::PrefetchMode;

@@ -41,18 +41,31 @@ impl World {
         let residency = Residency { slots: 0, resident: 0, experts_total: 0, hit_rate_recent: 1.0 };
         let (mut tokens, mut total_s, mut unread, mut pass) = (0, 0.0, 0, 0);
         while tokens < TOKENS {
-            let planned = controller.plan(&residency).draft_len;
+            // A fixed length needs no controller, and these worlds are many.
+            let planned = match mode {
+                DraftLen::Fixed(draft_len) => draft_len,
+                DraftLen::Auto => controller.plan(&residency).draft_len,
+            };
             let offered = if self.chance(1, tokens) < self.offered { planned } else { 0 };
             let draft = Draft::new(vec![1; offered], vec![0.8; offered]);
-            let kept = controller.keep(&draft);
+            let kept = if mode == DraftLen::Auto { controller.keep(&draft) } else { offered };
             let accepted = (0..kept).take_while(|i| self.chance(2, tokens + i) < self.acceptance).count();
             let verify_s = (self.verify)(kept) * self.noise(3, pass);
             let drafting = if planned > 0 { planned as f64 + 0.3 * f64::from(unread) } else { 0.0 };
             let draft_s = self.draft_s * drafting * self.noise(4, pass);
             unread = if planned > 0 { 0 } else { unread + 1 };
-            let outcome =
-                StepOutcome { draft_len: kept, accepted, draft_s, verify_s, stall_s: 0.0, misses: 0 };
-            controller.observe(&outcome);
+            let outcome = StepOutcome {
+                draft_len: kept,
+                accepted,
+                draft_s,
+                verify_s,
+                stall_s: 0.0,
+                experts: 0,
+                misses: 0,
+            };
+            if mode == DraftLen::Auto {
+                controller.observe(&outcome);
+            }
             (tokens, total_s, pass) = (tokens + accepted + 1, total_s + draft_s + verify_s, pass + 1);
         }
         (total_s, controller)

@@ -4,7 +4,7 @@
 #![expect(dead_code, reason = "each test binary uses a part of it")]
 
 use drafthorse_draft::{Draft, DraftError, Drafter, LanguageModel, LogitRows, ModelError, Request};
-use drafthorse_draft::{Sampler, SamplerConfig, TokenId};
+use drafthorse_draft::{Sampler, SamplerConfig, StopRule, TokenId};
 use std::sync::{Arc, Mutex};
 
 /// The tokens of a model's KV cache, shared with the test that watches it.
@@ -157,7 +157,7 @@ pub fn generate_cut(
         if text.len() >= prompt.len() + count {
             break;
         }
-        let request = Request { context: &text, max_tokens: draft_len(pass), sampler };
+        let request = Request { context: &text, max_tokens: draft_len(pass), sampler, stop: StopRule::NEVER };
         let mut draft = drafter.propose(request).unwrap();
         cut(&mut draft);
         let from = target.len();

@@ -26,11 +26,12 @@ use thiserror::Error;
 use cage::CageKind;
 use fio::Bandwidth;
 use job::Job;
-use machine::{Cleanup, Guardian, Machine};
+use machine::{Cleanup, Guardian};
 use plan::{Run, Side};
 use process::Measured;
 use table::Row;
 
+pub use machine::{Device, Machine, drop_caches, load};
 pub use process::shell_word;
 pub use table::{markdown, text};
 
@@ -166,6 +167,12 @@ pub fn compare(options: &CompareOptions, tell: &mut dyn FnMut(&str)) -> Result<C
     Ok(comparison)
 }
 
+/// How this program was called.
+pub fn command_line() -> String {
+    let words: Vec<String> = std::env::args().map(|word| shell_word(&word)).collect();
+    words.join(" ")
+}
+
 /// One run on one line.
 fn line(measured: &Measured) -> String {
     let Run { limit, side, read_ahead_kb, repeat } = &measured.run;
@@ -203,7 +210,7 @@ fn busy(runs: &[Measured], cores: usize) -> Option<String> {
 }
 
 /// `2026-11-21 08:05 UTC`; days to a date as in Howard Hinnant's `civil_from_days`.
-fn date(time: SystemTime) -> String {
+pub fn date(time: SystemTime) -> String {
     let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let (days, minutes) = (seconds / 86_400 + 719_468, seconds % 86_400 / 60);
     let (era, day) = (days / 146_097, days % 146_097);

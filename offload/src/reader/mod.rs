@@ -4,8 +4,11 @@
 //! one as they complete, in any order. It must not know experts, slots or policies.
 
 mod auto;
+mod disk_model;
+mod disk_spec;
 mod memory;
 mod pread;
+mod simulated;
 mod source;
 #[cfg(target_os = "linux")]
 mod uring;
@@ -13,8 +16,10 @@ mod uring;
 use std::ops::Range;
 use std::path::PathBuf;
 
+pub use disk_spec::DiskSpec;
 pub use memory::{Fault, FaultKind, Faults, MemoryReader};
 pub use pread::{PREAD_THREADS, PreadReader};
+pub use simulated::{DiskClock, SimulatedDisk};
 #[cfg(target_os = "linux")]
 pub use uring::UringReader;
 
@@ -139,6 +144,11 @@ pub trait Reader: Send {
     fn in_flight(&self) -> usize;
     /// One line for the user when the reader had to do something other than asked, decided at open.
     fn notice(&self) -> Option<&str>;
+    /// Reads so far that took longer than on the disk this reader simulates ([`SimulatedDisk`]), by all
+    /// readers of that disk.
+    fn late_reads(&self) -> u64 {
+        0
+    }
 }
 
 /// What readers can be told; each takes what concerns it.

@@ -29,6 +29,8 @@ pub enum Command {
     Logits(LogitsArgs),
     /// Measure prefill and decode throughput, with a cold and a warm expert cache
     Bench(BenchArgs),
+    /// Measure which draft length, cache size and threads are fastest here, and write them as settings
+    Tune(TuneArgs),
     /// Show how a text becomes tokens
     Tokenize(TokenizeArgs),
     /// Show what is in a model file and what fits the memory
@@ -73,6 +75,9 @@ pub struct EngineArgs {
     /// Requests io_uring keeps at the disk at once
     #[arg(long, value_name = "N", help_heading = "Engine")]
     pub queue_depth: Option<i64>,
+    /// Hold reads back as a disk of this rate and latency would, e.g. 3.5GiB/s,80us; figures are labelled
+    #[arg(long, value_name = "RATE,LATENCY", help_heading = "Engine")]
+    pub simulate_disk: Option<String>,
     /// Read expected experts while the disk is idle: auto, on or off
     #[arg(long, value_name = "WHEN", help_heading = "Engine")]
     pub prefetch: Option<String>,
@@ -85,12 +90,16 @@ pub struct EngineArgs {
     /// Print the memory plan and a log on stderr
     #[arg(short, long)]
     pub verbose: bool,
+    /// Say why the draft length is what it is: time and yield of passes, predicted and measured
+    #[arg(long, help_heading = "Drafting")]
+    pub explain: bool,
 }
 
 /// Who guesses, and how far.
 #[derive(Debug, Args)]
 pub struct DraftArgs {
-    /// Who guesses the next tokens: a small GGUF, ngram, or none
+    /// Who guesses the next tokens: a small GGUF, ngram, suffix, none, or a list asked in order
+    /// (suffix,SMALL.gguf); script:FILE for measurements (see configs/default.toml)
     #[arg(long, value_name = "D", help_heading = "Drafting")]
     pub draft: Option<String>,
     /// Tokens drafted a step: auto (measured) or a number
@@ -215,6 +224,31 @@ pub struct BenchArgs {
     pub engine: EngineArgs,
 }
 
+/// `tune`
+#[derive(Debug, Args)]
+pub struct TuneArgs {
+    /// The GGUF to tune for; without one, the demo pair
+    pub model: Option<String>,
+    /// The file to write, for --config
+    #[arg(short, long, value_name = "FILE.toml")]
+    pub output: PathBuf,
+    /// Replace the file if it exists
+    #[arg(long)]
+    pub force: bool,
+    /// Minutes that measuring may take at most
+    #[arg(long, value_name = "M")]
+    pub minutes: Option<f64>,
+    /// Print what was measured as one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub draft: DraftArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
 /// `tokenize`
 #[derive(Debug, Args)]
 pub struct TokenizeArgs {
@@ -251,7 +285,7 @@ pub struct InspectArgs {
     /// Experts to plan for, or auto
     #[arg(long, value_name = "N", value_parser = auto_or_number)]
     pub slots: Option<Value>,
-    /// The draft to plan for: a small GGUF, ngram, or none
+    /// The draft to plan for: a small GGUF, ngram, suffix, none, or a list
     #[arg(long, value_name = "D")]
     pub draft: Option<String>,
     /// Print one JSON object on stdout
@@ -311,10 +345,12 @@ impl EngineArgs {
         layer.flag("--reader", ("offload", "reader"), self.reader.clone());
         layer.flag("--io-threads", ("offload", "io_threads"), self.io_threads);
         layer.flag("--queue-depth", ("offload", "queue_depth"), self.queue_depth);
+        layer.flag("--simulate-disk", ("offload", "simulate_disk"), self.simulate_disk.clone());
         layer.flag("--prefetch", ("offload", "prefetch"), self.prefetch.clone());
         layer.flag("--stats-file", ("offload", "stats_file"), self.stats_file.clone());
         layer.flag("--record-trace", ("offload", "record_trace"), self.record_trace.clone());
         layer.flag("--verbose", ("run", "verbose"), given(self.verbose));
+        layer.flag("--explain", ("run", "explain"), given(self.explain));
         Ok(())
     }
 }
@@ -385,6 +421,20 @@ impl BenchArgs {
         self.draft.add_to(&mut layer);
         self.engine.add_to(&mut layer)?;
         Ok(Config::load(self.engine.config.as_deref(), &layer)?)
+    }
+}
+
+impl TuneArgs {
+    /// What the flags of this call set.
+    pub fn layer(&self) -> Result<Layer, Error> {
+        let mut layer = Layer::command_line();
+        layer.flag("MODEL", ("model", "path"), self.model.clone());
+        layer.flag("--minutes", ("tune", "minutes"), self.minutes);
+        layer.flag("--json", ("run", "json"), given(self.json));
+        self.sampling.add_to(&mut layer);
+        self.draft.add_to(&mut layer);
+        self.engine.add_to(&mut layer)?;
+        Ok(layer)
     }
 }
 

@@ -20,7 +20,7 @@ use super::output;
 use super::session::Session;
 
 /// Ordinary prose, so that routing and drafts meet what they meet in use.
-const TEXT: &str = include_str!("bench_text.txt");
+pub const TEXT: &str = include_str!("bench_text.txt");
 
 /// Widths of the passes that show what verification costs.
 const PASS_ROWS: [usize; 4] = [1, 2, 4, 8];
@@ -48,8 +48,8 @@ pub fn run(args: &BenchArgs) -> Result<(), Error> {
         last = Some(measure(&mut session, &config, &prompt, &mut samples)?);
     }
     let passes = time_passes(&mut session, &prompt)?;
-    let memory = last.map(|generation| generation.memory).unwrap_or_default();
-    let report = BenchReport::new(setup, memory, &samples, &passes);
+    let (memory, disk) = last.map(|last| (last.memory, last.offload.simulated_disk)).unwrap_or_default();
+    let report = BenchReport::new(setup, memory, &samples, &passes).on_disk(disk);
     if config.run.json { output::print_json(&report) } else { output::print(&report.to_string()) }
 }
 
@@ -105,7 +105,8 @@ fn pass(
     prompt: &[TokenId],
     (cache, samples): (Cache, &mut Vec<Sample>),
 ) -> Result<Generation, Error> {
-    session.engine.reset();
+    // A drafter that remembers texts would know the answer of the pass before.
+    session.engine.forget_texts();
     chill(session, cache)?;
     let prefill = generate(session, config, prompt, 1)?;
     samples.push(Sample::new(Phase::Prefill, cache, &prefill));

@@ -7,9 +7,9 @@ use std::path::Path;
 
 use drafthorse_draft::TokenId;
 use drafthorse_runtime::Error;
-use drafthorse_runtime::api::Attribution;
+use drafthorse_runtime::api::{Attribution, Offload};
 use drafthorse_runtime::config::Config;
-use drafthorse_runtime::engine::{Replay, ids_hash, parse_ids};
+use drafthorse_runtime::engine::{Replay, ids_hash, read_ids};
 use drafthorse_runtime::units::format_bytes;
 use serde::Serialize;
 
@@ -20,6 +20,8 @@ use super::session::Session;
 #[derive(Serialize)]
 struct Report {
     load_s: f64,
+    /// The disk that was simulated.
+    simulated_disk: Option<String>,
     passes: Vec<Pass>,
 }
 
@@ -41,6 +43,8 @@ struct Pass {
     prefetch_issued: u64,
     prefetch_used: u64,
     prefetch_bytes: u64,
+    /// Reads that were slower than on the simulated disk.
+    simulated_late_reads: u64,
     attribution: Attribution,
     peak_rss_bytes: u64,
     ids_hash: String,
@@ -50,21 +54,17 @@ struct Pass {
 
 /// Decodes the ids of `file` `passes` times.
 pub fn run(config: &Config, file: &Path, passes: usize) -> Result<(), Error> {
-    let ids = read(file)?;
+    let ids = read_ids(file)?;
     let mut session = Session::open(config)?;
-    let mut report = Report { load_s: session.engine.load_s(), passes: Vec::new() };
+    let mut report = Report { load_s: session.engine.load_s(), simulated_disk: None, passes: Vec::new() };
     for pass in 1..=passes {
         let before = device_bytes();
         let replay = session.engine.replay_ids(&ids, &mut session.screen)?;
         let read_bytes = device_bytes().saturating_sub(before);
+        report.simulated_disk = replay.offload.simulated_disk.clone();
         report.passes.push(Pass::new(pass, replay, read_bytes, ids_hash(&ids)));
     }
-    if config.run.json { output::print_json(&report) } else { output::print(&table(&report.passes)) }
-}
-
-fn read(file: &Path) -> Result<Vec<TokenId>, Error> {
-    let text = std::fs::read_to_string(file).map_err(|source| Error::io("read", file, source))?;
-    parse_ids(&text).map_err(|problem| Error::Usage(format!("{}: {problem}", file.display())))
+    if config.run.json { output::print_json(&report) } else { output::print(&table(&report)) }
 }
 
 /// Bytes this process has fetched from block devices so far; 0 where the system does not tell.
@@ -90,6 +90,7 @@ impl Pass {
             prefetch_issued: offload.prefetch_issued,
             prefetch_used: offload.prefetch_used,
             prefetch_bytes: offload.prefetch_bytes,
+            simulated_late_reads: offload.simulated_late_reads,
             attribution,
             peak_rss_bytes: memory.peak_rss_bytes,
             ids_hash,
@@ -98,12 +99,12 @@ impl Pass {
     }
 }
 
-fn table(passes: &[Pass]) -> String {
+fn table(report: &Report) -> String {
     let head = format!(
         "{:>4} {:>7} {:>9} {:>9} {:>8} {:>8} {:>10} {:>8} {:>10}\n",
         "pass", "tokens", "s", "tok/s", "hits", "misses", "read", "stall s", "peak"
     );
-    let lines = passes.iter().map(|pass| {
+    let lines = report.passes.iter().map(|pass| {
         format!(
             "{:>4} {:>7} {:>9.3} {:>9.3} {:>8} {:>8} {:>10} {:>8.3} {:>10}\n",
             pass.pass,
@@ -117,5 +118,9 @@ fn table(passes: &[Pass]) -> String {
             format_bytes(pass.peak_rss_bytes)
         )
     });
-    std::iter::once(head).chain(lines).collect()
+    let late = report.passes.iter().map(|pass| pass.simulated_late_reads).sum();
+    let simulated_disk = report.simulated_disk.clone();
+    let offload = Offload { simulated_disk, simulated_late_reads: late, ..Offload::default() };
+    let label = offload.disk_label().map(|label| format!("{label}\n"));
+    std::iter::once(head).chain(lines).chain(label).collect()
 }

@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use drafthorse_runtime::api::{Generation, Memory};
+use drafthorse_runtime::api::{Generation, Memory, Offload};
 use drafthorse_runtime::units::format_bytes;
 use serde::Serialize;
 
@@ -50,6 +50,7 @@ pub struct Sample {
     hit_rate: f64,
     bytes_read: u64,
     accepted_per_pass: f64,
+    late_reads: u64,
 }
 
 impl Sample {
@@ -66,6 +67,7 @@ impl Sample {
             hit_rate: generation.offload.hit_rate,
             bytes_read: read,
             accepted_per_pass: generation.speculation.accepted_per_pass,
+            late_reads: generation.offload.simulated_late_reads,
         }
     }
 }
@@ -160,6 +162,9 @@ pub struct BenchReport {
     rows: Vec<Row>,
     passes: Vec<PassRow>,
     memory: Memory,
+    /// The disk that was simulated, and how often the real one was slower; None without one.
+    simulated_disk: Option<String>,
+    simulated_late_reads: u64,
 }
 
 impl BenchReport {
@@ -171,7 +176,19 @@ impl BenchReport {
                 samples.iter().filter(|s| s.phase == phase && s.cache == cache).collect();
             (!of_kind.is_empty()).then(|| row(phase, cache, &of_kind, setup.active_bytes_per_token))
         });
-        BenchReport { setup, rows: rows.collect(), passes: pass_rows(passes), memory }
+        BenchReport {
+            setup,
+            rows: rows.collect(),
+            passes: pass_rows(passes),
+            memory,
+            simulated_disk: None,
+            simulated_late_reads: samples.iter().map(|sample| sample.late_reads).sum(),
+        }
+    }
+
+    /// Names the disk that was simulated, if one was.
+    pub fn on_disk(self, simulated_disk: Option<String>) -> BenchReport {
+        BenchReport { simulated_disk, ..self }
     }
 }
 
@@ -204,6 +221,11 @@ impl fmt::Display for BenchReport {
             "tok/s", "median", "min", "max", "mad", "hits", "read", "disk GB/s", "mem GB/s", "acc/pass"
         )?;
         self.rows.iter().try_for_each(|row| write_row(f, row))?;
+        let (simulated_disk, simulated_late_reads) = (self.simulated_disk.clone(), self.simulated_late_reads);
+        let offload = Offload { simulated_disk, simulated_late_reads, ..Offload::default() };
+        if let Some(label) = offload.disk_label() {
+            writeln!(f, "disk          {label}")?;
+        }
         for pass in &self.passes {
             let (rows, milliseconds) = (pass.rows, 1e3 * pass.seconds.median);
             writeln!(f, "pass of {rows:<5} {milliseconds:>8.1} ms, {:.2} times one row", pass.ratio)?;
@@ -255,6 +277,7 @@ mod tests {
             hit_rate: 0.5,
             bytes_read: 1 << 20,
             accepted_per_pass: 0.0,
+            late_reads: 2,
         };
         Sample { disk_gb_per_s: if cache == Cache::Cold { 2.0 } else { 0.0 }, ..rest }
     }
@@ -289,5 +312,10 @@ mod tests {
         let table = BenchReport::new(setup, Memory::default(), &cold, &[]).to_string();
         let names: Vec<&str> = table.lines().skip(2).map(|line| line[..12].trim_end()).take(4).collect();
         assert_eq!(names, ["prefill cold", "decode cold", "prefill warm", "decode warm"]);
+        assert!(!table.contains("simulated"), "{table}");
+        let simulated = BenchReport::new(setup, Memory::default(), &cold, &[]);
+        let table = simulated.on_disk(Some("1 GB/s, 80 us".to_owned())).to_string();
+        let label = "simulated disk 1 GB/s, 80 us (8 reads were slower on the real one)";
+        assert!(table.contains(label), "{table}");
     }
 }

@@ -9,7 +9,7 @@ use rustyline::error::ReadlineError;
 use super::conversation::Conversation;
 use super::run::{TextWriter, answer};
 use super::session::Session;
-use super::{one_line, output, stats};
+use super::{explain, one_line, output, stats};
 
 const HELP: &str = "/help   this list
 /reset  forget the conversation
@@ -56,8 +56,12 @@ pub fn run(session: &mut Session, config: &Config) -> Result<(), Error> {
         source: std::io::Error::other(error),
     };
     let mut editor = DefaultEditor::new().map_err(terminal)?;
-    let mut chat =
-        Chat { conversation: Conversation::default(), options: config.generate_options(), last: None };
+    let mut chat = Chat {
+        conversation: Conversation::default(),
+        options: config.generate_options(),
+        explains: config.run.explain,
+        last: None,
+    };
     loop {
         match editor.readline("> ") {
             Ok(line) => {
@@ -77,6 +81,8 @@ pub fn run(session: &mut Session, config: &Config) -> Result<(), Error> {
 struct Chat {
     conversation: Conversation,
     options: GenerateOptions,
+    /// Whether every answer is followed by the reasons for its draft length.
+    explains: bool,
     last: Option<Generation>,
 }
 
@@ -88,7 +94,10 @@ impl Chat {
             Line::Help => output::note(HELP),
             Line::Unknown(word) => output::note(&format!("{word}: no such command; /help lists them")),
             Line::Stats => match &self.last {
-                Some(generation) => output::note(&stats::block(generation)),
+                Some(generation) => {
+                    output::note(&stats::block(generation));
+                    output::note(&explain::block(&generation.speculation));
+                }
                 None => output::note("nothing was generated yet"),
             },
             Line::Reset => {
@@ -126,6 +135,9 @@ impl Chat {
             FinishReason::Context => output::note("The context is full: /reset starts afresh."),
             FinishReason::Length => output::note("(the answer was cut at -n tokens)"),
             FinishReason::Stop | FinishReason::Interrupted => {}
+        }
+        if self.explains {
+            output::note(&explain::block(&generation.speculation));
         }
         self.last = Some(generation);
         Ok(())

@@ -10,6 +10,7 @@ mod bench_ids;
 mod bench_report;
 mod chat;
 mod conversation;
+mod explain;
 mod inspect;
 mod interrupt;
 mod logits;
@@ -21,6 +22,7 @@ mod run;
 mod session;
 mod stats;
 mod tokenize;
+mod tune;
 
 use std::process::ExitCode;
 
@@ -36,6 +38,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(args),
         Command::Logits(args) => logits::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Tune(args) => tune::run(args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Pack(args) => pack::run(args),

@@ -14,7 +14,7 @@ use super::args::RunArgs;
 use super::prompt::Prompt;
 use super::session::Session;
 use super::stats::RunReport;
-use super::{chat, output, stats};
+use super::{chat, explain, output, stats};
 
 /// The command.
 pub fn run(args: &RunArgs) -> Result<(), Error> {
@@ -62,6 +62,9 @@ fn complete(
     output::print("\n")?;
     if config.run.stats {
         output::note(&stats::block(&generation));
+    }
+    if config.run.explain {
+        output::note(&explain::block(&generation.speculation));
     }
     if let Some(metrics) = metrics {
         output::note(&telemetry::format_block(&metrics));

@@ -114,7 +114,7 @@ mod tests {
     fn the_plan_is_one_line_without_empty_parts() {
         let lines = vec![
             PlanLine { name: "dense weights", bytes: 3 << 20 },
-            PlanLine { name: "draft model", bytes: 0 },
+            PlanLine { name: "draft", bytes: 0 },
             PlanLine { name: "expert slots", bytes: 8 << 20 },
         ];
         let plan = MemoryPlan {

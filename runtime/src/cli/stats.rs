@@ -128,7 +128,12 @@ fn expert_line(offload: &Offload) -> String {
 }
 
 fn read_line(offload: &Offload) -> String {
-    format!("disk      {} read, stalled {:.2} s", format_bytes(offload.bytes_read), offload.stall_s)
+    let mut line =
+        format!("disk      {} read, stalled {:.2} s", format_bytes(offload.bytes_read), offload.stall_s);
+    if let Some(label) = offload.disk_label() {
+        line.push_str(&format!("; {label}"));
+    }
+    line
 }
 
 fn memory_line(memory: &Memory) -> String {
@@ -190,7 +195,7 @@ mod tests {
         assert_eq!(keys(&report["timings"]), "load_s prefill_s decode_s prefill_tps decode_tps");
         assert_eq!(
             keys(&report["speculation"]),
-            "draft_len_mean proposed accepted target_passes accepted_per_pass off_reason acceptance_by_position"
+            "draft_len_mean proposed accepted target_passes accepted_per_pass off_reason predicted_speedup t_ratio explanation acceptance_by_position"
         );
         assert_eq!(
             report["speculation"]["acceptance_by_position"],
@@ -198,7 +203,7 @@ mod tests {
         );
         assert_eq!(
             keys(&report["offload"]),
-            "experts_total slots slot_bytes hits misses hit_rate bytes_read read_s stall_s prefetch_issued prefetch_used prefetch_bytes prefetch_off_reason"
+            "experts_total slots slot_bytes hits misses hit_rate bytes_read read_s stall_s prefetch_issued prefetch_used prefetch_bytes rejected_only_bytes decode prefetch_off_reason simulated_disk simulated_late_reads"
         );
         assert_eq!(keys(&report["memory"]), "budget_bytes planned_bytes peak_rss_bytes");
         assert_eq!(
@@ -218,6 +223,17 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} in:\n{text}");
         }
+    }
+
+    #[test]
+    fn a_simulated_disk_is_named_and_told_when_the_real_one_was_slower() {
+        let mut generation = generation();
+        assert!(!block(&generation).contains("simulated"));
+        generation.offload.simulated_disk = Some("3.5 GiB/s, 80 us".to_owned());
+        assert!(block(&generation).contains("stalled 0.00 s; simulated disk 3.5 GiB/s, 80 us\n"));
+        generation.offload.simulated_late_reads = 7;
+        let said = "simulated disk 3.5 GiB/s, 80 us (7 reads were slower on the real one)\n";
+        assert!(block(&generation).contains(said));
     }
 
     #[test]

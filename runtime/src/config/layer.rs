@@ -148,6 +148,23 @@ impl Settings {
         Ok(self.config)
     }
 
+    /// The present value of `section.key`.
+    #[must_use]
+    pub fn get(&self, section: &str, key: &str) -> Option<&Value> {
+        self.table.get(section)?.get(key)
+    }
+
+    /// What these settings change of `base`, as `(section, key, value)` in the order of the sections.
+    #[must_use]
+    pub fn differences(&self, base: &Settings) -> Vec<(String, String, Value)> {
+        let keys_of = |(section, value): (&String, &Value)| {
+            let keys = value.as_table().into_iter().flatten();
+            let changed = keys.filter(|(key, value)| base.get(section, key) != Some(*value));
+            changed.map(|(key, value)| (section.clone(), key.clone(), value.clone())).collect::<Vec<_>>()
+        };
+        self.table.iter().flat_map(keys_of).collect()
+    }
+
     fn set(&mut self, origin: &str, entry: &Entry) -> Result<(), ConfigError> {
         let Some(slot) = self.slot(&entry.section, &entry.key) else {
             return Err(self.unknown_key(origin, &entry.section, &entry.key));

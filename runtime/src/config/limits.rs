@@ -22,7 +22,7 @@ const THREADS_MAX: usize = 1024;
 /// # Errors
 /// The limits of the setting that is beyond them, in words.
 pub(super) fn check(config: &Config) -> Result<(), String> {
-    let Config { model, memory, draft, scheduler, offload, sampling, run, bench } = config;
+    let Config { model, memory, draft, scheduler, offload, sampling, run, bench, tune } = config;
     auto_within(model.context, 1..=CONTEXT_MAX)?;
     auto_within(model.prefill_chunk, 1..=8192)?;
     auto_within(model.threads, 1..=THREADS_MAX)?;
@@ -32,6 +32,8 @@ pub(super) fn check(config: &Config) -> Result<(), String> {
     auto_within(draft.threads, 1..=THREADS_MAX)?;
     within(draft.ngram_min_match, 1..=1024)?;
     within(draft.ngram_max_match, 1..=1024)?;
+    within(draft.suffix_min_match, 1..=64)?;
+    within(draft.suffix_tokens_max, 256..=4 << 20)?;
     auto_within(scheduler.draft_len, 0..=DRAFT_LEN_LIMIT)?;
     within(scheduler.draft_len_max, 1..=DRAFT_LEN_LIMIT)?;
     auto_within(offload.slots, 1..=10_000_000)?;
@@ -51,7 +53,8 @@ pub(super) fn check(config: &Config) -> Result<(), String> {
     within(run.max_tokens, 1..=CONTEXT_MAX)?;
     within(bench.prompt_tokens, 1..=CONTEXT_MAX)?;
     within(bench.generate_tokens, 1..=CONTEXT_MAX)?;
-    within(bench.repeat, 1..=1000)
+    within(bench.repeat, 1..=1000)?;
+    within(tune.minutes, 0.05..=1440.0)
 }
 
 /// Checks the settings that limit each other.

@@ -4,6 +4,7 @@
 //! are applied key by key ([`Settings`]), so an error names the file and key (or the flag) it came
 //! from. Nothing below this module reads a file of settings or re-checks a range.
 
+mod draft_choice;
 mod error;
 mod layer;
 mod limits;
@@ -15,9 +16,10 @@ use drafthorse_offload::PolicyKind;
 use drafthorse_scheduler::PrefetchMode;
 use serde::Deserialize;
 
+pub use draft_choice::DraftChoice;
 pub use error::ConfigError;
 pub use layer::{Layer, Settings};
-pub use value::{Auto, DraftChoice, ModelChoice, OptionalPath, ReaderName};
+pub use value::{Auto, ModelChoice, OptionalPath, ReaderName, SimulateDisk};
 
 use crate::kv::KvType;
 use crate::units::ByteSize;
@@ -48,6 +50,8 @@ pub struct Config {
     pub run: RunSection,
     /// `[bench]`
     pub bench: BenchSection,
+    /// `[tune]`
+    pub tune: TuneSection,
 }
 
 /// `[model]`: the target and how it computes. The keys are explained in `default.toml`.
@@ -82,6 +86,8 @@ pub struct DraftSection {
     pub threads: Auto<usize>,
     pub ngram_min_match: usize,
     pub ngram_max_match: usize,
+    pub suffix_min_match: usize,
+    pub suffix_tokens_max: usize,
 }
 
 /// `[scheduler]`: how much is guessed.
@@ -105,6 +111,7 @@ pub struct OffloadSection {
     pub io_threads: usize,
     pub queue_depth: usize,
     pub prefetch: PrefetchMode,
+    pub simulate_disk: SimulateDisk,
     pub stats_file: OptionalPath,
     pub record_trace: OptionalPath,
 }
@@ -137,6 +144,8 @@ pub struct RunSection {
     pub json: bool,
     pub stats: bool,
     pub verbose: bool,
+    /// Say after the text why the draft length is what it is.
+    pub explain: bool,
 }
 
 /// `[bench]`: what `bench` measures.
@@ -147,6 +156,14 @@ pub struct BenchSection {
     pub prompt_tokens: usize,
     pub generate_tokens: usize,
     pub repeat: usize,
+}
+
+/// `[tune]`: how long `tune` measures.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every key")]
+pub struct TuneSection {
+    pub minutes: f64,
 }
 
 #[cfg(test)]

@@ -4,8 +4,9 @@
 
 use std::path::{Path, PathBuf};
 
-use drafthorse_draft::{NgramConfig, SamplerConfig};
+use drafthorse_draft::{NgramConfig, SamplerConfig, SuffixConfig};
 use drafthorse_offload::ReaderOptions;
+use drafthorse_offload::reader::SimulatedDisk;
 use drafthorse_scheduler::DraftLen;
 
 use super::{Auto, Config, ConfigError, DEMO_TOML, DraftChoice, Layer, ModelChoice, Settings};
@@ -17,12 +18,12 @@ const DEMO_TARGET: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/target.gguf
 /// The demo pair's draft.
 const DEMO_DRAFT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/draft.gguf");
 
-impl Config {
-    /// Defaults, then the demo's settings if the demo pair is what will run, then `file`, then `flags`.
+impl Settings {
+    /// As [`Config::load`], not yet checked for settings that must agree.
     ///
     /// # Errors
     /// The first setting that cannot be used.
-    pub fn load(file: Option<&Path>, flags: &Layer) -> Result<Config, ConfigError> {
+    pub fn load(file: Option<&Path>, flags: &Layer) -> Result<Settings, ConfigError> {
         let file = file.map(Layer::file).transpose()?;
         let mut settings = Settings::defaults()?;
         let asked = [Some(flags), file.as_ref()].into_iter().flatten().find_map(|l| l.get("model", "path"));
@@ -33,7 +34,17 @@ impl Config {
             settings.apply(file)?;
         }
         settings.apply(flags)?;
-        settings.finish()
+        Ok(settings)
+    }
+}
+
+impl Config {
+    /// Defaults, then the demo's settings if the demo pair is what will run, then `file`, then `flags`.
+    ///
+    /// # Errors
+    /// The first setting that cannot be used.
+    pub fn load(file: Option<&Path>, flags: &Layer) -> Result<Config, ConfigError> {
+        Settings::load(file, flags)?.finish()
     }
 
     /// What the engine is opened with.
@@ -44,7 +55,7 @@ impl Config {
         let Config { model, memory, draft, scheduler, offload, .. } = self;
         Ok(EngineOptions {
             model: self.model_path()?,
-            draft: self.draft_source()?,
+            draft: draft_source(&draft.source)?,
             memory_bytes: memory.budget.value().map(|size| size.bytes()),
             memory_share: memory.share,
             context_len: model.context.value().unwrap_or(0),
@@ -55,11 +66,13 @@ impl Config {
             draft_len: scheduler.draft_len.value().map_or(DraftLen::Auto, DraftLen::Fixed),
             draft_len_max: scheduler.draft_len_max,
             ngram: NgramConfig { min_match: draft.ngram_min_match, max_match: draft.ngram_max_match },
+            suffix: SuffixConfig { min_match: draft.suffix_min_match, tokens_max: draft.suffix_tokens_max },
             policy: offload.policy,
             policy_half_life_rows: offload.half_life_rows,
             slots: offload.slots.value(),
             reader: offload.reader.0,
             io: ReaderOptions { threads: offload.io_threads, depth: offload.queue_depth },
+            simulate_disk: offload.simulate_disk.0.map(SimulatedDisk::new),
             prefetch: offload.prefetch,
             stats_file: offload.stats_file.0.clone(),
             expert_groups: self.expert_groups(),
@@ -97,21 +110,26 @@ impl Config {
         }
     }
 
-    fn draft_source(&self) -> Result<DraftSource, ConfigError> {
-        Ok(match &self.draft.source {
-            DraftChoice::None => DraftSource::None,
-            DraftChoice::Ngram => DraftSource::Ngram,
-            DraftChoice::Demo => DraftSource::Model(demo_file(DEMO_DRAFT)?),
-            DraftChoice::Path(path) => DraftSource::Model(path.clone()),
-        })
-    }
-
     fn expert_groups(&self) -> Option<ExpertGroups> {
         match (self.model.expert_groups, self.model.expert_groups_used) {
             (Auto::Value(groups), Auto::Value(groups_used)) => Some(ExpertGroups { groups, groups_used }),
             _ => None,
         }
     }
+}
+
+fn draft_source(choice: &DraftChoice) -> Result<DraftSource, ConfigError> {
+    Ok(match choice {
+        DraftChoice::None => DraftSource::None,
+        DraftChoice::Ngram => DraftSource::Ngram,
+        DraftChoice::Suffix => DraftSource::Suffix,
+        DraftChoice::Script(script) => DraftSource::Script(script.clone()),
+        DraftChoice::Demo => DraftSource::Model(demo_file(DEMO_DRAFT)?),
+        DraftChoice::Path(path) => DraftSource::Model(path.clone()),
+        DraftChoice::List(choices) => {
+            DraftSource::Chain(choices.iter().map(draft_source).collect::<Result<_, _>>()?)
+        }
+    })
 }
 
 fn demo_file(path: &str) -> Result<PathBuf, ConfigError> {

@@ -37,6 +37,52 @@ fn every_file_in_configs_loads() {
 }
 
 #[test]
+fn every_file_in_configs_says_where_its_values_come_from() {
+    for entry in std::fs::read_dir(configs()).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let origin = text.split("# Origin: ").nth(1).unwrap_or_else(|| unreachable!("{}", path.display()));
+        let paragraph = origin.split("\n#\n").next().unwrap();
+        let is_dated =
+            paragraph.contains("measured") && paragraph.contains("machine") && paragraph.contains("20");
+        let is_estimate = paragraph.contains("not measured") && paragraph.contains("estimate");
+        assert!(is_dated || is_estimate, "{}: {paragraph}", path.display());
+        assert!(paragraph.lines().skip(1).all(|line| line.starts_with("# ")), "{}", path.display());
+    }
+}
+
+#[test]
+fn a_disk_to_simulate_is_read_and_refused_by_name() {
+    let config = with("[offload]\nsimulate_disk = \"3.5GiB/s, 80us\"").unwrap();
+    let spec = config.offload.simulate_disk.0.unwrap();
+    assert_eq!((spec.bytes_per_s, spec.latency.as_micros()), (7 << 29, 80));
+    assert!(config.engine_options().unwrap().simulate_disk.is_some_and(|disk| disk.spec() == spec));
+    assert!(with("[offload]\nsimulate_disk = \"none\"").unwrap().offload.simulate_disk.0.is_none());
+    for text in ["3.5GiB/s", "fast,80us", "0MB/s,1us"] {
+        let message = refusal(&format!("[offload]\nsimulate_disk = \"{text}\""));
+        let parts = ["my.toml: offload.simulate_disk", text, "such as 3.5GiB/s,80us", "or none"];
+        assert!(parts.iter().all(|part| message.contains(part)), "{message}");
+    }
+}
+
+#[test]
+fn differences_of_settings_are_the_keys_that_changed() {
+    let base = Settings::defaults().unwrap();
+    let mut changed = base.clone();
+    assert!(changed.differences(&base).is_empty());
+    let text = "[offload]\nslots = 7\npolicy = \"gating\"\n[memory]\nbudget = \"1GiB\"";
+    changed.apply(&Layer::text("my.toml", text).unwrap()).unwrap();
+    let keys: Vec<String> = changed
+        .differences(&base)
+        .iter()
+        .map(|(section, key, value)| format!("{section}.{key}={value}"))
+        .collect();
+    assert_eq!(keys, ["memory.budget=\"1GiB\"", "offload.slots=7"]);
+    assert_eq!(changed.get("offload", "slots"), Some(&Value::Integer(7)));
+    assert_eq!(changed.get("offload", "nothing"), None);
+}
+
+#[test]
 fn default_toml_and_config_have_the_same_keys() {
     let table: Table = DEFAULT_TOML.parse().unwrap();
     assert!(Config::deserialize(table.clone()).is_ok());
@@ -112,6 +158,7 @@ fn values_out_of_range_name_key_value_and_limits() {
         ("[sampling]\ntemperature = nan", "my.toml: sampling.temperature = nan: must be 0 to 100"),
         ("[offload]\nio_threads = 0", "my.toml: offload.io_threads = 0: must be 1 to 256"),
         ("[scheduler]\ndraft_len = 65", "my.toml: scheduler.draft_len = 65: must be 0 to 64, or \"auto\""),
+        ("[tune]\nminutes = 0", "my.toml: tune.minutes = 0: must be 0.05 to 1440"),
         ("[memory]\nshare = 1.5", "my.toml: memory.share = 1.5: must be 0.05 to 0.95"),
     ] {
         assert_eq!(refusal(text), expected);

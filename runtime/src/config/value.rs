@@ -1,9 +1,9 @@
-//! Kinds of values that TOML has no type for: a number or `"auto"`, a path or `"none"`, a model, a
-//! draft. Each reads itself from a TOML value and says what it expects when it cannot.
+//! Kinds of values that TOML has no type for: a number or `"auto"`, a path or `"none"`, a model. Each reads itself from a TOML value and says what it expects when it cannot.
 
 use std::path::PathBuf;
 
 use drafthorse_offload::READERS;
+use drafthorse_offload::reader::DiskSpec;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error as _};
 
@@ -57,31 +57,6 @@ impl From<String> for ModelChoice {
     }
 }
 
-/// Which drafter to use.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(from = "String")]
-pub enum DraftChoice {
-    /// No drafting.
-    None,
-    /// The n-gram drafter.
-    Ngram,
-    /// The demo pair's draft.
-    Demo,
-    /// A GGUF.
-    Path(PathBuf),
-}
-
-impl From<String> for DraftChoice {
-    fn from(text: String) -> Self {
-        match text.as_str() {
-            "none" => DraftChoice::None,
-            "ngram" => DraftChoice::Ngram,
-            "demo" => DraftChoice::Demo,
-            _ => DraftChoice::Path(text.into()),
-        }
-    }
-}
-
 /// A path, or `"none"`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(from = "String")]
@@ -90,6 +65,22 @@ pub struct OptionalPath(pub Option<PathBuf>);
 impl From<String> for OptionalPath {
     fn from(text: String) -> Self {
         OptionalPath((text != "none").then(|| text.into()))
+    }
+}
+
+/// A disk to simulate, or `"none"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SimulateDisk(pub Option<DiskSpec>);
+
+impl<'de> Deserialize<'de> for SimulateDisk {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text == "none" {
+            return Ok(SimulateDisk(None));
+        }
+        text.parse()
+            .map(|spec| SimulateDisk(Some(spec)))
+            .map_err(|e| D::Error::custom(format!("{e}, or none")))
     }
 }
 

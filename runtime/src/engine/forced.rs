@@ -1,8 +1,7 @@
 //! Decoding of given tokens: what a comparison with another engine measures.
 //!
 //! Nothing is sampled or drafted, so two engines do exactly the same work whatever their logits' last
-//! bits are. Every id is one pass of one row, as in plain decoding. Owns the text form of an id list
-//! and its fingerprint, which both sides of a comparison print.
+//! bits are. Every id is one pass of one row, as in plain decoding.
 
 use std::time::Instant;
 
@@ -105,52 +104,9 @@ fn likeliest(logits: &[f32]) -> TokenId {
     best as TokenId
 }
 
-/// Token ids in a text, separated by white space or commas. What is wrong is said with its place.
-///
-/// # Errors
-/// A word that is no id; no ids at all.
-pub fn parse_ids(text: &str) -> Result<Vec<TokenId>, String> {
-    let words = text.split(|c: char| c.is_whitespace() || c == ',').filter(|word| !word.is_empty());
-    let ids = words.enumerate().map(|(index, word)| {
-        let shown: String = word.chars().take(40).collect();
-        word.parse::<TokenId>().map_err(|_| format!("word {}: {shown:?} is not a token id", index + 1))
-    });
-    let ids = ids.collect::<Result<Vec<_>, _>>()?;
-    if ids.is_empty() { Err("no token ids".to_owned()) } else { Ok(ids) }
-}
-
-/// Fingerprint of an id list: FNV-1a, 64 bits, over the ids' little-endian bytes, in hex.
-pub fn ids_hash(ids: &[TokenId]) -> String {
-    let bytes = ids.iter().flat_map(|id| id.to_le_bytes());
-    let hash = bytes.fold(0xCBF2_9CE4_8422_2325u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
-    });
-    format!("{hash:016x}")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ids_are_words_between_spaces_lines_and_commas() {
-        assert_eq!(parse_ids("1 2,3\n4,\n"), Ok(vec![1, 2, 3, 4]));
-        assert_eq!(parse_ids("1 -2"), Err("word 2: \"-2\" is not a token id".to_owned()));
-        assert_eq!(parse_ids("4294967296"), Err("word 1: \"4294967296\" is not a token id".to_owned()));
-        assert_eq!(parse_ids(" ,\n"), Err("no token ids".to_owned()));
-    }
-
-    #[test]
-    fn the_fingerprint_tells_order_and_length() {
-        assert_eq!(ids_hash(&[]), "cbf29ce484222325");
-        // FNV-1a of the bytes "a\0\0\0", computed by hand with its definition.
-        let by_hand = b"a\0\0\0".iter().fold(0xCBF2_9CE4_8422_2325u64, |hash, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01B3)
-        });
-        assert_eq!(ids_hash(&[97]), format!("{by_hand:016x}"));
-        assert_ne!(ids_hash(&[1, 2]), ids_hash(&[2, 1]));
-        assert_ne!(ids_hash(&[1, 0]), ids_hash(&[1]));
-    }
 
     #[test]
     fn the_likeliest_is_the_lowest_of_equals_and_never_nan() {

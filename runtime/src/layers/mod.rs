@@ -5,6 +5,7 @@
 //! neither files nor tokens' meaning.
 
 mod attention;
+mod demand;
 mod ffn;
 mod lookahead;
 mod moe;
@@ -14,6 +15,7 @@ mod route;
 mod scratch;
 
 pub use attention::{Attention, Gqa, Mla, MlaQuery};
+pub use demand::DemandLoads;
 pub use ffn::{DenseFeedForward, FeedForward, LoadedFeedForward, feed_forward};
 pub use lookahead::{Lookahead, RANKS_MAX, Target};
 pub use moe::{ExpertShape, MoeLayer, PartShape, RouteSink};

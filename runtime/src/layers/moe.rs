@@ -5,7 +5,7 @@
 //! experts are resident changes only the order of computing: outputs are kept apart and added by
 //! router rank (DESIGN I2). A read that fails leaves nothing behind but its error.
 
-use drafthorse_offload::{ExpertCache, Lease, OffloadError, Piece};
+use drafthorse_offload::{ExpertCache, ExpertId, Lease, OffloadError, Piece};
 
 use crate::clock::Phase;
 use crate::kernels::{
@@ -14,6 +14,7 @@ use crate::kernels::{
 use crate::models::{MoeSpec, Routed};
 
 use super::Pass;
+use super::demand::DemandLoads;
 use super::ffn::feed_forward;
 use super::lookahead::{Lookahead, Target};
 use super::route::{Route, route};
@@ -76,6 +77,8 @@ pub struct MoeLayer<'a> {
     pub experts: &'a mut ExpertCache,
     /// Who predicts later layers.
     pub lookahead: &'a mut Lookahead,
+    /// Hears what has to be read at once.
+    pub demand: &'a mut DemandLoads,
     /// The next block's routed layer, to be predicted.
     pub next: Option<Target<'a>>,
 }
@@ -98,6 +101,7 @@ impl MoeLayer<'_> {
         }
         let plan = WindowPlan::new(&routes, (self.spec.experts, self.spec.used));
         self.lookahead.settle(layer, &plan.experts);
+        note_demand(self.demand, self.experts, self.weights, &plan);
         let mut lease = self.experts.acquire(layer, &plan.experts, &plan.counts())?;
         pass.clock.lap(Phase::Router);
         run_shared(self.weights, pass, scratch);
@@ -120,6 +124,16 @@ impl MoeLayer<'_> {
         let x = Input::new(&scratch.normed[..pass.rows * router.cols], router.cols);
         let logits = sized(&mut scratch.router, pass.rows * router.rows);
         choose(self.spec, self.weights, pass, &x, logits)
+    }
+}
+
+/// Notes the experts of the window that are neither in memory nor on their way.
+fn note_demand(demand: &mut DemandLoads, cache: &ExpertCache, weights: &Routed, plan: &WindowPlan) {
+    let layer = weights.layer;
+    for &expert in plan.experts.iter().filter(|expert| !cache.holds(ExpertId { layer, expert: **expert })) {
+        // Places of an expert are filled row by row, so the first is the earliest row's.
+        let row = plan.rows[plan.places(expert).start] as usize;
+        demand.note(row, weights.shape.bytes());
     }
 }
 

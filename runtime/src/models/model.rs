@@ -15,7 +15,8 @@ use crate::clock::{Clock, Phase, Spans};
 use crate::kernels::{Input, Pool, add_scaled, matmul, rms_norm};
 use crate::kv::{KvCache, KvShape};
 use crate::layers::{
-    Lookahead, MoeLayer, Pass, RANKS_MAX, Rope, RouteSink, Scratch, ScratchPlan, Target, feed_forward, sized,
+    DemandLoads, Lookahead, MoeLayer, Pass, RANKS_MAX, Rope, RouteSink, Scratch, ScratchPlan, Target,
+    feed_forward, sized,
 };
 
 use super::assemble::{Block, Blueprint, Ffn};
@@ -88,6 +89,7 @@ pub struct Model {
     scratch: Scratch,
     sink: Option<Box<dyn RouteSink + Send>>,
     lookahead: Lookahead,
+    demand: DemandLoads,
     clock: Clock,
 }
 
@@ -132,6 +134,7 @@ impl Model {
             scratch: options.scratch(&blueprint).allocate(),
             sink: None,
             lookahead: Lookahead::default(),
+            demand: DemandLoads::default(),
             clock: Clock::new(),
             blueprint,
             options,
@@ -180,6 +183,11 @@ impl Model {
     /// How often predictions came true, by rank.
     pub fn prediction_counts(&self) -> &[RankOutcome; RANKS_MAX] {
         self.lookahead.counts()
+    }
+
+    /// Experts that the last pass had to wait for, and which rows wanted them.
+    pub fn demand(&self) -> &DemandLoads {
+        &self.demand
     }
 
     /// What the policy has learned, for another run; `None` for a dense model or a policy that learns
@@ -236,6 +244,7 @@ impl Model {
         logits: &mut Vec<f32>,
     ) -> Result<(), PassError> {
         logits.clear();
+        self.demand.clear();
         let chunks = tokens.chunks(self.options.rows_max);
         let last = chunks.len().saturating_sub(1);
         for (index, chunk) in chunks.enumerate() {
@@ -244,6 +253,7 @@ impl Model {
                 LogitRows::Last if index == last => chunk.len() - 1..chunk.len(),
                 _ => 0..0,
             };
+            self.demand.begin_chunk(index * self.options.rows_max);
             self.run_chunk(chunk, rows, logits)?;
         }
         Ok(())
@@ -291,6 +301,7 @@ impl Model {
                 spec,
                 experts,
                 lookahead: &mut self.lookahead,
+                demand: &mut self.demand,
                 next: self.blueprint.blocks.get(index + 1).and_then(target),
                 sink: self.sink.as_deref_mut().map(|sink| sink as &mut dyn RouteSink),
             };
@@ -342,6 +353,7 @@ struct Mixture<'a> {
     spec: &'a super::MoeSpec,
     experts: &'a mut ExpertCache,
     lookahead: &'a mut Lookahead,
+    demand: &'a mut DemandLoads,
     next: Option<Target<'a>>,
     sink: Option<&'a mut dyn RouteSink>,
 }
@@ -360,8 +372,8 @@ impl BlockStep<'_> {
             self.dense(pass);
             return Ok(());
         };
-        let Mixture { spec, experts, lookahead, next, sink } = mixture;
-        MoeLayer { spec, weights, experts, lookahead, next }.forward(pass, self.scratch, sink)?;
+        let Mixture { spec, experts, lookahead, demand, next, sink } = mixture;
+        MoeLayer { spec, weights, experts, lookahead, demand, next }.forward(pass, self.scratch, sink)?;
         self.add_branch(pass.rows);
         Ok(())
     }

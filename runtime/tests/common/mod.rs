@@ -8,7 +8,7 @@ pub mod synthetic;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use drafthorse_draft::{NgramConfig, SamplerConfig, TokenId};
+use drafthorse_draft::{NgramConfig, SamplerConfig, SuffixConfig, TokenId};
 use drafthorse_offload::reader::PreadReader;
 use drafthorse_offload::{PolicyConfig, PolicyKind, Reader, ReaderOptions};
 use drafthorse_runtime::Error;
@@ -108,11 +108,13 @@ pub fn plain_options(model: &Path) -> EngineOptions {
         draft_len: DraftLen::Fixed(0),
         draft_len_max: 8,
         ngram: NgramConfig { min_match: 1, max_match: 4 },
+        suffix: SuffixConfig { min_match: 2, tokens_max: 4096 },
         policy: PolicyKind::Lru,
         policy_half_life_rows: 48.0,
         slots: None,
         reader: "auto",
         io: ReaderOptions { threads: 2, ..ReaderOptions::default() },
+        simulate_disk: None,
         prefetch: PrefetchMode::Off,
         stats_file: None,
         expert_groups: None,

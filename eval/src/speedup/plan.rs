@@ -1,0 +1,183 @@
+//! What is to be run: the model's facts, prompts as ids, and the blocks that a sweep makes of them.
+//!
+//! Everything that can be refused is refused here, before anything runs. It must not know how runs are made.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use drafthorse_runtime::Error;
+use drafthorse_runtime::config::{Config, Layer};
+use drafthorse_runtime::gguf::Gguf;
+use drafthorse_runtime::models::{Blueprint, Overrides};
+use drafthorse_runtime::tokenizer::{AddSpecial, Tokenizer};
+
+use super::SpeedupError;
+use super::cell::{Bank, CacheSize, Start, Variant};
+use super::prompts;
+use super::record::sha256;
+use super::sweep::Sweep;
+use super::turns::{Turn, turns};
+
+/// Positions beyond prompt and text, so that no draft is cut short by the context.
+const CONTEXT_SPARE: usize = 32;
+
+/// A prompt in the model's vocabulary.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PromptIds {
+    /// Set and place in it.
+    pub id: String,
+    /// Its kind.
+    pub task: String,
+    /// Cut to `prompt_tokens_max`.
+    pub ids: Vec<u32>,
+}
+
+/// Runs that are compared with one another.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Block {
+    /// As written.
+    pub cache: CacheSize,
+    /// What that comes to; None for a dense model.
+    pub slots: Option<u64>,
+    pub start: Start,
+    pub temperature: f64,
+    /// Which prompt of the plan.
+    pub prompt: usize,
+}
+
+/// A sweep made ready.
+pub struct Plan {
+    pub sweep: Sweep,
+    pub model: PathBuf,
+    /// All files of target and draft models.
+    pub files: Vec<PathBuf>,
+    pub bank: Bank,
+    pub prompts: Vec<PromptIds>,
+    pub variants: Vec<Variant>,
+    pub turns: Vec<Turn>,
+    pub blocks: Vec<Block>,
+    pub context: usize,
+}
+
+impl Plan {
+    /// Reads the model's header and the prompts.
+    ///
+    /// # Errors
+    /// A model or prompts that cannot be read; a cache size for a model that caches nothing.
+    pub fn new(sweep: Sweep) -> Result<Plan, SpeedupError> {
+        let model = model_path(&sweep.model)?;
+        let gguf = Gguf::open(&model)?;
+        let bank = bank(&gguf, &model)?;
+        if bank.experts_total == 0 && sweep.cache != [CacheSize::Percent(100.0)] {
+            let problem = format!("cache: {} has no routed experts to keep", model.display());
+            return Err(SpeedupError::Usage(problem));
+        }
+        let prompts = encoded(&sweep, &gguf, &model)?;
+        let longest = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0);
+        let variants = Variant::all(&sweep.drafters, &sweep.draft_lens, &sweep.verify);
+        let mut files = gguf.files.clone();
+        for drafter in sweep.drafters.iter().filter(|drafter| Path::new(&drafter.0).is_file()) {
+            files.extend(Gguf::open(Path::new(&drafter.0))?.files);
+        }
+        Ok(Plan {
+            turns: turns(variants.len(), sweep.repeats),
+            blocks: blocks(&sweep, &bank, prompts.len()),
+            context: sweep.context.unwrap_or(longest + sweep.tokens + CONTEXT_SPARE),
+            model,
+            files,
+            bank,
+            prompts,
+            variants,
+            sweep,
+        })
+    }
+
+    /// The run at that turn of a block: its key, and the variant, None being the run without a draft.
+    pub fn key(&self, block: &Block, turn: usize) -> String {
+        let variant = self.turns[turn].variant.map(|at| self.variants[at].label());
+        let who = variant.unwrap_or_else(|| "off".to_owned());
+        let Block { cache, start, temperature, prompt, .. } = block;
+        let prompt = &self.prompts[*prompt].id;
+        format!("{}|{}|t{temperature}|{prompt}|{turn}|{who}", cache.label(), start.label())
+    }
+
+    /// Key of the untimed run that fixes the ids.
+    pub fn reference_key(&self, prompt: usize, temperature: f64) -> String {
+        format!("reference|t{temperature}|{}", self.prompts[prompt].id)
+    }
+
+    /// Whether runs begin with statistics of an earlier one.
+    pub fn needs_stats(&self) -> bool {
+        self.bank.experts_total > 0 && self.sweep.starts.contains(&Start::Warm)
+    }
+
+    /// All runs.
+    pub fn runs(&self) -> usize {
+        self.blocks.len() * self.turns.len() + self.prompts.len() * self.sweep.temperatures.len()
+    }
+
+    /// What tells this sweep from another: its settings, prompts, model and program.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn fingerprint(&self, program: &Path) -> Result<String, SpeedupError> {
+        let read = |path: &Path| fs::read(path).map_err(|source| SpeedupError::io("read", path, source));
+        let mut facts = vec![format!("{:?} {:?} {:?}", self.sweep, self.prompts, self.bank)];
+        facts.push(sha256(&read(program)?));
+        for path in &self.files {
+            let data = fs::metadata(path).map_err(|source| SpeedupError::io("look at", path, source))?;
+            facts.push(format!("{} {}", path.display(), data.len()));
+        }
+        Ok(sha256(facts.join("\n").as_bytes()))
+    }
+}
+
+fn model_path(model: &str) -> Result<PathBuf, SpeedupError> {
+    let mut flags = Layer::command_line();
+    flags.flag("model", ("model", "path"), Some(model));
+    let path = Config::load(None, &flags).and_then(|config| config.model_path()).map_err(Error::from)?;
+    Ok(path)
+}
+
+fn bank(gguf: &Gguf, model: &Path) -> Result<Bank, SpeedupError> {
+    let blueprint = Blueprint::new(gguf, &Overrides::default())
+        .map_err(|error| SpeedupError::Model(format!("{}: {error}", model.display())))?;
+    let used = blueprint.spec.moe.map_or(0, |moe| moe.used);
+    let bank = blueprint.experts.as_ref().map(|layers| Bank {
+        experts_total: layers.index.experts_total() as u64,
+        slot_bytes: layers.index.slot_bytes() as u64,
+        slots_min: used as u64,
+    });
+    Ok(bank.unwrap_or_default())
+}
+
+fn encoded(sweep: &Sweep, gguf: &Gguf, model: &Path) -> Result<Vec<PromptIds>, SpeedupError> {
+    let tokenizer = Tokenizer::from_metadata(&gguf.metadata, model).map_err(Error::from)?;
+    let chosen = prompts::choose(&sweep.prompts, &sweep.tasks, (sweep.samples, sweep.seed))?;
+    let encode = |prompt: prompts::Prompt| {
+        let mut ids = tokenizer.encode(&prompt.text, AddSpecial::Yes).map_err(Error::from)?;
+        ids.truncate(sweep.prompt_tokens_max);
+        Ok(PromptIds { id: prompt.id, task: prompt.task, ids })
+    };
+    chosen.into_iter().map(encode).collect()
+}
+
+/// The cheapest to compare stand together: all drafters of one cache, start, temperature and prompt.
+fn blocks(sweep: &Sweep, bank: &Bank, prompts: usize) -> Vec<Block> {
+    let mut blocks = Vec::new();
+    for cache in &sweep.cache {
+        let slots = Some(cache.slots(bank)).filter(|slots| *slots > 0);
+        for start in &sweep.starts {
+            for temperature in &sweep.temperatures {
+                blocks.extend((0..prompts).map(|prompt| Block {
+                    cache: cache.clone(),
+                    slots,
+                    start: *start,
+                    temperature: *temperature,
+                    prompt,
+                }));
+            }
+        }
+    }
+    blocks
+}

@@ -1,0 +1,181 @@
+//! Making the runs: first one untimed run of every prompt and temperature, then the blocks in turns.
+//!
+//! The untimed run writes nothing of the table but what the others need: the ids that scripted drafters
+//! follow, the routing that LRU and Belady are replayed on, and the statistics that warm runs begin with.
+//! Owns the order of the work, the files beside it, and stopping between two runs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::SpeedupError;
+use super::cell::Start;
+use super::journal::Journal;
+use super::plan::{Block, Plan};
+use super::record::Record;
+use super::run::{Runner, Task, copy_stats};
+
+/// Everything that making runs needs.
+pub struct Work<'a> {
+    pub plan: &'a Plan,
+    pub runner: Runner,
+    pub journal: Journal,
+    /// Where ids, traces and statistics lie.
+    pub scratch: PathBuf,
+    pub interrupted: Arc<AtomicBool>,
+    pub tell: &'a mut dyn FnMut(&str),
+}
+
+/// How far it is.
+struct Pace {
+    all: usize,
+    done: usize,
+    /// Of these, made since the start of this call.
+    made: usize,
+    started: Instant,
+}
+
+impl Pace {
+    fn line(&self, what: &str) -> String {
+        let left =
+            (self.all - self.done) as f64 * self.started.elapsed().as_secs_f64() / self.made.max(1) as f64;
+        let left = Duration::from_secs_f64(left).as_secs();
+        let (minutes, seconds) = (left / 60, left % 60);
+        format!("[{}/{}, about {minutes} min {seconds:02} s left] {what}", self.done, self.all)
+    }
+}
+
+impl Work<'_> {
+    /// Makes every run that the journal does not hold.
+    ///
+    /// # Errors
+    /// The machine, a command line that the program refuses, an interruption. What was made is kept.
+    pub fn all(&mut self) -> Result<(), SpeedupError> {
+        let all = self.plan.runs();
+        let mut pace = Pace { all, done: 0, made: 0, started: Instant::now() };
+        for temperature in self.plan.sweep.temperatures.clone() {
+            for prompt in 0..self.plan.prompts.len() {
+                self.reference(prompt, temperature, &mut pace)?;
+            }
+        }
+        let plan = self.plan;
+        for block in &plan.blocks {
+            for turn in 0..plan.turns.len() {
+                self.turn(block, turn, &mut pace)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn reference(&mut self, prompt: usize, temperature: f64, pace: &mut Pace) -> Result<(), SpeedupError> {
+        let files = References::new(&self.scratch, prompt, temperature);
+        let key = self.plan.reference_key(prompt, temperature);
+        let trace = Some(files.trace.as_path()).filter(|_| self.plan.bank.experts_total > 0);
+        let stats = Some(files.stats.as_path()).filter(|_| self.plan.needs_stats());
+        let are_there = [trace, stats].into_iter().flatten().all(Path::is_file);
+        if self.journal.find(&key).is_some() && are_there {
+            pace.done += 1;
+            return self.write_script(prompt, temperature);
+        }
+        // Statistics add up over runs: these are to be of one.
+        let _ = fs::remove_file(&files.stats);
+        let slots = self.plan.blocks.iter().filter_map(|block| block.slots).max();
+        let task = Task {
+            key,
+            prompt: &self.plan.prompts[prompt].ids,
+            temperature,
+            slots,
+            start: Start::Warm,
+            variant: None,
+            ids: &files.script,
+            stats,
+            trace,
+            keep_ids: true,
+        };
+        let record = self.runner.run(&task)?;
+        // Without ids there is nothing to compare with, to follow or to replay.
+        if let Some(problem) = record.failure.clone().filter(|_| !self.is_interrupted()) {
+            return Err(SpeedupError::Reference { command: record.command, problem });
+        }
+        self.keep(record, pace)?;
+        self.write_script(prompt, temperature)
+    }
+
+    /// Prompt and continuation, for scripted drafters.
+    fn write_script(&self, prompt: usize, temperature: f64) -> Result<(), SpeedupError> {
+        let Some(record) = self.journal.find(&self.plan.reference_key(prompt, temperature)) else {
+            return Ok(());
+        };
+        let path = References::new(&self.scratch, prompt, temperature).script;
+        let ids = self.plan.prompts[prompt].ids.iter().chain(&record.ids);
+        let words: Vec<String> = ids.map(u32::to_string).collect();
+        fs::write(&path, words.join(" ") + "\n").map_err(|source| SpeedupError::io("write", &path, source))
+    }
+
+    fn turn(&mut self, block: &Block, turn: usize, pace: &mut Pace) -> Result<(), SpeedupError> {
+        let key = self.plan.key(block, turn);
+        if self.journal.find(&key).is_some() {
+            pace.done += 1;
+            return Ok(());
+        }
+        let files = References::new(&self.scratch, block.prompt, block.temperature);
+        let own_stats = self.scratch.join("run.stats");
+        let is_warm = block.start == Start::Warm && self.plan.needs_stats();
+        if is_warm {
+            copy_stats(&files.stats, &own_stats)?;
+        }
+        let task = Task {
+            key,
+            prompt: &self.plan.prompts[block.prompt].ids,
+            temperature: block.temperature,
+            slots: block.slots,
+            start: block.start,
+            variant: self.plan.turns[turn].variant.map(|at| &self.plan.variants[at]),
+            ids: &files.script,
+            stats: is_warm.then_some(own_stats.as_path()),
+            trace: None,
+            keep_ids: false,
+        };
+        let record = self.runner.run(&task)?;
+        self.keep(record, pace)
+    }
+
+    fn keep(&mut self, record: Record, pace: &mut Pace) -> Result<(), SpeedupError> {
+        // Ctrl-C reaches the run as well: what it says then is no measurement.
+        if !(self.is_interrupted() && record.failure.is_some()) {
+            pace.done += 1;
+            pace.made += 1;
+            let figure = match (&record.failure, &record.measured) {
+                (None, Some(measured)) => format!("{:.2} tok/s", measured.tokens_per_s()),
+                (failure, _) => format!("FAILED: {}", failure.as_deref().unwrap_or("no figures")),
+            };
+            (self.tell)(&pace.line(&format!("{}: {figure}", record.key)));
+            self.journal.add(record)?;
+        }
+        if self.is_interrupted() {
+            return Err(SpeedupError::Interrupted { done: pace.done, all: pace.all });
+        }
+        Ok(())
+    }
+
+    fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+}
+
+/// Files of an untimed run.
+pub struct References {
+    pub script: PathBuf,
+    pub trace: PathBuf,
+    pub stats: PathBuf,
+}
+
+impl References {
+    /// Their names.
+    pub fn new(scratch: &Path, prompt: usize, temperature: f64) -> References {
+        let file = |ending: &str| scratch.join(format!("prompt{prompt}-t{temperature}.{ending}"));
+        References { script: file("ids"), trace: file("moetrace"), stats: file("stats") }
+    }
+}

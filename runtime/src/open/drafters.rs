@@ -1,0 +1,116 @@
+//! From options to drafters: the files they need, the memory they take, and their order.
+//!
+//! Owns which kind of drafter each [`DraftSource`] is. It must not know how the target is opened.
+
+use drafthorse_draft::{
+    ChainDrafter, Drafter, DrafterKind, DrafterParts, LanguageModel, Script, SharedVocabulary, TokenId,
+};
+use drafthorse_offload::PolicyKind;
+
+use super::{CacheChoice, ModelShape, Opened, context_notice, kv_shape, threads_or_default};
+use crate::Error;
+use crate::api::{DraftSource, EngineOptions, Progress};
+use crate::gguf::Gguf;
+use crate::ids::read_ids;
+use crate::models::{Blueprint, Overrides};
+use crate::shared_vocabulary::shared_vocabulary;
+
+/// What was read for the drafters.
+#[derive(Default)]
+pub struct DraftFiles {
+    /// The draft model, if there is one.
+    pub(super) model: Option<Opened>,
+    /// Which ids it shares with the target, if not all.
+    vocabulary: Option<SharedVocabulary>,
+    /// Ids of the scripted drafter.
+    script: Option<Vec<TokenId>>,
+}
+
+/// Opens what the drafters are made from; adds to `notices`.
+pub(super) fn draft_files(
+    options: &EngineOptions,
+    target: (&Gguf, &Blueprint),
+    shape: ModelShape,
+    notices: &mut Vec<String>,
+) -> Result<DraftFiles, Error> {
+    let mut files = DraftFiles::default();
+    for member in options.draft.members() {
+        match member {
+            DraftSource::Model(_) if files.model.is_some() => {
+                return Err(Error::Usage("at most one drafter is a model".into()));
+            }
+            DraftSource::Model(path) => {
+                let gguf = Gguf::open(path)?;
+                let blueprint = Blueprint::new(&gguf, &Overrides::default())?;
+                let shared = shared_vocabulary(target, (&gguf, &blueprint))?;
+                if let Some((vocabulary, line)) = shared {
+                    files.vocabulary = Some(vocabulary);
+                    notices.push(line);
+                }
+                notices.extend(blueprint.spec.notices.iter().map(|line| format!("draft: {line}")));
+                notices.extend(context_notice("draft: ", shape.context_len, &blueprint));
+                let threads = threads_or_default(options.draft_threads);
+                let kv = kv_shape(options.kv_type, &gguf, &blueprint)?;
+                files.model = Some(Opened::new(&gguf, blueprint, shape.options(threads, "draft", kv)));
+            }
+            DraftSource::Script(script) => {
+                let ids = read_ids(&script.path)?;
+                let vocab = target.1.spec.vocab;
+                if let Some(&token) = ids.iter().find(|token| **token as usize >= vocab) {
+                    return Err(Error::TokenOutOfVocabulary { token, vocab });
+                }
+                files.script = Some(ids);
+            }
+            DraftSource::Ngram | DraftSource::Suffix | DraftSource::None | DraftSource::Chain(_) => {}
+        }
+    }
+    Ok(files)
+}
+
+/// What the suffix drafter remembers, at most.
+pub(super) fn suffix_bytes(options: &EngineOptions) -> u64 {
+    let is_used = options.draft.members().contains(&DraftSource::Suffix);
+    if is_used { options.suffix.memory_bytes() } else { 0 }
+}
+
+/// Builds the drafter that the options ask for.
+///
+/// # Errors
+/// A draft model that cannot be loaded; a thread that cannot be started.
+pub fn drafter(
+    options: &EngineOptions,
+    mut files: DraftFiles,
+    progress: &mut dyn Progress,
+) -> Result<Option<Box<dyn Drafter>>, Error> {
+    let mut drafters = Vec::new();
+    for member in options.draft.members() {
+        let parts = DrafterParts::new(options.ngram, options.suffix);
+        drafters.push(match member {
+            DraftSource::None | DraftSource::Chain(_) => continue,
+            DraftSource::Ngram => DrafterKind::Ngram.build(parts)?,
+            DraftSource::Suffix => DrafterKind::Suffix.build(parts)?,
+            DraftSource::Script(script) => {
+                let script = files.script.take().map(|tokens| Script { tokens, config: script.config });
+                DrafterKind::Script.build(DrafterParts { script, ..parts })?
+            }
+            DraftSource::Model(_) => {
+                let model = files.model.take().map(|opened| draft_model(options, opened, progress));
+                let vocabulary = files.vocabulary.take();
+                DrafterKind::Model.build(DrafterParts { model: model.transpose()?, vocabulary, ..parts })?
+            }
+        });
+    }
+    // One alone needs no chain.
+    let single = (drafters.len() == 1).then(|| drafters.pop()).flatten();
+    Ok(single.or_else(|| (!drafters.is_empty()).then(|| Box::new(ChainDrafter::new(drafters)) as Box<_>)))
+}
+
+fn draft_model(
+    options: &EngineOptions,
+    opened: Opened,
+    progress: &mut dyn Progress,
+) -> Result<Box<dyn LanguageModel>, Error> {
+    let slots = opened.experts_total();
+    let cache = CacheChoice { slots, policy: PolicyKind::Lru, ..CacheChoice::of(options) };
+    Ok(Box::new(opened.load(cache, progress)?))
+}

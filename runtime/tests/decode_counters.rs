@@ -1,0 +1,60 @@
+//! What a generation reports for the harness: acceptance by place, the cache while decoding, and the bytes
+//! that only rejected drafts wanted.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod common;
+
+use common::{ask, generate, golden, open, plain_options, tokens};
+use drafthorse_runtime::api::{DraftSource, EngineOptions, Generation};
+use drafthorse_scheduler::DraftLen;
+
+/// 40 tokens with everything fitting into a cache that is empty at first, so that each expert is read once.
+fn run(draft: DraftSource, draft_len: usize) -> Generation {
+    let options =
+        EngineOptions { draft, draft_len: DraftLen::Fixed(draft_len), ..plain_options(&golden("qwen3moe")) };
+    generate(&mut open(&options), &tokens(3, 4), &ask(40, 0.0))
+}
+
+#[test]
+fn acceptance_by_place_adds_up_and_falls() {
+    for draft in
+        [DraftSource::Ngram, DraftSource::Model(golden("qwen3")), DraftSource::Model(golden("qwen3moe"))]
+    {
+        let speculation = run(draft, 3).speculation;
+        assert!(speculation.offered_at.len() <= 3 && speculation.proposed > 0, "{speculation:?}");
+        assert_eq!(speculation.offered_at.iter().sum::<u64>(), speculation.proposed);
+        assert_eq!(speculation.accepted_at.iter().sum::<u64>(), speculation.accepted);
+        assert!(speculation.accepted_at.is_sorted_by(|a, b| a >= b), "{speculation:?}");
+        assert!(speculation.accepted_at.iter().zip(&speculation.offered_at).all(|(a, o)| a <= o));
+    }
+    assert!(run(DraftSource::None, 0).speculation.offered_at.is_empty());
+}
+
+#[test]
+fn decoding_is_what_is_left_of_the_whole_without_the_prompt() {
+    let plain = run(DraftSource::None, 0).offload;
+    let (all, decode) = (plain.hits + plain.misses, plain.decode.hits + plain.decode.misses);
+    let moe_layers_used = decode / 39;
+    // Four rows of the prompt ask for at least what one row asks for, and 39 rows follow one by one.
+    assert_eq!(decode, moe_layers_used * 39, "every row asks for as many experts");
+    assert!(all >= decode + moe_layers_used && plain.bytes_read > plain.decode.bytes_read, "{plain:?}");
+    assert!((plain.decode.hit_rate - plain.decode.hits as f64 / decode as f64).abs() < 1e-12);
+    assert_eq!(plain.rejected_only_bytes, 0, "nothing was drafted");
+}
+
+#[test]
+fn only_rejected_drafts_read_for_nothing() {
+    let plain = run(DraftSource::None, 0);
+    let right = run(DraftSource::Model(golden("qwen3moe")), 3);
+    assert_eq!(right.speculation.accepted, right.speculation.proposed, "the target guesses for itself");
+    assert_eq!(right.offload.rejected_only_bytes, 0);
+    let wrong = run(DraftSource::Model(golden("qwen3")), 3);
+    assert!(wrong.speculation.accepted < wrong.speculation.proposed);
+    assert_eq!(wrong.tokens, plain.tokens);
+    // Each expert is read once: what was read beyond the text's own experts, rejected drafts alone wanted.
+    // (They may also have been the first to want one that the text came to later.)
+    let beyond = wrong.offload.bytes_read - plain.offload.bytes_read;
+    let rejected_only = wrong.offload.rejected_only_bytes;
+    assert!(beyond > 0 && rejected_only >= beyond && rejected_only <= wrong.offload.decode.bytes_read);
+}

@@ -1,0 +1,352 @@
+//! What a target pass costs: seconds by the number of drafted tokens it verifies (its width).
+//!
+//! Owns [`CostModel`], the T(K) of ALGORITHMS.md H.4:
+//!
+//! T(K) = dense + row * (K + 1) + expert * U(K) + wait * M(K)
+//!
+//! with U the distinct experts a pass of that width asks for and M those that are not resident. The
+//! terms are fitted as passes run (least squares that forgets, no term below 0). A width that was run costs
+//! what was measured there, moved by the terms as far as the experts and misses expected now differ from
+//! those met then: so it follows a cache that fills while other widths run. Other widths cost what the
+//! terms say, corrected by what they get wrong at the nearest widths measured. It must not know plans, or when to measure.
+
+use crate::estimate::Mean;
+use crate::fit::{Fit, TERMS};
+
+/// Samples over which what a width takes is averaged.
+const MEMORY: f64 = 16.0;
+/// Samples over which the experts of a width are averaged against those of a plain pass.
+const SHAPE_MEMORY: f64 = 64.0;
+/// One stalled pass counts at most this many times what is expected, so it decides nothing alone.
+const CLIP: f64 = 3.0;
+/// Share of what a width took that is left at least, however few experts are expected now.
+const LEFT_MIN: f64 = 0.1;
+/// How the union of experts grows with the rows of a window where it was not measured (ALGORITHMS.md 0.1).
+const UNION_POWER: f64 = 0.7;
+/// Added to counts before they are compared, so that none and one are a step and not a gulf.
+const COUNT_UNIT: f64 = 0.5;
+/// Samples of a width after which its shape is known.
+const SHAPE_MIN: f64 = 4.0;
+
+/// One pass as the model learns from it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PassSample {
+    /// Drafted tokens verified.
+    pub(crate) width: usize,
+    /// Seconds of the pass, waiting included.
+    pub(crate) seconds: f64,
+    /// Of these, seconds spent waiting for experts.
+    pub(crate) stall_s: f64,
+    /// Distinct experts, summed over layers.
+    pub(crate) experts: f64,
+    /// Of these, those that were not resident.
+    pub(crate) misses: f64,
+}
+
+/// The fitted terms, in seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+pub struct CostTerms {
+    /// What every pass costs.
+    pub dense_s: f64,
+    /// What each row adds.
+    pub row_s: f64,
+    /// What each distinct expert adds.
+    pub expert_s: f64,
+    /// What each miss makes the pass wait.
+    pub miss_s: f64,
+}
+
+/// Seconds of a pass by width.
+#[derive(Clone, Debug)]
+pub(crate) struct CostModel {
+    fit: Fit,
+    expert_unit: f64,
+    experts: Counts,
+    misses: Counts,
+    miss_s: Mean,
+    measured: Vec<Option<Measured>>, // by width
+    expected: Vec<Option<f64>>,      // by width: what `expect` answers, which is asked for often
+    samples: usize,
+}
+
+/// What passes of one width took, and met: the means of the same passes.
+#[derive(Clone, Copy, Debug)]
+struct Measured {
+    seconds: Mean,
+    experts: Mean,
+    misses: Mean,
+}
+
+impl CostModel {
+    /// A model of widths 0 to `width_max` that has seen nothing.
+    pub(crate) fn new(width_max: usize) -> CostModel {
+        CostModel {
+            fit: Fit::new(),
+            expert_unit: 1.0,
+            experts: Counts::new(width_max),
+            misses: Counts::new(width_max),
+            miss_s: Mean::prior(0.0, 0.0),
+            measured: vec![None; width_max + 1],
+            expected: vec![None; width_max + 1],
+            samples: 0,
+        }
+    }
+
+    /// Learns from a pass. A first one that took more than twice the second is dropped: it also warms
+    /// caches.
+    pub(crate) fn add(&mut self, sample: PassSample) {
+        let sample = self.clipped(sample);
+        if self.measured[sample.width].is_some_and(|measured| measured.was_odd(sample.seconds)) {
+            self.forget_first(sample.width);
+        }
+        self.samples += 1;
+        self.learn_terms(sample);
+        self.measured[sample.width].get_or_insert(Measured::NOTHING).add(sample);
+        self.expected = (0..self.measured.len()).map(|width| self.estimate(width)).collect();
+    }
+
+    fn forget_first(&mut self, width: usize) {
+        self.measured[width] = None;
+        if self.samples == 1 {
+            *self = CostModel::new(self.measured.len() - 1);
+        }
+    }
+
+    fn learn_terms(&mut self, sample: PassSample) {
+        if self.samples == 1 {
+            self.expert_unit = sample.experts.max(1.0);
+        }
+        self.experts.add(sample.width, sample.experts);
+        self.misses.add(sample.width, sample.misses);
+        if sample.misses > 0.0 {
+            self.miss_s.add(sample.stall_s / sample.misses, MEMORY);
+        }
+        let compute_s = (sample.seconds - sample.stall_s).max(0.0);
+        self.fit.add(self.features(sample.width, sample.experts), compute_s);
+    }
+
+    fn clipped(&self, sample: PassSample) -> PassSample {
+        let settled = self.measured[sample.width].is_some_and(|measured| measured.seconds.weight() > 1.0);
+        let limit = self.expect(sample.width).filter(|_| settled).map_or(f64::INFINITY, |s| CLIP * s);
+        if sample.seconds <= limit {
+            return sample;
+        }
+        PassSample { seconds: limit, stall_s: sample.stall_s * limit / sample.seconds, ..sample }
+    }
+
+    fn features(&self, width: usize, experts: f64) -> [f64; TERMS] {
+        [1.0, (width + 1) as f64, experts / self.expert_unit]
+    }
+
+    /// What the terms alone say of `width`.
+    fn modelled(&self, width: usize) -> f64 {
+        let (experts, misses) = self.loads(width);
+        self.fit.predict(self.features(width, experts)) + self.miss_s.value() * misses
+    }
+
+    /// What passes of `width` took, had they met the experts and misses that are expected now.
+    fn measured(&self, width: usize) -> Option<f64> {
+        let Measured { seconds, experts, misses } = self.measured[width]?;
+        let (experts_now, misses_now) = self.loads(width);
+        let terms = self.terms();
+        let moved =
+            terms.expert_s * (experts_now - experts.value()) + terms.miss_s * (misses_now - misses.value());
+        Some((seconds.value() + moved).max(LEFT_MIN * seconds.value()))
+    }
+
+    /// The expected seconds at `width`; `None` with nothing measured. Beyond the widest one measured it
+    /// is no less than there.
+    pub(crate) fn expect(&self, width: usize) -> Option<f64> {
+        self.expected[width]
+    }
+
+    fn estimate(&self, width: usize) -> Option<f64> {
+        if let Some(seconds) = self.measured(width) {
+            return Some(seconds);
+        }
+        let known = |w: usize| self.measured(w).map(|seconds| (w, seconds));
+        let below = (0..width).rev().find_map(known);
+        let above = (width..self.measured.len()).find_map(known);
+        // How far the terms are off at the neighbours that were measured.
+        let off = |(w, seconds): (usize, f64)| {
+            let modelled = self.modelled(w);
+            if modelled > 0.0 { seconds / modelled } else { 1.0 }
+        };
+        let modelled = self.modelled(width);
+        match (below, above) {
+            (Some(a), Some(b)) => {
+                let share = (width - a.0) as f64 / (b.0 - a.0) as f64;
+                Some(modelled * (off(a) + share * (off(b) - off(a))))
+            }
+            (Some(a), None) => Some((modelled * off(a)).max(a.1)),
+            (None, Some(b)) => Some((modelled * off(b)).min(b.1)),
+            (None, None) => None,
+        }
+    }
+
+    /// Whether passes of `width` were run.
+    pub(crate) fn is_measured(&self, width: usize) -> bool {
+        self.measured[width].is_some()
+    }
+
+    /// The least that `width` can cost if wider is never cheaper.
+    pub(crate) fn at_least(&self, width: usize) -> Option<f64> {
+        (0..=width).rev().find(|w| self.is_measured(*w)).and_then(|w| self.expect(w))
+    }
+
+    /// The terms as fitted now.
+    pub(crate) fn terms(&self) -> CostTerms {
+        let [dense_s, row_s, expert_s] = self.fit.terms();
+        CostTerms { dense_s, row_s, expert_s: expert_s / self.expert_unit, miss_s: self.miss_s.value() }
+    }
+
+    /// Distinct experts and misses expected of a pass of `width`.
+    pub(crate) fn loads(&self, width: usize) -> (f64, f64) {
+        (self.experts.expect(width), self.misses.expect(width))
+    }
+}
+
+impl Measured {
+    const NOTHING: Measured = Measured { seconds: NONE, experts: NONE, misses: NONE };
+
+    /// Whether the only pass so far took more than twice as long as another one now.
+    fn was_odd(&self, seconds: f64) -> bool {
+        self.seconds.weight() == 1.0 && self.seconds.value() > 2.0 * seconds
+    }
+
+    fn add(&mut self, sample: PassSample) {
+        self.seconds.add(sample.seconds, MEMORY);
+        self.experts.add(sample.experts, MEMORY);
+        self.misses.add(sample.misses, MEMORY);
+    }
+}
+
+const NONE: Mean = Mean::prior(0.0, 0.0);
+
+/// How many of something a pass meets, by width: a level (of a plain pass) that moves with every pass,
+/// whatever its width, times the shape of its growth, which is a property of the model and the text.
+#[derive(Clone, Debug)]
+struct Counts {
+    level: Option<Mean>,
+    shape: Vec<Option<Mean>>,
+}
+
+impl Counts {
+    fn new(width_max: usize) -> Counts {
+        Counts { level: None, shape: vec![None; width_max + 1] }
+    }
+
+    fn add(&mut self, width: usize, count: f64) {
+        // A width whose shape is not known yet says nothing about the level.
+        let shape_known = width == 0 || self.shape[width].is_some_and(|shape| shape.weight() >= SHAPE_MIN);
+        if shape_known || self.level.is_none() {
+            let as_plain = ((count + COUNT_UNIT) / self.shape(width) - COUNT_UNIT).max(0.0);
+            self.level.get_or_insert(NONE).add(as_plain, MEMORY);
+        }
+        let level = self.level.map_or(0.0, |level| level.value());
+        if width > 0 {
+            let grown = (count + COUNT_UNIT) / (level + COUNT_UNIT);
+            self.shape[width].get_or_insert(NONE).add(grown, SHAPE_MEMORY);
+        }
+    }
+
+    fn expect(&self, width: usize) -> f64 {
+        let level = self.level.map_or(0.0, |level| level.value());
+        ((level + COUNT_UNIT) * self.shape(width) - COUNT_UNIT).max(0.0)
+    }
+
+    /// What a pass of `width` meets against a plain one: measured, or grown from the nearest narrower
+    /// one that was.
+    fn shape(&self, width: usize) -> f64 {
+        let known =
+            |w: usize| if w == 0 { Some((0, 1.0)) } else { self.shape[w].map(|mean| (w, mean.value())) };
+        let (nearest, shape) = (0..=width).rev().find_map(known).unwrap_or((0, 1.0));
+        (shape * ((width + 1) as f64 / (nearest + 1) as f64).powf(UNION_POWER)).max(f64::MIN_POSITIVE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pass(width: usize, seconds: f64) -> PassSample {
+        PassSample { width, seconds, stall_s: 0.0, experts: 0.0, misses: 0.0 }
+    }
+
+    fn model(passes: &[(usize, f64)]) -> CostModel {
+        let mut model = CostModel::new(8);
+        passes.iter().for_each(|&(width, seconds)| model.add(pass(width, seconds)));
+        model
+    }
+
+    fn close(a: Option<f64>, b: f64, share: f64) -> bool {
+        a.is_some_and(|a| (a - b).abs() <= share * b)
+    }
+
+    #[test]
+    fn costs_of_measured_widths_are_what_was_measured_even_where_no_term_fits() {
+        let jump = |width: usize| if width == 0 { 1.0 } else { 1.8 + 0.05 * width as f64 };
+        let passes: Vec<_> = (0..60).flat_map(|_| [0, 1, 2, 4].map(|w| (w, jump(w)))).collect();
+        let model = model(&passes);
+        for width in [0, 1, 2, 4] {
+            assert!(close(model.expect(width), jump(width), 0.01), "{width}: {:?}", model.expect(width));
+        }
+        assert!(close(model.expect(3), jump(3), 0.1));
+    }
+
+    #[test]
+    fn widths_beyond_those_measured_follow_the_terms_and_cost_no_less() {
+        let passes: Vec<_> = (0..20).flat_map(|_| [0, 1, 2].map(|w| (w, 1.0 + 0.3 * w as f64))).collect();
+        assert!(close(model(&passes).expect(8), 3.4, 0.05), "{:?}", model(&passes).expect(8));
+        let cheaper = model(&[(0, 1.0), (0, 1.0), (1, 0.9)]);
+        assert!(cheaper.expect(8) >= cheaper.expect(1));
+        assert_eq!(cheaper.at_least(8), cheaper.expect(1));
+        assert_eq!(cheaper.at_least(0), cheaper.expect(0));
+    }
+
+    #[test]
+    fn one_outlier_neither_starts_nor_shifts_a_cost() {
+        let mut model = model(&[(0, 50.0), (0, 1.0), (0, 1.0), (0, 1.0)]);
+        assert!(close(model.expect(0), 1.0, 1e-6), "{:?}", model.expect(0));
+        model.add(pass(0, 1000.0));
+        assert!(model.expect(0) <= Some(1.5), "{:?}", model.expect(0));
+    }
+
+    #[test]
+    fn nothing_measured_is_said() {
+        let model = CostModel::new(4);
+        assert_eq!((model.expect(2), model.at_least(2)), (None, None));
+    }
+
+    /// A mixture whose terms are known: 20 ms dense, 2 ms a row, 0.1 ms an expert, 1 ms a miss.
+    fn mixture(width: usize, miss_share: f64) -> PassSample {
+        let experts = 100.0 * ((width + 1) as f64).powf(0.6);
+        let misses = miss_share * experts;
+        let stall_s = 1e-3 * misses;
+        let seconds = 0.020 + 0.002 * (width + 1) as f64 + 1e-4 * experts + stall_s;
+        PassSample { width, seconds, stall_s, experts, misses }
+    }
+
+    #[test]
+    fn terms_of_a_mixture_are_found() {
+        let mut model = CostModel::new(8);
+        for _ in 0..100 {
+            [0, 1, 2, 4, 8].iter().for_each(|width| model.add(mixture(*width, 0.2)));
+        }
+        let terms = model.terms();
+        assert!((terms.dense_s - 0.020).abs() < 0.004, "{terms:?}");
+        assert!((terms.row_s - 0.002).abs() < 0.001, "{terms:?}");
+        assert!((terms.expert_s - 1e-4).abs() < 4e-5, "{terms:?}");
+        assert!((terms.miss_s - 1e-3).abs() < 1e-6, "{terms:?}");
+        assert!(close(model.expect(3), mixture(3, 0.2).seconds, 0.05));
+    }
+
+    #[test]
+    fn a_cache_that_fills_shows_in_widths_that_were_not_run_since() {
+        let mut model = CostModel::new(8);
+        (0..40).for_each(|_| [0, 4].iter().for_each(|width| model.add(mixture(*width, 0.5))));
+        // Only drafted passes from here on, and fewer and fewer misses.
+        (0..60).for_each(|_| model.add(mixture(4, 0.05)));
+        assert!(close(model.expect(0), mixture(0, 0.05).seconds, 0.1), "{:?}", model.expect(0));
+    }
+}
