@@ -272,6 +272,15 @@ mod tests {
     }
 
     #[test]
+    fn what_was_taken_back_is_remembered_with_what_stood_before_it() {
+        let mut drafter = drafter(3);
+        propose(&mut drafter, &(1..30).collect::<Vec<TokenId>>(), 1);
+        let other: Vec<TokenId> = (1..11).chain([50, 51, 9, 10, 11]).collect();
+        assert_eq!(propose(&mut drafter, &other, 2).tokens, [12, 13], "9 and 10 are in both texts");
+        assert_eq!(drafter.tokens_kept(), 29 + 15);
+    }
+
+    #[test]
     fn the_oldest_text_goes_first_and_the_limit_holds() {
         let mut drafter = drafter(2);
         for round in 0..40u32 {
