@@ -306,8 +306,9 @@ fn ctrl_c_keeps_what_was_measured() {
     let bench = Bench::new();
     let sweep = bench.sweep("drafters = [\"ngram\"]\ndraft_lens = [2]\ncache = [8]");
     let slow = bench.engine("[ -e 'LOG.fast' ] || sleep 0.3".replace("LOG", &bench.text("log")).as_str());
-    let child =
-        bench.command(&sweep, &slow, &[]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let more = ["--set", "repeats=4"];
+    let mut command = bench.command(&sweep, &slow, &more);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     while bench.log().len() < 3 {
         assert!(child.try_wait().unwrap().is_none(), "it ended before it was interrupted");
         std::thread::sleep(Duration::from_millis(20));

@@ -265,6 +265,8 @@ mod tests {
             assert!(error.contains("s.toml") && error.contains(named), "{text}: {error}");
         }
         assert!(load("model = \"m\"", &["tokens"], false).unwrap_err().contains("key=value"));
-        assert!(load("model = \"m\"", &["tokens=[1]"], false).unwrap_err().contains("integer"));
+        assert!(
+            load("model = \"m\"", &["tokens=[1]"], false).unwrap_err().contains("invalid type: sequence")
+        );
     }
 }
