@@ -162,7 +162,7 @@ fn the_demo_pair_gives_one_text_at_every_setting_and_a_whole_report() {
         if slots == 128 && is_off && row["start"] == "warm" {
             assert!(number(row, "hit_rate") > 0.5, "{row}");
         }
-        if row["drafter"] == "demo" && row["draft_len"] == 2.to_string() {
+        if row["drafter"] == "demo" && row["draft_len"] == "2" {
             let places = row["acceptance_at"].as_array().unwrap();
             assert!(places.len() == 2 && places[0].as_f64() >= places[1].as_f64(), "{row}");
         }
