@@ -162,7 +162,7 @@ fn the_demo_pair_gives_one_text_at_every_setting_and_a_whole_report() {
         if slots == 128 && is_off && row["start"] == "warm" {
             assert!(number(row, "hit_rate") > 0.5, "{row}");
         }
-        if row["drafter"] == "demo" && row["draft_len"] == 2.to_string() {
+        if row["drafter"] == "demo" && row["draft_len"] == "2" {
             let places = row["acceptance_at"].as_array().unwrap();
             assert!(places.len() == 2 && places[0].as_f64() >= places[1].as_f64(), "{row}");
         }
@@ -306,8 +306,9 @@ fn ctrl_c_keeps_what_was_measured() {
     let bench = Bench::new();
     let sweep = bench.sweep("drafters = [\"ngram\"]\ndraft_lens = [2]\ncache = [8]");
     let slow = bench.engine("[ -e 'LOG.fast' ] || sleep 0.3".replace("LOG", &bench.text("log")).as_str());
-    let child =
-        bench.command(&sweep, &slow, &[]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let more = ["--set", "repeats=4"];
+    let mut command = bench.command(&sweep, &slow, &more);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     while bench.log().len() < 3 {
         assert!(child.try_wait().unwrap().is_none(), "it ended before it was interrupted");
         std::thread::sleep(Duration::from_millis(20));

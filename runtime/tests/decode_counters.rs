@@ -11,9 +11,13 @@ use drafthorse_scheduler::DraftLen;
 
 /// 40 tokens with everything fitting into a cache that is empty at first, so that each expert is read once.
 fn run(draft: DraftSource, draft_len: usize) -> Generation {
+    run_for(40, draft, draft_len)
+}
+
+fn run_for(max_tokens: usize, draft: DraftSource, draft_len: usize) -> Generation {
     let options =
         EngineOptions { draft, draft_len: DraftLen::Fixed(draft_len), ..plain_options(&golden("qwen3moe")) };
-    generate(&mut open(&options), &tokens(3, 4), &ask(40, 0.0))
+    generate(&mut open(&options), &tokens(3, 4), &ask(max_tokens, 0.0))
 }
 
 #[test]
@@ -45,16 +49,18 @@ fn decoding_is_what_is_left_of_the_whole_without_the_prompt() {
 
 #[test]
 fn only_rejected_drafts_read_for_nothing() {
-    let plain = run(DraftSource::None, 0);
-    let right = run(DraftSource::Model(golden("qwen3moe")), 3);
+    // Few tokens: many would come to want every expert of so small a model.
+    let plain = run_for(6, DraftSource::None, 0);
+    let right = run_for(6, DraftSource::Model(golden("qwen3moe")), 3);
     assert_eq!(right.speculation.accepted, right.speculation.proposed, "the target guesses for itself");
     assert_eq!(right.offload.rejected_only_bytes, 0);
-    let wrong = run(DraftSource::Model(golden("qwen3")), 3);
+    let wrong = run_for(6, DraftSource::Model(golden("qwen3")), 3);
     assert!(wrong.speculation.accepted < wrong.speculation.proposed);
     assert_eq!(wrong.tokens, plain.tokens);
     // Each expert is read once: what was read beyond the text's own experts, rejected drafts alone wanted.
     // (They may also have been the first to want one that the text came to later.)
     let beyond = wrong.offload.bytes_read - plain.offload.bytes_read;
     let rejected_only = wrong.offload.rejected_only_bytes;
-    assert!(beyond > 0 && rejected_only >= beyond && rejected_only <= wrong.offload.decode.bytes_read);
+    let decode = wrong.offload.decode.bytes_read;
+    assert!(beyond > 0 && (beyond..=decode).contains(&rejected_only), "{beyond} {rejected_only} {decode}");
 }
