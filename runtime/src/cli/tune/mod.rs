@@ -45,6 +45,9 @@ pub fn run(args: &TuneArgs) -> Result<(), Error> {
     if config.offload.record_trace.0.is_some() {
         return super::usage("tune: --record-trace is for one text, and tune runs many");
     }
+    if config.run.verbose {
+        super::session::log_to_stderr();
+    }
     let output = Output::check(&args.output, args.force)?;
     let interrupt = Interrupt::install()?;
     let draft = settings.get("draft", "source").and_then(Value::as_str).unwrap_or_default();
@@ -198,6 +201,9 @@ impl<'a> Tuning<'a> {
             let why = "what needs another engine: this system does not let a process forget its peak memory";
             not_measured.push(why.to_owned());
         }
+        if self.config.offload.stats_file.0.is_some() {
+            not_measured.push("warm starts: the stats file was neither read nor written".to_owned());
+        }
         not_measured.push(format!(
             "reading ahead: prefetch = \"{}\"{}",
             self.config.offload.prefetch,
@@ -292,7 +298,11 @@ fn absolute(path: Value) -> Value {
 }
 
 fn size(bytes: u64) -> Value {
-    if bytes % MIB == 0 { Value::from(format!("{}MiB", bytes / MIB)) } else { Value::from(bytes as i64) }
+    if bytes.is_multiple_of(MIB) {
+        Value::from(format!("{}MiB", bytes / MIB))
+    } else {
+        Value::from(bytes as i64)
+    }
 }
 
 /// The date in UTC.
