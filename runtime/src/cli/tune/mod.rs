@@ -281,7 +281,10 @@ fn chosen_keys(settings: &Settings, evidence: &Evidence) -> Result<Vec<(String, 
     let base = Settings::load(None, &path)?;
     let mut keys = vec![("model".to_owned(), "path".to_owned(), model)];
     let mut changed = chosen.differences(&base);
-    changed.retain(|(section, _, _)| !["run", "bench", "tune"].contains(&section.as_str()));
+    changed.retain(|(section, key, _)| {
+        // Whoever tunes for another disk than the one at hand does not want to run at its pace.
+        !["run", "bench", "tune"].contains(&section.as_str()) && key != "simulate_disk"
+    });
     // Sections come in the order of the alphabet: the model's go behind its path.
     changed.sort_by_key(|(section, _, _)| section != "model");
     keys.extend(changed);
