@@ -11,6 +11,9 @@
 //! (drafter-invariant speculative decoding, Daliri, Musco and Suresh, arXiv 2408.07978).
 
 mod error;
+mod features;
+mod heads;
+mod medusa;
 mod model;
 mod ngram;
 mod registry;
@@ -19,9 +22,12 @@ mod stats;
 mod verify;
 
 pub use error::{DraftError, ModelError};
+pub use features::{FeatureNeed, Features};
+pub use heads::{HeadDrafter, HeadModel};
+pub use medusa::{MedusaDrafter, ParallelHeads};
 pub use model::ModelDrafter;
 pub use ngram::{NgramConfig, NgramDrafter};
-pub use registry::{DRAFTERS, DrafterEntry, DrafterKind, DrafterParts};
+pub use registry::{DRAFTERS, DrafterEntry, DrafterKind, DrafterParts, HeadPart};
 pub use sampler::{Choice, Sampler, SamplerConfig};
 pub use stats::AcceptanceStats;
 pub use verify::{Verdict, verify};
@@ -83,6 +89,8 @@ pub struct Request<'a> {
     pub max_tokens: usize,
     /// The sequence's sampler: the drafter chooses with the same law and the same noise.
     pub sampler: &'a Sampler,
+    /// What the target's passes showed of the context, where [`Drafter::features`] asks for it.
+    pub features: Option<Features<'a>>,
 }
 
 /// A guess at the next tokens.
@@ -115,6 +123,13 @@ pub trait Drafter: Send {
     fn name(&self) -> &'static str;
 
     /// Guesses the continuation of `request.context`. Contexts of one sequence grow and are rolled
-    /// back between calls; the drafter finds the common prefix with what it has seen.
+    /// back between calls; the drafter finds the common prefix with what it has seen. Asked for no tokens, a
+    /// drafter that needs features takes in those it is given.
     fn propose(&mut self, request: Request<'_>) -> Result<Draft, DraftError>;
+
+    /// What it must be shown of the target's hidden states; most drafters need none. A drafter made of
+    /// others MUST pass on what they need.
+    fn features(&self) -> FeatureNeed {
+        FeatureNeed::None
+    }
 }

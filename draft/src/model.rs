@@ -93,7 +93,7 @@ impl Drafter for ModelDrafter {
         if request.max_tokens == 0 || request.context.is_empty() {
             return Ok(Draft::default());
         }
-        let Request { context, max_tokens, sampler } = request;
+        let Request { context, max_tokens, sampler, .. } = request;
         let job = Job { context: context.to_vec(), max_tokens, sampler: *sampler };
         match self.submit(job).then(|| self.collect()).flatten() {
             Some(reply) => reply,

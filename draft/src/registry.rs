@@ -3,7 +3,10 @@
 //! Owns names, one-line docs and constructors. Adding a drafter is one file and one line here. It
 //! must not know how a drafter drafts.
 
-use crate::{DraftError, Drafter, LanguageModel, ModelDrafter, NgramConfig, NgramDrafter};
+use crate::{
+    DraftError, Drafter, HeadDrafter, HeadModel, LanguageModel, MedusaDrafter, ModelDrafter, NgramConfig,
+    NgramDrafter, ParallelHeads,
+};
 
 /// Which drafter to use; spelled as in [`DRAFTERS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -13,12 +16,28 @@ pub enum DrafterKind {
     Model,
     /// Prompt lookup.
     Ngram,
+    /// The prediction head in the target's own file.
+    Mtp,
+    /// An EAGLE-3 head.
+    Eagle3,
+    /// Medusa heads.
+    Medusa,
+}
+
+/// A head on the target's hidden states, by how it guesses.
+pub enum HeadPart {
+    /// Token after token (MTP, EAGLE-3).
+    Chained(Box<dyn HeadModel>),
+    /// All tokens at once (Medusa).
+    Parallel(Box<dyn ParallelHeads>),
 }
 
 /// What a drafter may be built from.
 pub struct DrafterParts {
     /// The draft model, for the drafters that need one.
     pub model: Option<Box<dyn LanguageModel>>,
+    /// The head, for the drafters that need one.
+    pub head: Option<HeadPart>,
     /// Settings of the n-gram drafter.
     pub ngram: NgramConfig,
 }
@@ -48,6 +67,24 @@ pub const DRAFTERS: &[DrafterEntry] = &[
         doc: "what followed the last time the text ended like this; needs no model",
         build: build_ngram,
     },
+    DrafterEntry {
+        kind: DrafterKind::Mtp,
+        name: "mtp",
+        doc: "the multi-token prediction head in the target's own file (DeepSeek-V3)",
+        build: |parts| build_chained("mtp", parts),
+    },
+    DrafterEntry {
+        kind: DrafterKind::Eagle3,
+        name: "eagle3",
+        doc: "an EAGLE-3 head trained for the target, in a file of its own",
+        build: |parts| build_chained("eagle3", parts),
+    },
+    DrafterEntry {
+        kind: DrafterKind::Medusa,
+        name: "medusa",
+        doc: "Medusa heads trained for the target, in a file of their own",
+        build: build_medusa,
+    },
 ];
 
 impl DrafterKind {
@@ -64,21 +101,46 @@ impl DrafterKind {
     /// Builds a drafter of this kind.
     ///
     /// # Errors
-    /// A missing or superfluous draft model, a setting outside its limits, or a refused thread.
+    /// A missing or superfluous draft model or head, a setting outside its limits, or a refused thread.
     pub fn build(self, parts: DrafterParts) -> Result<Box<dyn Drafter>, DraftError> {
         (self.entry().build)(parts)
     }
 }
 
+fn build_chained(drafter: &'static str, parts: DrafterParts) -> Result<Box<dyn Drafter>, DraftError> {
+    refuse_model(drafter, &parts)?;
+    match parts.head {
+        Some(HeadPart::Chained(head)) => Ok(Box::new(HeadDrafter::new(drafter, head))),
+        _ => Err(DraftError::HeadMissing { drafter }),
+    }
+}
+
+fn build_medusa(parts: DrafterParts) -> Result<Box<dyn Drafter>, DraftError> {
+    let drafter = "medusa";
+    refuse_model(drafter, &parts)?;
+    match parts.head {
+        Some(HeadPart::Parallel(heads)) => Ok(Box::new(MedusaDrafter::new(heads))),
+        _ => Err(DraftError::HeadMissing { drafter }),
+    }
+}
+
+fn refuse_model(drafter: &'static str, parts: &DrafterParts) -> Result<(), DraftError> {
+    if parts.model.is_some() { Err(DraftError::ModelUnused { drafter }) } else { Ok(()) }
+}
+
+fn refuse_head(drafter: &'static str, parts: &DrafterParts) -> Result<(), DraftError> {
+    if parts.head.is_some() { Err(DraftError::HeadUnused { drafter }) } else { Ok(()) }
+}
+
 fn build_model(parts: DrafterParts) -> Result<Box<dyn Drafter>, DraftError> {
+    refuse_head("model", &parts)?;
     let model = parts.model.ok_or(DraftError::ModelMissing { drafter: "model" })?;
     Ok(Box::new(ModelDrafter::spawn(model)?))
 }
 
 fn build_ngram(parts: DrafterParts) -> Result<Box<dyn Drafter>, DraftError> {
-    if parts.model.is_some() {
-        return Err(DraftError::ModelUnused { drafter: "ngram" });
-    }
+    refuse_model("ngram", &parts)?;
+    refuse_head("ngram", &parts)?;
     parts.ngram.validate()?;
     Ok(Box::new(NgramDrafter::new(parts.ngram)))
 }
@@ -89,7 +151,7 @@ mod tests {
 
     #[test]
     fn every_kind_has_one_line_and_its_name_finds_it() {
-        for kind in [DrafterKind::Model, DrafterKind::Ngram] {
+        for kind in DRAFTERS.iter().map(|entry| entry.kind) {
             assert_eq!(DRAFTERS.iter().filter(|entry| entry.kind == kind).count(), 1);
             assert_eq!(DrafterKind::from_name(kind.entry().name), Some(kind));
         }
@@ -99,10 +161,10 @@ mod tests {
     #[test]
     fn a_draft_model_is_neither_missed_nor_ignored() {
         let ngram = NgramConfig { min_match: 2, max_match: 8 };
-        let missing = DrafterKind::Model.build(DrafterParts { model: None, ngram }).err();
+        let missing = DrafterKind::Model.build(DrafterParts { model: None, head: None, ngram }).err();
         assert!(matches!(missing, Some(DraftError::ModelMissing { drafter: "model" })));
         let bad = NgramConfig { min_match: 0, max_match: 8 };
-        let refused = DrafterKind::Ngram.build(DrafterParts { model: None, ngram: bad }).err();
+        let refused = DrafterKind::Ngram.build(DrafterParts { model: None, head: None, ngram: bad }).err();
         assert!(matches!(refused, Some(DraftError::Setting { field: "min_match", .. })));
     }
 }

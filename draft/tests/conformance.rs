@@ -3,8 +3,9 @@
 
 mod common;
 
-use common::{HashModel, mix, sampler};
-use drafthorse_draft::{DRAFTERS, Draft, Drafter, DrafterParts, NgramConfig, Request, TokenId};
+use common::{FEATURE_WIDTH, HashHead, HashHeads, HashModel, features_of, mix, sampler};
+use drafthorse_draft::{DRAFTERS, Draft, Drafter, DrafterParts, Features, HeadPart, NgramConfig, Request};
+use drafthorse_draft::TokenId;
 
 const VOCAB: usize = 5;
 const CONTEXT_LEN: usize = 64;
@@ -13,9 +14,17 @@ const CONTEXT_LEN: usize = 64;
 fn drafters() -> impl Iterator<Item = Box<dyn Drafter>> {
     DRAFTERS.iter().map(|entry| {
         let ngram = NgramConfig { min_match: 1, max_match: 8 };
-        let model = || Box::new(HashModel { context_len: CONTEXT_LEN, ..HashModel::new(VOCAB, 1) });
-        let with = entry.kind.build(DrafterParts { model: Some(model()), ngram });
-        let drafter = with.or_else(|_| entry.kind.build(DrafterParts { model: None, ngram })).unwrap();
+        let none = || DrafterParts { model: None, head: None, ngram };
+        let model = Box::new(HashModel { context_len: CONTEXT_LEN, ..HashModel::new(VOCAB, 1) });
+        let head = Box::new(HashHead { context_len: CONTEXT_LEN, ..HashHead::new(VOCAB) });
+        let heads = Box::new(HashHeads { vocab: VOCAB, count: 4 });
+        let parts = [
+            DrafterParts { model: Some(model), ..none() },
+            DrafterParts { head: Some(HeadPart::Chained(head)), ..none() },
+            DrafterParts { head: Some(HeadPart::Parallel(heads)), ..none() },
+            none(),
+        ];
+        let drafter = parts.into_iter().find_map(|parts| entry.kind.build(parts).ok()).unwrap();
         assert_eq!(drafter.name(), entry.name);
         assert!(!entry.doc.is_empty() && !entry.doc.contains('\n'));
         drafter
@@ -24,7 +33,9 @@ fn drafters() -> impl Iterator<Item = Box<dyn Drafter>> {
 
 fn propose(drafter: &mut dyn Drafter, context: &[TokenId], max_tokens: usize) -> Draft {
     let sampler = sampler(0.8, 9);
-    let draft = drafter.propose(Request { context, max_tokens, sampler: &sampler }).unwrap();
+    let values = features_of(context);
+    let features = Some(Features { start: 0, width: FEATURE_WIDTH, values: &values });
+    let draft = drafter.propose(Request { context, max_tokens, sampler: &sampler, features }).unwrap();
     let name = drafter.name();
     assert!(draft.tokens.len() <= max_tokens, "{name} drafted too much");
     assert_eq!(draft.tokens.len(), draft.confidence.len(), "{name}: one confidence for each token");
