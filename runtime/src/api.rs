@@ -21,7 +21,10 @@ pub enum DraftSource {
     None,
     /// The n-gram drafter: looks the last tokens up in the text so far.
     Ngram,
-    /// A small model that shares the target's vocabulary, on its own CPU threads.
+    /// The prediction head in the target's own file.
+    Mtp,
+    /// A small model that shares the target's vocabulary, on its own CPU threads; or a head trained for the
+    /// target (EAGLE-3, Medusa), as the file says.
     Model(PathBuf),
 }
 

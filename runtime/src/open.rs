@@ -10,10 +10,11 @@ use drafthorse_scheduler::{DraftLen, MemoryPlan, Needs};
 
 use crate::api::{DraftSource, EngineOptions, Progress};
 use crate::gguf::{Gguf, Strings, quoted};
+use crate::heads::{HeadShape, OpenedHead};
 use crate::kv::{KvCache, KvShape, KvType};
 use crate::layers::ScratchPlan;
 use crate::models::{
-    Blueprint, ExpertsChoice, LoadError, Model, ModelOptions, Overrides, Readers, StreamedTable,
+    Blueprint, ExpertsChoice, LoadError, Model, ModelOptions, ModelSpec, Overrides, Readers, StreamedTable,
 };
 use crate::stats_file::StatsFile;
 use crate::tokenizer::Tokenizer;
@@ -53,6 +54,8 @@ pub struct Prepared {
     pub target: Opened,
     /// The draft model, if the drafter is one.
     pub draft: Option<Opened>,
+    /// The head, if the drafter is one.
+    pub head: Option<OpenedHead>,
     /// The target's tokenizer, where the file has a vocabulary.
     pub tokenizer: Option<Tokenizer>,
     /// What fits.
@@ -182,22 +185,28 @@ pub fn prepare(options: &EngineOptions) -> Result<Prepared, Error> {
     notices.extend(context_notice("", context_len, &blueprint));
     let threads = threads_or_default(options.threads);
     let budget = budget_bytes(options)?;
-    let kv = kv_shape(options.kv_type, &gguf, &blueprint)?;
+    let kv = kv_shape(options.kv_type, &gguf, &blueprint.spec)?;
     let prefill_chunk = prefill_chunk(options, &blueprint, (context_len, threads, budget));
     let shape = ModelShape { context_len, prefill_chunk, verify_rows: verify_rows(options) };
     let mut target = Opened::new(&gguf, blueprint, shape.options(threads, "target", kv));
-    let draft = match &options.draft {
-        DraftSource::Model(path) => {
-            let draft_gguf = Gguf::open(path)?;
+    let draft_gguf = match &options.draft {
+        DraftSource::Model(path) => Some(Gguf::open(path)?),
+        _ => None,
+    };
+    let head_shape = HeadShape { context_len, threads: threads_or_default(options.draft_threads) };
+    let mut head = OpenedHead::open(options, (&gguf, &target.blueprint), draft_gguf.as_ref(), head_shape)?;
+    notices.extend(heads_notice(options, &target.blueprint));
+    let draft = match draft_gguf {
+        Some(draft_gguf) if head.is_none() => {
             let blueprint = Blueprint::new(&draft_gguf, &Overrides::default())?;
             check_vocabulary((&gguf, &target.blueprint), (&draft_gguf, &blueprint))?;
             notices.extend(blueprint.spec.notices.iter().map(|line| format!("draft: {line}")));
             notices.extend(context_notice("draft: ", context_len, &blueprint));
             let threads = threads_or_default(options.draft_threads);
-            let kv = kv_shape(options.kv_type, &draft_gguf, &blueprint)?;
+            let kv = kv_shape(options.kv_type, &draft_gguf, &blueprint.spec)?;
             Some(Opened::new(&draft_gguf, blueprint, shape.options(threads, "draft", kv)))
         }
-        DraftSource::None | DraftSource::Ngram => None,
+        _ => None,
     };
     let tokenizer = tokenizer(&gguf, &target.blueprint)?;
     notices.extend(tokenizer.iter().flat_map(|tokenizer| tokenizer.notices().iter().cloned()));
@@ -205,10 +214,19 @@ pub fn prepare(options: &EngineOptions) -> Result<Prepared, Error> {
     let stats = options.stats_file.clone();
     let stats = stats.map(|path| StatsFile::new(path, &gguf, (has_experts, options.policy))).transpose()?;
     drop(gguf);
-    let plan = fit(options, budget, &mut target, draft.as_ref())?;
+    let plan = fit(options, budget, &mut target, (draft.as_ref(), head.as_mut()))?;
     notices.extend(memory_notice(&plan));
     notices.extend(cycle_notice(&target.blueprint, &plan));
-    Ok(Prepared { target, draft, tokenizer, plan, prefill_chunk, stats, notices })
+    Ok(Prepared { target, draft, head, tokenizer, plan, prefill_chunk, stats, notices })
+}
+
+/// What becomes of prediction heads in the target's file.
+fn heads_notice(options: &EngineOptions, target: &Blueprint) -> Option<String> {
+    match (target.spec.prediction_heads, options.draft == DraftSource::Mtp) {
+        (0, _) | (1, true) => None,
+        (heads, true) => Some(format!("of {heads} prediction heads the first drafts every token")),
+        (_, false) => Some("the file has a prediction head, which is not used (--draft mtp)".into()),
+    }
 }
 
 /// What bounds the passes of target and draft alike.
@@ -227,11 +245,9 @@ impl ModelShape {
 }
 
 /// A cache type that does not hold a model's rows is refused: the text would not be what was asked for.
-fn kv_shape(kv_type: KvType, gguf: &Gguf, blueprint: &Blueprint) -> Result<KvShape, LoadError> {
+pub fn kv_shape(kv_type: KvType, gguf: &Gguf, spec: &ModelSpec) -> Result<KvShape, LoadError> {
     let path = || gguf.metadata.file().into();
-    blueprint
-        .kv_shape(kv_type)
-        .map_err(|error| LoadError::Override { path: path(), problem: error.to_string() })
+    spec.kv_shape(kv_type).map_err(|error| LoadError::Override { path: path(), problem: error.to_string() })
 }
 
 /// Rows of one prefill pass: as asked, or the most whose scratch takes no more than a small share of the
@@ -367,14 +383,15 @@ fn fit(
     options: &EngineOptions,
     budget: u64,
     target: &mut Opened,
-    draft: Option<&Opened>,
+    (draft, mut head): (Option<&Opened>, Option<&mut OpenedHead>),
 ) -> Result<MemoryPlan, Error> {
-    let roomy = plan(options, budget, target, draft);
+    let roomy = plan(options, budget, target, (draft, head.as_deref()));
     let total = target.experts_total();
     let wanted = options.slots.unwrap_or(total).min(total);
     let is_tight = !matches!(&roomy, Ok(plan) if plan.slots >= wanted);
     if total > 0 && is_tight && target.blueprint.stream_embedding() {
-        return plan(options, budget, target, draft);
+        head.iter_mut().for_each(|head| head.stream_embedding());
+        return plan(options, budget, target, (draft, head.as_deref()));
     }
     roomy
 }
@@ -383,12 +400,14 @@ fn plan(
     options: &EngineOptions,
     budget: u64,
     target: &Opened,
-    draft: Option<&Opened>,
+    (draft, head): (Option<&Opened>, Option<&OpenedHead>),
 ) -> Result<MemoryPlan, Error> {
     let experts_total = target.experts_total();
     let used = target.blueprint.spec.moe.map_or(0, |moe| moe.used);
-    let io_pools = 1 + usize::from(draft.is_some());
-    let threads = target.options.threads + draft.map_or(0, |d| d.options.threads + 1);
+    let io_pools = 1 + usize::from(draft.is_some()) + 2 * usize::from(head.is_some());
+    let threads = target.options.threads
+        + draft.map_or(0, |draft| draft.options.threads + 1)
+        + head.map_or(0, OpenedHead::threads);
     let threads = (threads + io_pools * options.io.threads) as u64;
     let needs = Needs {
         // What the process has needed so far (headers, tokenizer) and what loading needs once.
@@ -400,7 +419,8 @@ fn plan(
         dense_bytes: target.blueprint.dense.bytes(),
         kv_bytes: target.kv_bytes(),
         scratch_bytes: target.scratch_bytes(logit_rows(options) as u64),
-        draft_bytes: draft.map_or(0, Opened::resident_bytes),
+        draft_bytes: draft.map_or(0, Opened::resident_bytes)
+            + head.map_or(0, |head| head.resident_bytes(&target.blueprint, target.options.rows_max)),
         slot_bytes: target.slot_bytes(),
         slots_min: used,
         slots_max: experts_total,
@@ -408,19 +428,22 @@ fn plan(
     Ok(MemoryPlan::fit(&needs, budget, options.slots)?)
 }
 
-/// Builds the drafter that the options ask for.
+/// Builds the drafter that the options ask for. A head makes `target` keep what it must be shown.
 ///
 /// # Errors
-/// A draft model that cannot be loaded; a thread that cannot be started.
+/// A draft model or head that cannot be loaded; a thread that cannot be started.
 pub fn drafter(
     options: &EngineOptions,
-    draft: Option<Opened>,
+    (draft, head): (Option<Opened>, Option<OpenedHead>),
+    target: &mut Model,
     progress: &mut dyn Progress,
 ) -> Result<Option<Box<dyn Drafter>>, Error> {
-    let kind = match options.draft {
-        DraftSource::None => return Ok(None),
-        DraftSource::Ngram => DrafterKind::Ngram,
-        DraftSource::Model(_) => DrafterKind::Model,
+    let kind = match (&options.draft, &head) {
+        (DraftSource::None, _) => return Ok(None),
+        (_, Some(head)) => head.kind(),
+        (DraftSource::Ngram, _) => DrafterKind::Ngram,
+        (DraftSource::Mtp, _) => DrafterKind::Mtp,
+        (DraftSource::Model(_), _) => DrafterKind::Model,
     };
     let model = match draft {
         None => None,
@@ -430,5 +453,6 @@ pub fn drafter(
             Some(Box::new(opened.load(cache, progress)?) as Box<_>)
         }
     };
-    Ok(Some(kind.build(DrafterParts { model, ngram: options.ngram })?))
+    let head = head.map(|head| head.load(options, target, progress)).transpose()?;
+    Ok(Some(kind.build(DrafterParts { model, head, ngram: options.ngram })?))
 }

@@ -96,6 +96,7 @@ impl Config {
         Ok(match &self.draft.source {
             DraftChoice::None => DraftSource::None,
             DraftChoice::Ngram => DraftSource::Ngram,
+            DraftChoice::Mtp => DraftSource::Mtp,
             DraftChoice::Demo => DraftSource::Model(demo_file(DEMO_DRAFT)?),
             DraftChoice::Path(path) => DraftSource::Model(path.clone()),
         })

@@ -65,6 +65,8 @@ pub enum DraftChoice {
     None,
     /// The n-gram drafter.
     Ngram,
+    /// The prediction head in the target's own file.
+    Mtp,
     /// The demo pair's draft.
     Demo,
     /// A GGUF.
@@ -76,6 +78,7 @@ impl From<String> for DraftChoice {
         match text.as_str() {
             "none" => DraftChoice::None,
             "ngram" => DraftChoice::Ngram,
+            "mtp" => DraftChoice::Mtp,
             "demo" => DraftChoice::Demo,
             _ => DraftChoice::Path(text.into()),
         }

@@ -42,6 +42,9 @@ pub enum LoadError {
     #[error("{}: {problem}", .path.display())]
     Override { path: PathBuf, problem: String },
 
+    #[error("{}: {problem}", .path.display())]
+    Head { path: PathBuf, problem: String },
+
     #[error("cannot allocate {bytes} bytes for the dense weights: {source}")]
     Allocation { bytes: u64, source: std::io::Error },
 

@@ -6,12 +6,16 @@
 //! fills a `ModelSpec`, and one line in [`ARCHITECTURES`].
 
 mod assemble;
+mod block;
 mod deepseek2;
 mod embedding;
 mod error;
 mod experts;
+mod features;
+mod head;
 mod llama;
 mod model;
+mod mtp;
 pub mod packed;
 mod qwen2;
 mod qwen3;
@@ -22,7 +26,10 @@ pub use assemble::{Block, Blueprint, Ffn, Overrides, Routed};
 pub use embedding::{Embedding, StreamedTable};
 pub use error::LoadError;
 pub use experts::ExpertLayers;
-pub use model::{ExpertsChoice, Model, ModelOptions, PassError, Readers};
+pub use features::FeatureTape;
+pub use head::{Head, HeadBlueprint, HeadOptions, HeadReaders};
+pub use mtp::mtp_head;
+pub use model::{ExpertsChoice, Model, ModelOptions, PassError, Readers, Shared};
 pub use spec::{
     AttentionSpec, Gating, GroupScore, GroupSpec, ModelSpec, MoeSpec, RopeLayout, RopeScaling, RopeSpec,
 };

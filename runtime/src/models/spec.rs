@@ -5,6 +5,9 @@
 
 use crate::gguf::{Gguf, GgufError, quoted};
 
+use crate::kernels::RowLayout;
+use crate::kv::{KvShape, KvType, WidthError};
+
 use super::LoadError;
 
 /// Limits on what a file may ask for; beyond them a file is hostile or not a language model.
@@ -55,6 +58,28 @@ pub struct ModelSpec {
     pub moe: Option<MoeSpec>,
     /// What the user should be told about this file, one line each.
     pub notices: Vec<String>,
+}
+
+impl ModelSpec {
+    /// Shape of a block's cache rows.
+    ///
+    /// # Errors
+    /// The type does not hold rows of this model's widths.
+    pub fn kv_shape(&self, kv_type: KvType) -> Result<KvShape, WidthError> {
+        Ok(match self.attention {
+            AttentionSpec::Gqa { kv_heads, key_dim, value_dim, .. } => KvShape {
+                heads: kv_heads,
+                key: kv_type.layout("keys", key_dim)?,
+                value: Some(kv_type.layout("values", value_dim)?),
+            },
+            AttentionSpec::Mla { kv_lora, .. } => {
+                // The rotated part stays in f16: it is a ninth of the row, and says where a position is.
+                let latent = kv_type.layout("latent rows", kv_lora)?;
+                let key = RowLayout { halves: latent.halves + self.rope.dim, ..latent };
+                KvShape { heads: 1, key, value: None }
+            }
+        })
+    }
 }
 
 /// Shape of attention.
@@ -362,9 +387,6 @@ impl Common {
             keys.require_neutral(key, neutral)?;
         }
         let mut notices = Vec::new();
-        if heads_ahead > 0 {
-            notices.push(format!("{heads_ahead} prediction heads of the file are not used"));
-        }
         if let Some(window) = keys.optional_size("attention.sliding_window", 1 << 30)? {
             notices.push(format!("attention.sliding_window {window} is not applied: attention is full"));
         }

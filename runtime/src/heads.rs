@@ -1,0 +1,119 @@
+//! Heads on the target's hidden states: which file they are in, whether they fit the target, what they
+//! take of the memory plan, and their loading.
+//!
+//! Owns the way from options to a [`HeadPart`]. What a head computes is its model file's business
+//! (`models/mtp.rs` and its neighbours).
+
+use std::path::PathBuf;
+
+use drafthorse_draft::{DrafterKind, HeadPart};
+use drafthorse_offload::{OffloadError, Reader, open_reader};
+use drafthorse_scheduler::DraftLen;
+
+use crate::Error;
+use crate::api::{DraftSource, EngineOptions, Progress};
+use crate::gguf::Gguf;
+use crate::models::{
+    Blueprint, FeatureTape, HeadBlueprint, HeadOptions, HeadReaders, Model, StreamedTable, mtp_head,
+};
+use crate::open::kv_shape;
+
+/// Bytes that the sampler works with, and index and statistics of an expert, as for a draft model.
+const SAMPLER_BYTES_PER_TOKEN: u64 = 32;
+const EXPERT_BYTES: u64 = 256;
+
+/// What bounds a head's passes.
+#[derive(Clone, Copy)]
+pub struct HeadShape {
+    /// Positions of the target's cache.
+    pub context_len: usize,
+    /// Compute threads.
+    pub threads: usize,
+}
+
+/// A head whose header has been read and checked against its target, but not its weights.
+pub struct OpenedHead {
+    kind: DrafterKind,
+    files: Vec<PathBuf>,
+    target_files: Vec<PathBuf>,
+    blueprint: HeadBlueprint,
+    options: HeadOptions,
+}
+
+impl OpenedHead {
+    /// The head that the options ask for; `None` where they ask for none. `file` is the draft's, if there
+    /// is one.
+    ///
+    /// # Errors
+    /// A file that is no head for this target, by what is wrong with it.
+    pub fn open(
+        options: &EngineOptions,
+        (gguf, target): (&Gguf, &Blueprint),
+        file: Option<&Gguf>,
+        shape: HeadShape,
+    ) -> Result<Option<OpenedHead>, Error> {
+        let (kind, own, blueprint) = match (&options.draft, file) {
+            (DraftSource::Mtp, _) => (DrafterKind::Mtp, gguf, mtp_head(gguf, &target.spec)?),
+            _ => return Ok(None),
+        };
+        let kv = kv_shape(options.kv_type, own, &blueprint.spec)?;
+        let options = HeadOptions { context_len: shape.context_len, kv, threads: shape.threads };
+        let (files, target_files) = (own.files.clone(), gguf.files.clone());
+        Ok(Some(OpenedHead { kind, files, target_files, blueprint, options }))
+    }
+
+    /// The drafter it belongs to.
+    pub fn kind(&self) -> DrafterKind {
+        self.kind
+    }
+
+    /// Compute threads it starts.
+    pub fn threads(&self) -> usize {
+        self.options.threads
+    }
+
+    /// As [`HeadBlueprint::stream_embedding`].
+    pub fn stream_embedding(&mut self) {
+        self.blueprint.stream_embedding();
+    }
+
+    /// Bytes of the head and of the hidden states that `target`, whose passes have up to `rows_max` rows,
+    /// keeps for it.
+    pub fn resident_bytes(&self, target: &Blueprint, rows_max: usize) -> u64 {
+        let (vocab, taps) = (target.spec.vocab, self.blueprint.taps.len());
+        let experts = self.blueprint.experts_total() as u64 * EXPERT_BYTES;
+        let table = target.streamed_embedding.as_ref();
+        let table = table.map_or(0, |info| StreamedTable::bytes(info.bytes as usize / vocab));
+        self.blueprint.resident_bytes(&self.options)
+            + FeatureTape::bytes(taps, target.spec.width, rows_max + 1)
+            + vocab as u64 * SAMPLER_BYTES_PER_TOKEN
+            + experts
+            + table
+    }
+
+    /// Reads the weights, and makes `target` keep the hidden states the head takes.
+    ///
+    /// # Errors
+    /// A read that fails, no memory, no thread.
+    pub fn load(
+        self,
+        options: &EngineOptions,
+        target: &mut Model,
+        progress: &mut dyn Progress,
+    ) -> Result<HeadPart, Error> {
+        let open = |files: &[PathBuf]| -> Result<Box<dyn Reader>, OffloadError> {
+            open_reader(options.reader, files, &options.io)
+        };
+        let readers = HeadReaders { own: &|| open(&self.files), target: &|| open(&self.target_files) };
+        // A draft length of 0 is plain decoding: nothing is recorded for nobody.
+        if options.draft_len != DraftLen::Fixed(0) {
+            target.record_features(&self.blueprint.taps);
+        }
+        progress.begin("loading head", self.blueprint.dense.bytes());
+        let head = self.blueprint.load(self.options, target.shared(), &readers, &mut |bytes| {
+            progress.advance(bytes);
+        })?;
+        progress.end();
+        Ok(HeadPart::Chained(Box::new(head)))
+    }
+}
