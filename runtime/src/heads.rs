@@ -14,7 +14,8 @@ use crate::Error;
 use crate::api::{DraftSource, EngineOptions, Progress};
 use crate::gguf::Gguf;
 use crate::models::{
-    Blueprint, FeatureTape, HeadBlueprint, HeadOptions, HeadReaders, Model, StreamedTable, mtp_head,
+    Blueprint, EAGLE3, FeatureTape, HeadBlueprint, HeadOptions, HeadReaders, MEDUSA, MedusaBlueprint, Model,
+    StreamedTable, eagle3_head, medusa_heads, mtp_head,
 };
 use crate::open::kv_shape;
 
@@ -36,8 +37,14 @@ pub struct OpenedHead {
     kind: DrafterKind,
     files: Vec<PathBuf>,
     target_files: Vec<PathBuf>,
-    blueprint: HeadBlueprint,
-    options: HeadOptions,
+    threads: usize,
+    blueprint: Plan,
+}
+
+/// By how it guesses.
+enum Plan {
+    Chained(Box<HeadBlueprint>, HeadOptions),
+    Parallel(MedusaBlueprint),
 }
 
 impl OpenedHead {
@@ -52,14 +59,24 @@ impl OpenedHead {
         file: Option<&Gguf>,
         shape: HeadShape,
     ) -> Result<Option<OpenedHead>, Error> {
-        let (kind, own, blueprint) = match (&options.draft, file) {
-            (DraftSource::Mtp, _) => (DrafterKind::Mtp, gguf, mtp_head(gguf, &target.spec)?),
+        let chained = |own: &Gguf, blueprint: HeadBlueprint| -> Result<Plan, Error> {
+            let kv = kv_shape(options.kv_type, own, &blueprint.spec)?;
+            let options = HeadOptions { context_len: shape.context_len, kv, threads: shape.threads };
+            Ok(Plan::Chained(Box::new(blueprint), options))
+        };
+        let architecture = file.map(|file| file.metadata.require_str("general.architecture")).transpose()?;
+        let (kind, own, blueprint) = match (&options.draft, file, architecture) {
+            (DraftSource::Mtp, ..) => (DrafterKind::Mtp, gguf, chained(gguf, mtp_head(gguf, &target.spec)?)?),
+            (_, Some(own), Some(EAGLE3)) => {
+                (DrafterKind::Eagle3, own, chained(own, eagle3_head(own, &target.spec)?)?)
+            }
+            (_, Some(own), Some(MEDUSA)) => {
+                (DrafterKind::Medusa, own, Plan::Parallel(medusa_heads(own, &target.spec)?))
+            }
             _ => return Ok(None),
         };
-        let kv = kv_shape(options.kv_type, own, &blueprint.spec)?;
-        let options = HeadOptions { context_len: shape.context_len, kv, threads: shape.threads };
         let (files, target_files) = (own.files.clone(), gguf.files.clone());
-        Ok(Some(OpenedHead { kind, files, target_files, blueprint, options }))
+        Ok(Some(OpenedHead { kind, files, target_files, threads: shape.threads, blueprint }))
     }
 
     /// The drafter it belongs to.
@@ -69,26 +86,37 @@ impl OpenedHead {
 
     /// Compute threads it starts.
     pub fn threads(&self) -> usize {
-        self.options.threads
+        self.threads
     }
 
     /// As [`HeadBlueprint::stream_embedding`].
     pub fn stream_embedding(&mut self) {
-        self.blueprint.stream_embedding();
+        if let Plan::Chained(blueprint, _) = &mut self.blueprint {
+            blueprint.stream_embedding();
+        }
     }
 
     /// Bytes of the head and of the hidden states that `target`, whose passes have up to `rows_max` rows,
     /// keeps for it.
     pub fn resident_bytes(&self, target: &Blueprint, rows_max: usize) -> u64 {
-        let (vocab, taps) = (target.spec.vocab, self.blueprint.taps.len());
-        let experts = self.blueprint.experts_total() as u64 * EXPERT_BYTES;
+        let vocab = target.spec.vocab;
         let table = target.streamed_embedding.as_ref();
         let table = table.map_or(0, |info| StreamedTable::bytes(info.bytes as usize / vocab));
-        self.blueprint.resident_bytes(&self.options)
-            + FeatureTape::bytes(taps, target.spec.width, rows_max + 1)
+        let own = match &self.blueprint {
+            Plan::Chained(head, options) => {
+                head.resident_bytes(options) + head.experts_total() as u64 * EXPERT_BYTES + table
+            }
+            Plan::Parallel(heads) => heads.resident_bytes(),
+        };
+        own + FeatureTape::bytes(self.taps().len(), target.spec.width, rows_max + 1)
             + vocab as u64 * SAMPLER_BYTES_PER_TOKEN
-            + experts
-            + table
+    }
+
+    fn taps(&self) -> &[usize] {
+        match &self.blueprint {
+            Plan::Chained(head, _) => &head.taps,
+            Plan::Parallel(heads) => &heads.taps,
+        }
     }
 
     /// Reads the weights, and makes `target` keep the hidden states the head takes.
@@ -107,13 +135,23 @@ impl OpenedHead {
         let readers = HeadReaders { own: &|| open(&self.files), target: &|| open(&self.target_files) };
         // A draft length of 0 is plain decoding: nothing is recorded for nobody.
         if options.draft_len != DraftLen::Fixed(0) {
-            target.record_features(&self.blueprint.taps);
+            target.record_features(self.taps());
         }
-        progress.begin("loading head", self.blueprint.dense.bytes());
-        let head = self.blueprint.load(self.options, target.shared(), &readers, &mut |bytes| {
-            progress.advance(bytes);
-        })?;
-        progress.end();
-        Ok(HeadPart::Chained(Box::new(head)))
+        let shared = target.shared();
+        match self.blueprint {
+            Plan::Chained(head, with) => {
+                progress.begin("loading head", head.dense.bytes());
+                let head = head.load(with, shared, &readers, &mut |bytes| progress.advance(bytes))?;
+                progress.end();
+                Ok(HeadPart::Chained(Box::new(head)))
+            }
+            Plan::Parallel(heads) => {
+                progress.begin("loading heads", heads.dense.bytes());
+                let reader = (readers.own)()?;
+                let heads = heads.load(self.threads, &shared, reader, &mut |bytes| progress.advance(bytes))?;
+                progress.end();
+                Ok(HeadPart::Parallel(Box::new(heads)))
+            }
+        }
     }
 }

@@ -112,10 +112,11 @@ impl Blueprint {
         let blocks = (0..spec.blocks)
             .map(|index| {
                 let first_routed = spec.leading_dense;
-                Assembler { spec: &spec, dense: &mut dense, index, first_routed }.block(experts.as_ref())
+                Assembler { spec: &spec, dense: &mut dense, index, first_routed, attention_width: width }
+                    .block(experts.as_ref())
             })
             .collect::<Result<Vec<_>, _>>()?;
-        refuse_unused(gguf, &spec, &dense, experts.as_ref())?;
+        refuse_unused(gguf, &spec, &dense, experts.as_ref().map_or(&[], |layers| &layers.tensors))?;
         Ok(Blueprint {
             streamed_embedding: None,
             spec,
@@ -163,15 +164,16 @@ impl Blueprint {
 }
 
 /// A tensor that nothing reads would change the text silently (a bias, a norm of a variant this
-/// architecture file does not know): refused by name. Blocks of prediction heads are left unread.
-fn refuse_unused(
+/// architecture file does not know): refused by name, unless it is one of `also`. Blocks of prediction heads
+/// are left unread.
+pub fn refuse_unused(
     gguf: &Gguf,
     spec: &ModelSpec,
     dense: &DenseStore,
-    experts: Option<&ExpertLayers>,
+    also: &[String],
 ) -> Result<(), LoadError> {
     let mut used: HashSet<&str> = dense.registered().collect();
-    used.extend(experts.iter().flat_map(|layers| layers.tensors.iter().map(String::as_str)));
+    used.extend(also.iter().map(String::as_str));
     for info in &gguf.tensors {
         let block = info.name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse().ok());
         let is_ahead = block
@@ -215,6 +217,8 @@ pub struct Assembler<'a> {
     pub index: usize,
     /// The first block with routed experts, layer 0 of the expert cache.
     pub first_routed: usize,
+    /// Width of the rows that grouped-query attention reads.
+    pub attention_width: usize,
 }
 
 impl Assembler<'_> {
@@ -235,7 +239,7 @@ impl Assembler<'_> {
         rows: usize,
         cols: usize,
     ) -> Result<Option<Matrix>, LoadError> {
-        if self.dense.contains(&self.name(part)) { self.matrix(part, rows, cols).map(Some) } else { Ok(None) }
+        self.dense.optional_matrix_of(&self.name(part), rows, cols)
     }
 
     /// Registers `blk.N.part`, `[len]`.
@@ -274,12 +278,12 @@ impl Assembler<'_> {
         let AttentionSpec::Gqa { heads, kv_heads, key_dim, value_dim, qk_norm } = self.spec.attention else {
             unreachable!("invariant: called for GQA only")
         };
-        let width = self.spec.width;
+        let (width, read) = (self.spec.width, self.attention_width);
         Ok(Gqa {
             spec: self.spec.attention,
-            q: self.matrix("attn_q.weight", heads * key_dim, width)?,
-            k: self.matrix("attn_k.weight", kv_heads * key_dim, width)?,
-            v: self.matrix("attn_v.weight", kv_heads * value_dim, width)?,
+            q: self.matrix("attn_q.weight", heads * key_dim, read)?,
+            k: self.matrix("attn_k.weight", kv_heads * key_dim, read)?,
+            v: self.matrix("attn_v.weight", kv_heads * value_dim, read)?,
             output: self.matrix("attn_output.weight", width, heads * value_dim)?,
             bias: [
                 self.optional_vector("attn_q.bias", heads * key_dim)?,

@@ -8,12 +8,14 @@
 mod assemble;
 mod block;
 mod deepseek2;
+mod eagle3;
 mod embedding;
 mod error;
 mod experts;
 mod features;
 mod head;
 mod llama;
+mod medusa;
 mod model;
 mod mtp;
 pub mod packed;
@@ -24,10 +26,13 @@ mod spec;
 
 pub use assemble::{Block, Blueprint, Ffn, Overrides, Routed};
 pub use embedding::{Embedding, StreamedTable};
+pub use eagle3::{EAGLE3, eagle3_head};
 pub use error::LoadError;
+use error::head_error;
 pub use experts::ExpertLayers;
 pub use features::FeatureTape;
 pub use head::{Head, HeadBlueprint, HeadOptions, HeadReaders};
+pub use medusa::{MEDUSA, Medusa, MedusaBlueprint, medusa_heads};
 pub use mtp::mtp_head;
 pub use model::{ExpertsChoice, Model, ModelOptions, PassError, Readers, Shared};
 pub use spec::{

@@ -14,7 +14,7 @@ use crate::weights::{DenseStore, Matrix, Vector};
 use super::assemble::{Assembler, Block};
 use super::experts::plain_layers;
 use super::head::{HeadBlueprint, HeadInput, RowPass};
-use super::{LoadError, ModelSpec};
+use super::{LoadError, ModelSpec, head_error};
 
 /// Weights in front of the block.
 struct MtpInput {
@@ -36,7 +36,7 @@ pub fn mtp_head(gguf: &Gguf, target: &ModelSpec) -> Result<HeadBlueprint, LoadEr
             "draft mtp: the file has no prediction head ({}.nextn_predict_layers)",
             target.architecture
         );
-        return Err(LoadError::Head { path: gguf.metadata.file().into(), problem });
+        return Err(head_error(gguf, problem));
     }
     let index = target.blocks;
     let mut spec = ModelSpec { blocks: 1, prediction_heads: 0, leading_dense: 0, ..target.clone() };
@@ -44,7 +44,7 @@ pub fn mtp_head(gguf: &Gguf, target: &ModelSpec) -> Result<HeadBlueprint, LoadEr
     spec.moe = spec.moe.filter(|_| dense.contains(&format!("blk.{index}.ffn_gate_inp.weight")));
     let experts = spec.moe.map(|moe| plain_layers(gguf, (&spec, &moe), index..index + 1)).transpose()?;
     let (width, vocab) = (spec.width, spec.vocab);
-    let mut parts = Assembler { spec: &spec, dense: &mut dense, index, first_routed: index };
+    let mut parts = Assembler { spec: &spec, dense: &mut dense, index, first_routed: index, attention_width: width };
     let input = MtpInput {
         project: parts.matrix("nextn.eh_proj.weight", width, 2 * width)?,
         embedding_norm: parts.vector("nextn.enorm.weight", width)?,
