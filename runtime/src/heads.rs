@@ -23,6 +23,9 @@ use crate::open::kv_shape;
 const SAMPLER_BYTES_PER_TOKEN: u64 = 32;
 const EXPERT_BYTES: u64 = 256;
 
+/// Rows of a head's pass at most: it reads its weights once for all of them.
+const ROWS_MAX: usize = 256;
+
 /// What bounds a head's passes.
 #[derive(Clone, Copy)]
 pub struct HeadShape {
@@ -61,7 +64,8 @@ impl OpenedHead {
     ) -> Result<Option<OpenedHead>, Error> {
         let chained = |own: &Gguf, blueprint: HeadBlueprint| -> Result<Plan, Error> {
             let kv = kv_shape(options.kv_type, own, &blueprint.spec)?;
-            let options = HeadOptions { context_len: shape.context_len, kv, threads: shape.threads };
+            let HeadShape { context_len, threads } = shape;
+            let options = HeadOptions { context_len, rows_max: ROWS_MAX.min(context_len), kv, threads };
             Ok(Plan::Chained(Box::new(blueprint), options))
         };
         let architecture = file.map(|file| file.metadata.require_str("general.architecture")).transpose()?;

@@ -2,7 +2,7 @@
 //! speed, never text, and a file that does not fit its target is refused by what is wrong with it.
 //!
 //! Weights are F16 on both sides, and the reference rounds what the KV cache holds as the cache does, so that
-//! only the order of float additions differs: 1e-3 of the logits' standard deviation is allowed.
+//! only the order of float additions differs: 2e-5 of the logits' standard deviation is allowed (2e-6 was seen).
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -23,9 +23,9 @@ use drafthorse_runtime::models::{
 use serde::Deserialize;
 
 /// Allowed difference of a logit, in standard deviations of the logits.
-const TOLERANCE: f64 = 1e-3;
+const TOLERANCE: f64 = 2e-5;
 /// Allowed difference of a hidden state's value; they are of order 1.
-const STATE_TOLERANCE: f32 = 2e-3;
+const STATE_TOLERANCE: f32 = 2e-4;
 const VOCAB: usize = 128;
 
 #[derive(Deserialize)]
@@ -70,7 +70,11 @@ const CHAINED: [Kind; 3] = [
     ("eagle3_variant", || golden("llama_tied"), eagle3_head),
 ];
 
-fn chained((name, target, read): Kind, threads: usize) -> Head {
+fn chained(kind: Kind) -> Head {
+    chained_with(kind, 1, 64)
+}
+
+fn chained_with((name, target, read): Kind, threads: usize, rows_max: usize) -> Head {
     let (gguf, target_path) = (Gguf::open(&head_file(name)).unwrap(), target());
     let target = load(&target_path, PLAIN);
     let blueprint = read(&gguf, &target.blueprint().spec).unwrap();
@@ -80,7 +84,7 @@ fn chained((name, target, read): Kind, threads: usize) -> Head {
         Ok(Box::new(PreadReader::open(&gguf.files, 2)?))
     };
     let readers = HeadReaders { own: &|| open(&gguf), target: &|| open(&target_gguf) };
-    let options = HeadOptions { context_len: 64, kv, threads };
+    let options = HeadOptions { context_len: 64, rows_max, kv, threads };
     blueprint.load(options, target.shared(), &readers, &mut |_| {}).unwrap()
 }
 
@@ -121,7 +125,7 @@ fn recording(path: &Path, taps: &[usize], setup: Setup) -> Model {
 fn chained_heads_agree_with_the_reference_in_every_row_and_in_what_they_draft() {
     for kind in CHAINED {
         let (name, vectors) = (kind.0, vectors(kind.0));
-        let (mut head, mut logits, mut worst) = (chained(kind, 1), Vec::new(), 0f64);
+        let (mut head, mut logits, mut worst) = (chained(kind), Vec::new(), 0f64);
         for ((token, features), want) in vectors.rows().iter().zip(&vectors.features).zip(&vectors.logits) {
             head.advance(&[*token], features, &mut logits).unwrap();
             worst = worst.max(distance(&logits, want));
@@ -160,15 +164,15 @@ fn medusa_heads_agree_with_the_reference() {
 fn a_row_of_a_head_does_not_depend_on_its_batch_or_threads_nor_on_rows_rolled_back() {
     for kind in CHAINED {
         let (name, vectors) = (kind.0, vectors(kind.0));
-        let (mut single, mut expected) = (chained(kind, 1), Vec::new());
+        let (mut single, mut expected) = (chained(kind), Vec::new());
         for (token, features) in vectors.rows().iter().zip(&vectors.features) {
             single.advance(&[*token], features, &mut expected).unwrap();
         }
         let mut stepped = Vec::new();
         single.step(7, &mut stepped).unwrap();
         let (features, width) = (vectors.flat(), vectors.features[0].len());
-        for (threads, cut) in [(1, 9), (2, 4), (3, 1)] {
-            let (mut head, mut logits) = (chained(kind, threads), Vec::new());
+        for (threads, cut, rows_max) in [(1, 9, 64), (2, 9, 4), (2, 4, 64), (3, 1, 1)] {
+            let (mut head, mut logits) = (chained_with(kind, threads, rows_max), Vec::new());
             for (tokens, features) in vectors.rows().chunks(cut).zip(features.chunks(cut * width)) {
                 head.advance(tokens, features, &mut logits).unwrap();
             }
@@ -189,7 +193,7 @@ fn a_row_of_a_head_does_not_depend_on_its_batch_or_threads_nor_on_rows_rolled_ba
 #[test]
 fn a_head_refuses_what_it_cannot_hold_and_goes_on() {
     for kind in CHAINED {
-        let (vectors, mut head, mut logits) = (vectors(kind.0), chained(kind, 1), Vec::new());
+        let (vectors, mut head, mut logits) = (vectors(kind.0), chained(kind), Vec::new());
         let features = vectors.features[0].repeat(65);
         let error = head.advance(&[1; 65], &features, &mut logits).unwrap_err().to_string();
         assert!(error.contains("65 more tokens") && head.is_empty(), "{error}");

@@ -23,9 +23,6 @@ use super::experts::ExpertLayers;
 use super::model::Shared;
 use super::{Embedding, LoadError, ModelSpec, PassError, StreamedTable};
 
-/// Rows of one pass at most: a long prompt is taken in piece by piece.
-const ROWS_MAX: usize = 256;
-
 /// How a kind of head makes the rows of its block.
 pub trait HeadInput: Send {
     /// Turns `features`, the target's hidden states (`[rows, taps * target width]`), into the head's own,
@@ -106,6 +103,8 @@ pub struct HeadBlueprint {
 pub struct HeadOptions {
     /// Rows of its cache.
     pub context_len: usize,
+    /// Rows of one pass at most: a long prompt is taken in piece by piece.
+    pub rows_max: usize,
     /// Shape of the cache's rows.
     pub kv: KvShape,
     /// Compute threads.
@@ -139,7 +138,7 @@ impl HeadBlueprint {
             layers.index.experts_total() as u64 * layers.index.slot_bytes() as u64
         });
         let plan = self.scratch(options);
-        let (width, vocab, rows) = (self.spec.width, self.spec.vocab, rows_max(options));
+        let (width, vocab, rows) = (self.spec.width, self.spec.vocab, options.rows_max);
         // Attention may read rows of twice the width; embeddings and hidden states lie beside them.
         let floats = rows * 3 * width + width + 2 * vocab;
         let quantized = rows * 2 * quantized_bytes(2 * width);
@@ -152,7 +151,7 @@ impl HeadBlueprint {
     }
 
     fn scratch(&self, options: &HeadOptions) -> ScratchPlan<'_> {
-        ScratchPlan::new(&self.spec, rows_max(options), self.block.inner(), options.threads)
+        ScratchPlan::new(&self.spec, options.rows_max, self.block.inner(), options.threads)
     }
 
     /// Reads the weights.
@@ -178,7 +177,7 @@ impl HeadBlueprint {
         let rope = Rope::new(&self.spec.rope, factors);
         let experts = self.experts.as_ref().map(|layers| cache(layers, &self.spec, reader, options.threads));
         let mut scratch = self.scratch(&options).allocate();
-        let (rows, width) = (rows_max(&options), self.spec.width);
+        let (rows, width) = (options.rows_max, self.spec.width);
         sized(&mut scratch.normed, rows * 2 * width);
         Ok(Head {
             embedding,
@@ -198,10 +197,6 @@ impl HeadBlueprint {
             shared,
         })
     }
-}
-
-fn rows_max(options: &HeadOptions) -> usize {
-    ROWS_MAX.min(options.context_len)
 }
 
 fn streamed(reader: Box<dyn Reader>, info: &TensorInfo, matrix: &Matrix) -> Result<Embedding, LoadError> {

@@ -1,0 +1,285 @@
+//! Heads through the public engine: they change speed, never text (DESIGN I2); what they draft does not
+//! depend on how they were shown the text; and what does not fit is refused in one clear line (I6).
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::synthetic::write_changed_copy;
+use common::{ask, generate, golden, local, open, plain_options, tokens};
+use drafthorse_draft::TokenId;
+use drafthorse_runtime::api::{DraftSource, EngineOptions, Generation, Silent};
+use drafthorse_runtime::engine::Engine;
+use drafthorse_runtime::gguf::{Array, BlockType, Gguf, Value, Writer};
+use drafthorse_scheduler::DraftLen;
+
+const GENERATED: usize = 40;
+
+fn head_file(name: &str) -> PathBuf {
+    local("tests/heads").join(name).with_extension("gguf")
+}
+
+/// Every head: the name of its drafter, its target, how it is asked for.
+fn heads() -> [(&'static str, PathBuf, DraftSource); 4] {
+    let of = |name: &str| DraftSource::Model(head_file(name));
+    [
+        ("mtp", head_file("mtp"), DraftSource::Mtp),
+        ("eagle3", golden("llama_tied"), of("eagle3")),
+        ("eagle3_variant", golden("llama_tied"), of("eagle3_variant")),
+        ("medusa", golden("llama_tied"), of("medusa")),
+    ]
+}
+
+fn drafted(target: &Path, draft: &DraftSource, draft_len: DraftLen) -> EngineOptions {
+    EngineOptions { draft: draft.clone(), draft_len, ..plain_options(target) }
+}
+
+/// What was guessed and what came of it.
+fn guesses(generation: &Generation) -> (u64, u64, u64) {
+    let speculation = &generation.speculation;
+    assert_eq!(speculation.off_reason, None);
+    (speculation.proposed, speculation.accepted, speculation.target_passes)
+}
+
+#[test]
+fn a_head_never_changes_the_text_and_is_sometimes_right() {
+    for (name, target, draft) in heads() {
+        let prompt = tokens(5, 23);
+        // Where the law is nearly flat, the noise that both sides share decides: an untrained head is right.
+        for temperature in [0.0, 0.8, 4.0] {
+            let plain = generate(&mut open(&plain_options(&target)), &prompt, &ask(GENERATED, temperature));
+            for draft_len in [DraftLen::Fixed(1), DraftLen::Fixed(3), DraftLen::Fixed(8), DraftLen::Auto] {
+                let mut engine = open(&drafted(&target, &draft, draft_len));
+                let got = generate(&mut engine, &prompt, &ask(GENERATED, temperature));
+                assert_eq!(got.tokens, plain.tokens, "{name}, {draft_len:?}, temperature {temperature}");
+                assert!(got.speculation.proposed > 0, "{name}, {draft_len:?}");
+                if temperature == 4.0 && draft_len == DraftLen::Fixed(3) {
+                    let (proposed, accepted, passes) = guesses(&got);
+                    println!("{name}: {accepted} of {proposed} accepted in {passes} passes");
+                    assert!(accepted > 4, "{name}: {accepted} of {proposed}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_drafted_does_not_depend_on_chunks_threads_slots_or_where_the_embedding_lies() {
+    for (name, target, draft) in heads() {
+        let prompt = tokens(6, 50);
+        let options = drafted(&target, &draft, DraftLen::Fixed(3));
+        let expected = generate(&mut open(&options), &prompt, &ask(GENERATED, 4.0));
+        let tight = open(&options).memory_plan().slots.min(4);
+        for (prefill_chunk, threads, slots) in [(7, 2, None), (1, 1, None), (64, 3, None), (16, 2, Some(tight))] {
+            let slots = slots.filter(|slots| *slots > 0);
+            let prefill_chunk = Some(prefill_chunk);
+            let varied =
+                EngineOptions { prefill_chunk, threads, draft_threads: threads, slots, ..options.clone() };
+            let got = generate(&mut open(&varied), &prompt, &ask(GENERATED, 4.0));
+            assert_eq!(got.tokens, expected.tokens, "{name}");
+            assert_eq!(guesses(&got), guesses(&expected), "{name}, chunks of {prefill_chunk:?}");
+        }
+    }
+}
+
+#[test]
+fn a_later_prompt_is_drafted_for_as_by_a_new_engine() {
+    for (name, target, draft) in heads() {
+        let options = drafted(&target, &draft, DraftLen::Fixed(3));
+        let mut engine = open(&options);
+        let mut text = tokens(8, 12);
+        let mut turns: Vec<Vec<TokenId>> = Vec::new();
+        for cut in [0, 1, 2, 5, 9] {
+            // The same again, its end changed, then longer.
+            text.truncate(text.len() - cut);
+            turns.push(text.clone());
+            text.extend(tokens(cut as u32, cut + 4));
+            turns.push(text.clone());
+        }
+        for prompt in &turns {
+            let got = generate(&mut engine, prompt, &ask(10, 4.0));
+            let new = generate(&mut open(&options), prompt, &ask(10, 4.0));
+            assert_eq!(got.tokens, new.tokens, "{name}");
+            assert_eq!(guesses(&got), guesses(&new), "{name}, a prompt of {}", prompt.len());
+            // The answer goes on in the next prompt.
+            let next = [&prompt[..], &got.tokens].concat();
+            let (got, new) = (
+                generate(&mut engine, &next, &ask(6, 4.0)),
+                generate(&mut open(&options), &next, &ask(6, 4.0)),
+            );
+            assert_eq!((&got.tokens, guesses(&got)), (&new.tokens, guesses(&new)), "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_head_that_is_rarely_asked_takes_in_what_it_missed() {
+    for (name, target, draft) in heads() {
+        // Passes of at most 9 rows: what is kept for the head overflows many times while drafting is off.
+        let options =
+            EngineOptions { prefill_chunk: Some(1), ..drafted(&target, &draft, DraftLen::Auto) };
+        let prompt = tokens(4, 6);
+        let got = generate(&mut open(&options), &prompt, &ask(110, 0.0));
+        let plain = generate(&mut open(&plain_options(&target)), &prompt, &ask(110, 0.0));
+        assert_eq!(got.tokens, plain.tokens, "{name}");
+        let reason = got.speculation.off_reason.unwrap_or_default();
+        assert!(!reason.contains("put away"), "{name}: {reason}");
+    }
+}
+
+#[test]
+fn the_memory_plan_counts_the_head_and_what_is_kept_for_it() {
+    for (name, target, draft) in heads() {
+        let bytes_of = |options: &EngineOptions| {
+            let plan = Engine::plan(options).unwrap();
+            plan.lines.iter().find(|line| line.name == "draft model").unwrap().bytes
+        };
+        assert_eq!(bytes_of(&plain_options(&target)), 0);
+        let long = bytes_of(&drafted(&target, &draft, DraftLen::Fixed(3)));
+        let weights: u64 = match draft {
+            DraftSource::Model(path) => Gguf::open(&path).unwrap().tensors.iter().map(|info| info.bytes).sum(),
+            _ => {
+                let gguf = Gguf::open(&target).unwrap();
+                gguf.tensors.iter().filter(|info| info.name.starts_with("blk.2.")).map(|info| info.bytes).sum()
+            }
+        };
+        assert!(long > weights, "{name}: {long} bytes for {weights} of weights");
+    }
+}
+
+/// The message that opening ends with; its exit code is that of a file that cannot be used.
+fn refusal(target: &Path, draft: DraftSource) -> String {
+    let error = Engine::open(&drafted(target, &draft, DraftLen::Fixed(2)), &mut Silent).err().unwrap();
+    assert_eq!(error.exit_code(), 3, "{error}");
+    let text = error.to_string();
+    assert!(!text.contains('\n'), "{text}");
+    text
+}
+
+/// A copy of `from` in which `change` may replace a tensor's name, dimensions and bytes, or drop it.
+fn write_with(
+    from: &Path,
+    to: &Path,
+    change: impl Fn(&str, &mut Vec<u64>, &mut Vec<u8>) -> Option<BlockType>,
+) {
+    let (gguf, file) = (Gguf::open(from).unwrap(), std::fs::read(from).unwrap());
+    let mut writer = Writer::new();
+    gguf.metadata.iter().for_each(|(key, value)| {
+        writer.metadata(key, value.clone());
+    });
+    for info in &gguf.tensors {
+        let mut bytes = file[info.offset as usize..][..info.bytes as usize].to_vec();
+        let mut dims = info.dims.clone();
+        if let Some(kind) = change(&info.name, &mut dims, &mut bytes) {
+            let kind = if kind == BlockType::I8 { info.block_type } else { kind };
+            writer.tensor(info.name.clone(), &dims, kind, move |out| out.write_all(&bytes));
+        }
+    }
+    writer.write(to).unwrap();
+}
+
+/// Leaves a tensor as it is.
+const AS_IT_IS: Option<BlockType> = Some(BlockType::I8);
+
+#[test]
+fn heads_for_another_target_are_refused_by_what_differs() {
+    let wide = golden("qwen3moe");
+    let text = refusal(&golden("llama"), DraftSource::Mtp);
+    assert!(text.contains("llama.gguf") && text.contains("llama.nextn_predict_layers"), "{text}");
+    let folder = tempfile::tempdir().unwrap();
+    let changed = |name: &str, key: &str, value: Value| {
+        let path = folder.path().join(format!("{}.gguf", key.replace('.', "_")));
+        write_changed_copy(&head_file(name), &path, &[(key, value)], None);
+        DraftSource::Model(path)
+    };
+    let target = golden("llama_tied");
+    let layers = |layers: &[i32]| Value::Array(Array::I32(layers.to_vec()));
+    for (name, key, value, words) in [
+        ("eagle3", "eagle3.target_hidden_size", Value::U32(96), "96, but the target's hidden states have 64"),
+        ("eagle3", "eagle3.target_layers", layers(&[0, 1, 3]), "layer 3, but the target has 2 blocks"),
+        ("eagle3", "eagle3.target_layers", layers(&[0, -1, 2]), "not an array of integers from 0 on"),
+        ("eagle3", "eagle3.target_layers", layers(&[0, 1]), "2 layers, not 3"),
+        ("eagle3", "eagle3.target_layers", Value::U32(2), "not an array of integers from 0 on"),
+        ("eagle3", "eagle3.block_count", Value::U32(2), "such a head has one block"),
+        ("eagle3", "eagle3.attention.head_count_kv", Value::U32(3), "3 does not divide 2"),
+        ("eagle3", "eagle3.embedding_length", Value::U32(u32::MAX), "is not in 1..="),
+        ("medusa", "medusa.embedding_length", Value::U32(32), "32, but the target's width is 64"),
+        ("medusa", "medusa.vocab_size", Value::U32(1000), "1000, but the target's vocabulary is 128"),
+        ("medusa", "medusa.head_count", Value::U32(4), "head.3.block.0.weight"),
+        ("medusa", "medusa.head_count", Value::U32(1 << 31), "is not in 1..="),
+        ("medusa", "medusa.head_count", Value::U32(2), "head.2.block.0.weight"),
+    ] {
+        let text = refusal(&target, changed(name, key, value));
+        assert!(text.contains(words), "{words} in {text}");
+    }
+    // A head for 64 values and 128 tokens on a target with 288 tokens.
+    let text = refusal(&golden("llama"), DraftSource::Model(head_file("medusa")));
+    assert!(text.contains("vocabulary is 288"), "{text}");
+    let text = refusal(&wide, DraftSource::Model(golden("llama")));
+    assert!(text.contains("does not share the vocabulary"), "{text}");
+}
+
+#[test]
+fn head_files_with_missing_or_misshapen_tensors_or_a_wrong_map_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bad.gguf");
+    let bad = || DraftSource::Model(path.clone());
+    let target = golden("llama_tied");
+    for missing in ["fc.weight", "blk.0.attn_norm_2.weight", "output.weight", "blk.0.ffn_up.weight"] {
+        write_with(&head_file("eagle3"), &path, |name, _, _| AS_IT_IS.filter(|_| name != missing));
+        let text = refusal(&target, bad());
+        assert!(text.contains(missing) && text.contains("missing"), "{text}");
+    }
+    for missing in ["blk.2.nextn.eh_proj.weight", "blk.2.nextn.enorm.weight", "blk.2.ffn_up_exps.weight"] {
+        write_with(&head_file("mtp"), &path, |name, _, _| AS_IT_IS.filter(|_| name != missing));
+        let text = refusal(&path, DraftSource::Mtp);
+        assert!(text.contains(missing) && text.contains("missing"), "{text}");
+        // Without its head, the target runs as ever.
+        generate(&mut open(&plain_options(&path)), &tokens(1, 4), &ask(3, 0.0));
+    }
+    let reshape = |from: &str, tensor: &str, dims: &[u64]| {
+        write_with(&head_file(from), &path, |name, had, _| {
+            if name == tensor {
+                *had = dims.to_vec();
+            }
+            AS_IT_IS
+        });
+    };
+    reshape("eagle3", "fc.weight", &[96, 128]);
+    assert!(refusal(&target, bad()).contains("fc.weight has shape [96, 128]"));
+    reshape("medusa", "head.1.block.0.weight", &[128, 32]);
+    assert!(refusal(&target, bad()).contains("head.1.block.0.weight has shape [128, 32]"));
+    reshape("mtp", "blk.2.nextn.eh_proj.weight", &[64, 128]);
+    assert!(refusal(&path, DraftSource::Mtp).contains("nextn.eh_proj.weight has shape [64, 128]"));
+    for (row, id, words) in [
+        (5, 128i64, "row 5: id 128 is outside the vocabulary of 128"),
+        (0, -1, "row 0: id -1 is outside"),
+        (2, i64::MAX, "row 2: id 9223372036854775807 is outside"),
+    ] {
+        write_with(&head_file("eagle3"), &path, |name, _, bytes| {
+            if name == "d2t" {
+                bytes[8 * row..8 * row + 8].copy_from_slice(&id.to_le_bytes());
+            }
+            AS_IT_IS
+        });
+        let text = refusal(&target, bad());
+        assert!(text.contains("tensor d2t") && text.contains(words), "{text}");
+    }
+    write_with(&head_file("eagle3"), &path, |name, _, bytes| {
+        if name == "d2t" {
+            bytes.copy_within(0..8, 8);
+        }
+        AS_IT_IS
+    });
+    assert!(refusal(&target, bad()).contains("is there twice"));
+    write_with(&head_file("eagle3"), &path, |name, dims, _| match name {
+        "d2t" => {
+            dims[0] *= 2;
+            Some(BlockType::I32)
+        }
+        _ => AS_IT_IS,
+    });
+    assert!(refusal(&target, bad()).contains("is I32 [192], not I64 of 1 to 128 ids"));
+}
