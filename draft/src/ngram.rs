@@ -124,7 +124,9 @@ mod tests {
         let sampler =
             Sampler::new(SamplerConfig { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 0 });
         let mut drafter = NgramDrafter::new(NgramConfig { min_match, max_match });
-        drafter.propose(Request { context, max_tokens, sampler: &sampler, features: None }).expect("never fails")
+        drafter
+            .propose(Request { context, max_tokens, sampler: &sampler, features: None })
+            .expect("never fails")
     }
 
     #[test]

@@ -4,8 +4,8 @@
 mod common;
 
 use common::{FEATURE_WIDTH, HashHead, HashHeads, HashModel, features_of, mix, sampler};
-use drafthorse_draft::{DRAFTERS, Draft, Drafter, DrafterParts, Features, HeadPart, NgramConfig, Request};
 use drafthorse_draft::TokenId;
+use drafthorse_draft::{DRAFTERS, Draft, Drafter, DrafterParts, Features, HeadPart, NgramConfig, Request};
 
 const VOCAB: usize = 5;
 const CONTEXT_LEN: usize = 64;

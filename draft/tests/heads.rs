@@ -51,8 +51,7 @@ fn a_gap_in_the_hidden_states_is_named_and_does_not_corrupt_the_head() {
     ask(&mut drafter, &context[..4], 0, 2).unwrap();
     let error = ask(&mut drafter, &context, 6, 2).unwrap_err();
     assert_eq!(error.to_string(), "the mtp head lacks the target's hidden state of position 3");
-    let nothing =
-        Request { context: &context, max_tokens: 1, sampler: &sampler(0.0, 0), features: None };
+    let nothing = Request { context: &context, max_tokens: 1, sampler: &sampler(0.0, 0), features: None };
     assert!(matches!(drafter.propose(nothing), Err(DraftError::FeaturesMissing { .. })));
     assert_eq!(ask(&mut drafter, &context, 2, 3).unwrap(), ask(&mut head(), &context, 0, 3).unwrap());
 }

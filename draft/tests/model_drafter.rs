@@ -19,7 +19,9 @@ fn propose(
     max_tokens: usize,
 ) -> Result<Vec<TokenId>, DraftError> {
     let sampler = sampler(0.8, 4);
-    drafter.propose(Request { context, max_tokens, sampler: &sampler, features: None }).map(|draft| draft.tokens)
+    drafter
+        .propose(Request { context, max_tokens, sampler: &sampler, features: None })
+        .map(|draft| draft.tokens)
 }
 
 /// Fails the test, instead of the whole run, when `work` hangs.

@@ -11,9 +11,7 @@ mod shown;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use drafthorse_draft::{
-    AcceptanceStats, Draft, Drafter, LanguageModel, LogitRows, Sampler, TokenId, verify,
-};
+use drafthorse_draft::{AcceptanceStats, Draft, Drafter, LanguageModel, LogitRows, Sampler, TokenId, verify};
 use drafthorse_offload::{CacheStats, Residency};
 use drafthorse_scheduler::{Controller, ControllerConfig, MemoryPlan, StepOutcome};
 

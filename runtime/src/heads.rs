@@ -17,11 +17,7 @@ use crate::models::{
     Blueprint, EAGLE3, FeatureTape, HeadBlueprint, HeadOptions, HeadReaders, MEDUSA, MedusaBlueprint, Model,
     StreamedTable, eagle3_head, medusa_heads, mtp_head,
 };
-use crate::open::kv_shape;
-
-/// Bytes that the sampler works with, and index and statistics of an expert, as for a draft model.
-const SAMPLER_BYTES_PER_TOKEN: u64 = 32;
-const EXPERT_BYTES: u64 = 256;
+use crate::open::{EXPERT_BYTES, SAMPLER_BYTES_PER_TOKEN, kv_shape};
 
 /// Rows of a head's pass at most: it reads its weights once for all of them.
 const ROWS_MAX: usize = 256;
@@ -152,7 +148,8 @@ impl OpenedHead {
             Plan::Parallel(heads) => {
                 progress.begin("loading heads", heads.dense.bytes());
                 let reader = (readers.own)()?;
-                let heads = heads.load(self.threads, &shared, reader, &mut |bytes| progress.advance(bytes))?;
+                let heads =
+                    heads.load(self.threads, &shared, reader, &mut |bytes| progress.advance(bytes))?;
                 progress.end();
                 Ok(HeadPart::Parallel(Box::new(heads)))
             }

@@ -26,9 +26,9 @@ const CONTEXT_DEFAULT: usize = 4096;
 /// Stack and allocator memory a thread touches.
 const THREAD_BYTES: u64 = 256 << 10;
 /// Bytes the sampler works with, per token of the vocabulary and side.
-const SAMPLER_BYTES_PER_TOKEN: u64 = 32;
+pub const SAMPLER_BYTES_PER_TOKEN: u64 = 32;
 /// Index, policy and statistics of one expert, beside its slot.
-const EXPERT_BYTES: u64 = 256;
+pub const EXPERT_BYTES: u64 = 256;
 /// Rows of logits planned at least: `logits --all` works in passes of this many.
 const LOGIT_ROWS_MIN: usize = 8;
 /// Lengths of a prefill pass to choose from, the longest first.
@@ -195,6 +195,9 @@ pub fn prepare(options: &EngineOptions) -> Result<Prepared, Error> {
     };
     let head_shape = HeadShape { context_len, threads: threads_or_default(options.draft_threads) };
     let mut head = OpenedHead::open(options, (&gguf, &target.blueprint), draft_gguf.as_ref(), head_shape)?;
+    if let (Some(_), Some(file)) = (&head, &draft_gguf) {
+        check_head_tokens(&gguf, file)?;
+    }
     notices.extend(heads_notice(options, &target.blueprint));
     let draft = match draft_gguf {
         Some(draft_gguf) if head.is_none() => {
@@ -349,25 +352,44 @@ fn check_vocabulary(target: (&Gguf, &Blueprint), draft: (&Gguf, &Blueprint)) -> 
     if ours != theirs {
         return fail(format!("it has {theirs} tokens, the target {ours}"));
     }
+    match token_difference(target.0, draft.0)? {
+        Some(difference) => fail(difference),
+        None => Ok(()),
+    }
+}
+
+/// A head has no tokens of its own to choose from; where its file lists some, they must be the target's.
+fn check_head_tokens(target: &Gguf, head: &Gguf) -> Result<(), Error> {
+    if head.metadata.strings(TOKENS_KEY)?.is_none() {
+        return Ok(());
+    }
+    let (path, of) = (|gguf: &Gguf| gguf.metadata.file().into(), token_difference(target, head)?);
+    of.map_or(Ok(()), |difference| {
+        Err(Error::Vocabulary { target: path(target), draft: path(head), difference })
+    })
+}
+
+/// The first difference between two files' token lists, in words.
+fn token_difference(target: &Gguf, draft: &Gguf) -> Result<Option<String>, Error> {
     let of = |gguf: &Gguf| gguf.metadata.strings(TOKENS_KEY).map(|tokens| tokens.cloned());
-    match (of(target.0)?, of(draft.0)?) {
-        (None, None) => Ok(()),
-        (Some(_), None) => fail("it has no token list, the target has one".into()),
-        (None, Some(_)) => fail("it has a token list, the target has none".into()),
+    Ok(match (of(target)?, of(draft)?) {
+        (None, None) => None,
+        (Some(_), None) => Some("it has no token list, the target has one".into()),
+        (None, Some(_)) => Some("it has a token list, the target has none".into()),
         (Some(ours), Some(theirs)) => {
             let shown = |token: &[u8]| quoted(&String::from_utf8_lossy(token));
             let differs = ours.iter().zip(theirs.iter()).enumerate().find(|(_, (a, b))| a != b);
             match differs {
                 Some((id, (a, b))) => {
-                    fail(format!("token {id} is {}, the target's is {}", shown(b), shown(a)))
+                    Some(format!("token {id} is {}, the target's is {}", shown(b), shown(a)))
                 }
                 None if ours.len() != theirs.len() => {
-                    fail(format!("it lists {} tokens, the target {}", theirs.len(), ours.len()))
+                    Some(format!("it lists {} tokens, the target {}", theirs.len(), ours.len()))
                 }
-                None => Ok(()),
+                None => None,
             }
         }
-    }
+    })
 }
 
 fn budget_bytes(options: &EngineOptions) -> Result<u64, Error> {

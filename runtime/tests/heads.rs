@@ -206,7 +206,9 @@ fn a_head_refuses_what_it_cannot_hold_and_goes_on() {
 
 #[test]
 fn the_target_hands_out_the_hidden_states_of_the_reference() {
-    for (name, target) in [("mtp", head_file("mtp")), ("eagle3", golden("llama_tied")), ("medusa", golden("llama_tied"))] {
+    for (name, target) in
+        [("mtp", head_file("mtp")), ("eagle3", golden("llama_tied")), ("medusa", golden("llama_tied"))]
+    {
         let vectors = vectors(name);
         let mut model = recording(&target, &vectors.taps, PLAIN);
         model.forward(&vectors.tokens, LogitRows::None, &mut Vec::new()).unwrap();

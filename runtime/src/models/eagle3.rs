@@ -90,6 +90,7 @@ pub fn eagle3_head(gguf: &Gguf, target: &ModelSpec) -> Result<HeadBlueprint, Loa
         rope_factors,
         to_target,
         taps,
+        feature_len: fused,
     })
 }
 
@@ -166,13 +167,16 @@ fn read_map(gguf: &Gguf, info: &TensorInfo, vocab: usize) -> Result<Vec<TokenId>
     let path = gguf.file_of(info).ok_or_else(|| bad("lies in no file".into()))?;
     let mut bytes = vec![0u8; info.bytes as usize];
     File::open(path)
-        .and_then(|mut file| file.seek(SeekFrom::Start(info.offset)).and_then(|_| file.read_exact(&mut bytes)))
+        .and_then(|mut file| {
+            file.seek(SeekFrom::Start(info.offset)).and_then(|_| file.read_exact(&mut bytes))
+        })
         .map_err(|error| bad(format!("cannot be read: {error}")))?;
     let mut is_taken = vec![false; vocab];
     let ids = bytes.as_chunks::<8>().0.iter().enumerate().map(|(row, bytes)| {
         let id = i64::from_le_bytes(*bytes);
         let place = usize::try_from(id).ok().and_then(|id| is_taken.get_mut(id));
-        let place = place.ok_or_else(|| bad(format!("row {row}: id {id} is outside the vocabulary of {vocab}")))?;
+        let place =
+            place.ok_or_else(|| bad(format!("row {row}: id {id} is outside the vocabulary of {vocab}")))?;
         if std::mem::replace(place, true) {
             return Err(bad(format!("row {row}: id {id} is there twice")));
         }
@@ -195,13 +199,7 @@ impl HeadInput for Eagle3Input {
         matmul(pass.pool, pass.dense.matrix(&self.fuse), &x, hidden);
     }
 
-    fn enter(
-        &self,
-        pass: &mut RowPass<'_>,
-        block: &Block,
-        inputs: (&[f32], &[f32]),
-        scratch: &mut Scratch,
-    ) {
+    fn enter(&self, pass: &mut RowPass<'_>, block: &Block, inputs: (&[f32], &[f32]), scratch: &mut Scratch) {
         let len = pass.rows * pass.width;
         let normed = sized(&mut scratch.normed, 2 * len);
         pass.concat_normed([&block.attention_norm, &self.hidden_norm], inputs, normed);

@@ -6,9 +6,7 @@
 //! own where the head brings none. It must not know who drafts with it.
 
 use drafthorse_draft::{HeadModel, ModelError, TokenId};
-use drafthorse_offload::{
-    CacheConfig, ExpertCache, OffloadError, PolicyConfig, PolicyKind, Reader,
-};
+use drafthorse_offload::{CacheConfig, ExpertCache, OffloadError, PolicyConfig, PolicyKind, Reader};
 
 use crate::clock::Clock;
 use crate::gguf::TensorInfo;
@@ -31,13 +29,7 @@ pub trait HeadInput: Send {
 
     /// Puts the block's rows into `scratch.residual` and what attention reads into `scratch.normed`, from
     /// the embeddings of the tokens and the hidden states before them, `[rows, width]` each.
-    fn enter(
-        &self,
-        pass: &mut RowPass<'_>,
-        block: &Block,
-        inputs: (&[f32], &[f32]),
-        scratch: &mut Scratch,
-    );
+    fn enter(&self, pass: &mut RowPass<'_>, block: &Block, inputs: (&[f32], &[f32]), scratch: &mut Scratch);
 
     /// Whether the hidden state a row hands on to the next is the one after the output norm.
     fn hands_on_normed(&self) -> bool;
@@ -96,6 +88,8 @@ pub struct HeadBlueprint {
     pub to_target: Option<Vec<TokenId>>,
     /// Which hidden states of the target it takes, as [`super::Model::record_features`] names them.
     pub taps: Vec<usize>,
+    /// Values of these states, for one row.
+    pub feature_len: usize,
 }
 
 /// How a head is to be run.
@@ -134,14 +128,16 @@ impl HeadBlueprint {
 
     /// Bytes of everything the loaded head holds and of what loading it takes, experts included.
     pub fn resident_bytes(&self, options: &HeadOptions) -> u64 {
-        let slots = self.experts.as_ref().map_or(0, |layers| {
-            layers.index.experts_total() as u64 * layers.index.slot_bytes() as u64
-        });
+        let slots = self
+            .experts
+            .as_ref()
+            .map_or(0, |layers| layers.index.experts_total() as u64 * layers.index.slot_bytes() as u64);
         let plan = self.scratch(options);
         let (width, vocab, rows) = (self.spec.width, self.spec.vocab, options.rows_max);
-        // Attention may read rows of twice the width; embeddings and hidden states lie beside them.
-        let floats = rows * 3 * width + width + 2 * vocab;
-        let quantized = rows * 2 * quantized_bytes(2 * width);
+        // Attention may read rows of twice the width; embeddings and hidden states lie beside them, and the
+        // target's may be normed before they are fused.
+        let floats = rows * (3 * width + self.feature_len) + width + 2 * vocab;
+        let quantized = rows * 2 * quantized_bytes(self.feature_len.max(2 * width));
         let row_bytes = |info: &TensorInfo| StreamedTable::bytes(info.bytes as usize / vocab);
         let streamed = self.streamed.as_ref().map_or(0, row_bytes);
         let kv = KvCache::bytes(options.kv, 1, options.context_len);
@@ -261,7 +257,9 @@ impl Head {
         let (rows, width) = (tokens.len(), self.blueprint.spec.width);
         let own = self.blueprint.embedding.is_some();
         let store = if own { &self.blueprint.dense } else { &*self.shared.dense };
-        self.embedding.rows(store, tokens, &mut self.embedded[..rows * width]).map_err(PassError::Embedding)?;
+        self.embedding
+            .rows(store, tokens, &mut self.embedded[..rows * width])
+            .map_err(PassError::Embedding)?;
         let HeadBlueprint { input, block, dense, spec, .. } = &self.blueprint;
         let mut pass = RowPass { dense, pool: &mut self.pool, rows, width, norm_eps: spec.norm_eps };
         let inputs = (&self.embedded[..rows * width], &self.hidden[..rows * width]);
@@ -335,7 +333,8 @@ impl Head {
             return Ok(());
         }
         let (width, norm_eps) = (self.blueprint.spec.width, self.blueprint.spec.norm_eps);
-        let each = features.len() / tokens.len();
+        let each = self.blueprint.feature_len;
+        debug_assert_eq!(features.len(), tokens.len() * each, "one row of hidden states a token");
         let chunks = tokens.chunks(self.rows_max);
         for (tokens, features) in chunks.zip(features.chunks(each * self.rows_max)) {
             let rows = tokens.len();

@@ -15,10 +15,10 @@ use crate::gguf::Gguf;
 use crate::kernels::{Input, Pool, add_scaled, matmul, silu_mul};
 use crate::weights::{DenseStore, Matrix, Vector};
 
+use super::LoadError;
 use super::assemble::refuse_unused;
 use super::model::Shared;
 use super::spec::{Keys, ModelSpec, WIDTH_MAX};
-use super::LoadError;
 
 /// `general.architecture` of such files.
 pub const MEDUSA: &str = "medusa";
@@ -52,7 +52,9 @@ pub fn medusa_heads(gguf: &Gguf, target: &ModelSpec) -> Result<MedusaBlueprint, 
     let keys = Keys::new(gguf, MEDUSA);
     let count = keys.size("head_count", HEADS_MAX)?;
     let blocks = keys.size("block_count", HEADS_MAX)?;
-    for (key, what, ours) in [("embedding_length", "width", target.width), ("vocab_size", "vocabulary", target.vocab)] {
+    for (key, what, ours) in
+        [("embedding_length", "width", target.width), ("vocab_size", "vocabulary", target.vocab)]
+    {
         let theirs = keys.optional_size(key, WIDTH_MAX.max(1 << 24))?.unwrap_or(ours);
         if theirs != ours {
             return Err(keys.invalid(key, format!("{theirs}, but the target's {what} is {ours}")));
@@ -136,7 +138,12 @@ impl ParallelHeads for Medusa {
         for (head, logits) in all.iter().zip(logits.chunks_mut(*vocab)) {
             self.state.copy_from_slice(features);
             for (weight, bias) in &head.blocks {
-                matmul(&mut self.pool, dense.matrix(weight), &Input::new(&self.state, *width), &mut self.inner);
+                matmul(
+                    &mut self.pool,
+                    dense.matrix(weight),
+                    &Input::new(&self.state, *width),
+                    &mut self.inner,
+                );
                 add_scaled(dense.vector(bias), 1.0, &mut self.inner);
                 silu_mul(&mut self.inner, &self.ones);
                 add_scaled(&self.inner, 1.0, &mut self.state);

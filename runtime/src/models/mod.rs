@@ -25,16 +25,16 @@ mod qwen3moe;
 mod spec;
 
 pub use assemble::{Block, Blueprint, Ffn, Overrides, Routed};
-pub use embedding::{Embedding, StreamedTable};
 pub use eagle3::{EAGLE3, eagle3_head};
+pub use embedding::{Embedding, StreamedTable};
 pub use error::LoadError;
 use error::head_error;
 pub use experts::ExpertLayers;
 pub use features::FeatureTape;
 pub use head::{Head, HeadBlueprint, HeadOptions, HeadReaders};
 pub use medusa::{MEDUSA, Medusa, MedusaBlueprint, medusa_heads};
-pub use mtp::mtp_head;
 pub use model::{ExpertsChoice, Model, ModelOptions, PassError, Readers, Shared};
+pub use mtp::mtp_head;
 pub use spec::{
     AttentionSpec, Gating, GroupScore, GroupSpec, ModelSpec, MoeSpec, RopeLayout, RopeScaling, RopeSpec,
 };

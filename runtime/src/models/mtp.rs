@@ -44,7 +44,8 @@ pub fn mtp_head(gguf: &Gguf, target: &ModelSpec) -> Result<HeadBlueprint, LoadEr
     spec.moe = spec.moe.filter(|_| dense.contains(&format!("blk.{index}.ffn_gate_inp.weight")));
     let experts = spec.moe.map(|moe| plain_layers(gguf, (&spec, &moe), index..index + 1)).transpose()?;
     let (width, vocab) = (spec.width, spec.vocab);
-    let mut parts = Assembler { spec: &spec, dense: &mut dense, index, first_routed: index, attention_width: width };
+    let mut parts =
+        Assembler { spec: &spec, dense: &mut dense, index, first_routed: index, attention_width: width };
     let input = MtpInput {
         project: parts.matrix("nextn.eh_proj.weight", width, 2 * width)?,
         embedding_norm: parts.vector("nextn.enorm.weight", width)?,
@@ -68,6 +69,7 @@ pub fn mtp_head(gguf: &Gguf, target: &ModelSpec) -> Result<HeadBlueprint, LoadEr
         rope_factors,
         to_target: None,
         taps: vec![target.blocks],
+        feature_len: width,
     })
 }
 
@@ -76,13 +78,7 @@ impl HeadInput for MtpInput {
         hidden.copy_from_slice(features);
     }
 
-    fn enter(
-        &self,
-        pass: &mut RowPass<'_>,
-        block: &Block,
-        inputs: (&[f32], &[f32]),
-        scratch: &mut Scratch,
-    ) {
+    fn enter(&self, pass: &mut RowPass<'_>, block: &Block, inputs: (&[f32], &[f32]), scratch: &mut Scratch) {
         let len = pass.rows * pass.width;
         let both = sized(&mut scratch.normed, 2 * len);
         pass.concat_normed([&self.embedding_norm, &self.hidden_norm], inputs, both);
