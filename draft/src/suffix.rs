@@ -212,7 +212,13 @@ mod tests {
     fn propose(drafter: &mut SuffixDrafter, context: &[TokenId], max_tokens: usize) -> Draft {
         let sampler = Sampler::new(SamplerConfig::plain(0.0, 0));
         drafter
-            .propose(Request { context, max_tokens, sampler: &sampler, stop: StopRule::NEVER })
+            .propose(Request {
+                context,
+                max_tokens,
+                sampler: &sampler,
+                stop: StopRule::NEVER,
+                features: None,
+            })
             .expect("never fails")
     }
 

@@ -26,13 +26,14 @@ fn acceptance_by_place_adds_up_and_falls() {
         [DraftSource::Ngram, DraftSource::Model(golden("qwen3")), DraftSource::Model(golden("qwen3moe"))]
     {
         let speculation = run(draft, 3).speculation;
-        assert!(speculation.offered_at.len() <= 3 && speculation.proposed > 0, "{speculation:?}");
-        assert_eq!(speculation.offered_at.iter().sum::<u64>(), speculation.proposed);
-        assert_eq!(speculation.accepted_at.iter().sum::<u64>(), speculation.accepted);
-        assert!(speculation.accepted_at.is_sorted_by(|a, b| a >= b), "{speculation:?}");
-        assert!(speculation.accepted_at.iter().zip(&speculation.offered_at).all(|(a, o)| a <= o));
+        let places = &speculation.acceptance_by_position;
+        assert!(places.len() <= 3 && speculation.proposed > 0, "{speculation:?}");
+        assert_eq!(places.iter().map(|place| place.offered).sum::<u64>(), speculation.proposed);
+        assert_eq!(places.iter().map(|place| place.accepted).sum::<u64>(), speculation.accepted);
+        assert!(places.is_sorted_by(|a, b| a.accepted >= b.accepted), "{speculation:?}");
+        assert!(places.iter().all(|place| place.accepted <= place.offered));
     }
-    assert!(run(DraftSource::None, 0).speculation.offered_at.is_empty());
+    assert!(run(DraftSource::None, 0).speculation.acceptance_by_position.is_empty());
 }
 
 #[test]
