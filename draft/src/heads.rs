@@ -104,25 +104,24 @@ impl Drafter for HeadDrafter {
     }
 
     fn propose(&mut self, request: Request<'_>) -> Result<Draft, DraftError> {
-        let mut draft = Draft::default();
         let (context, head_context) = (request.context, self.head.context_len());
         // The first row needs a token and the hidden state before it; the last guess needs no row.
         if context.len() < 2 || context.len() - 1 > head_context {
-            return Ok(draft);
+            return Ok(Draft::default());
         }
         let len_max = request.max_tokens.min(head_context + 2 - context.len());
         self.sync(&request)?;
-        while draft.tokens.len() < len_max {
-            if let Some(&last) = draft.tokens.last() {
+        let (mut tokens, mut confidence) = (Vec::with_capacity(len_max), Vec::with_capacity(len_max));
+        while tokens.len() < len_max {
+            if let Some(&last) = tokens.last() {
                 self.head.step(last, &mut self.logits).map_err(DraftError::Model)?;
                 self.check_logits()?;
             }
-            let position = context.len() + draft.tokens.len();
-            let choice = request.sampler.choose(&self.logits, position);
-            draft.tokens.push(choice.token);
-            draft.confidence.push(choice.probability);
+            let choice = request.sampler.choose(&self.logits, context.len() + tokens.len());
+            tokens.push(choice.token);
+            confidence.push(choice.probability);
         }
-        Ok(draft)
+        Ok(Draft::new(tokens, confidence))
     }
 
     fn features(&self) -> FeatureNeed {

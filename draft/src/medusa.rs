@@ -39,11 +39,10 @@ impl Drafter for MedusaDrafter {
     }
 
     fn propose(&mut self, request: Request<'_>) -> Result<Draft, DraftError> {
-        let mut draft = Draft::default();
         let count = self.heads.count().min(request.max_tokens);
         // The state from which the target chose the last token of the context.
         let Some(position) = request.context.len().checked_sub(2).filter(|_| count > 0) else {
-            return Ok(draft);
+            return Ok(Draft::default());
         };
         let missing = DraftError::FeaturesMissing { drafter: "medusa", position };
         let features = request.features.and_then(|rows| rows.rows(position..position + 1)).ok_or(missing)?;
@@ -52,12 +51,11 @@ impl Drafter for MedusaDrafter {
         if self.logits.len() != count * vocab {
             return Err(DraftError::LogitCount { got: self.logits.len(), want: count * vocab });
         }
-        for (index, row) in self.logits.chunks(vocab).enumerate() {
-            let choice = request.sampler.choose(row, request.context.len() + index);
-            draft.tokens.push(choice.token);
-            draft.confidence.push(choice.probability);
-        }
-        Ok(draft)
+        let first = request.context.len();
+        let rows = self.logits.chunks(vocab).enumerate();
+        let choices = rows.map(|(index, row)| request.sampler.choose(row, first + index));
+        let (tokens, confidence) = choices.map(|choice| (choice.token, choice.probability)).unzip();
+        Ok(Draft::new(tokens, confidence))
     }
 
     fn features(&self) -> FeatureNeed {
