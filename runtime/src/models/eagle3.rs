@@ -141,7 +141,6 @@ fn taps(keys: &Keys<'_>, target: &ModelSpec) -> Result<Vec<usize>, LoadError> {
 }
 
 /// The own classifier, and the target's ids of its rows.
-#[expect(clippy::type_complexity, reason = "two options that belong together")]
 fn output(
     gguf: &Gguf,
     dense: &mut DenseStore,
