@@ -183,7 +183,10 @@ fn check_files(bench: &Bench, rows: usize) {
     let (csv, markdown, html) = (bench.out("speedup.csv"), bench.out("speedup.md"), bench.out("report.html"));
     assert_eq!(csv.lines().count(), rows + 1);
     assert!(csv.starts_with("task,cache,slots,share,start,temperature,drafter,draft_len"), "{csv}");
-    assert_eq!(markdown.lines().filter(|line| line.starts_with("| ")).count(), rows + 2);
+    // Two tables of rows, and "auto" of two drafters at eight settings against their fixed length.
+    let autos = 8 * 2 + 1;
+    assert_eq!(markdown.lines().filter(|line| line.starts_with("| ")).count(), rows + 2 + autos);
+    assert!(markdown.contains("at least 0.98 of no draft in"), "{markdown}");
     for part in
         ["speedup", "--quick", " UTC", " cores", "commit ", "identical ids", "posix_fadvise", "Task by task"]
     {
@@ -191,7 +194,7 @@ fn check_files(bench: &Bench, rows: usize) {
     }
     let document = page(&html);
     let count = |name: &str| document.descendants().filter(|node| node.has_tag_name(name)).count();
-    assert_eq!(count("tr"), rows + 1);
+    assert_eq!(count("tr"), rows + 1 + autos);
     let svgs = document.descendants().filter(|node| node.tag_name().name() == "svg").count();
     assert!(svgs >= 4 * 2, "{svgs} plots");
     assert!(!html.contains("<script") && !html.contains("src=") && !html.contains("href="));
