@@ -3,7 +3,7 @@
 //! Owns [`ChainDrafter`]. What costs nothing and knows when it does not know (n-gram, suffix) stands before
 //! what always has a guess (a model). It must not know how a member drafts.
 
-use crate::{Draft, DraftError, Drafter, Request};
+use crate::{Draft, DraftError, Drafter, FeatureNeed, Request};
 
 /// Asks its members in order; see the module.
 ///
@@ -62,6 +62,12 @@ impl Drafter for ChainDrafter {
         Ok(drafted)
     }
 
+    /// At most one member needs any: two heads in one chain would draft for each other's openings.
+    fn features(&self) -> FeatureNeed {
+        let needs = self.members.iter().map(|member| member.drafter.features());
+        needs.into_iter().find(|need| *need != FeatureNeed::None).unwrap_or(FeatureNeed::None)
+    }
+
     fn notices(&mut self) -> Vec<String> {
         let mut lines = std::mem::take(&mut self.notices);
         lines.extend(self.members.iter_mut().flat_map(|member| member.drafter.notices()));
@@ -115,6 +121,7 @@ mod tests {
             max_tokens: 2,
             sampler: &sampler,
             stop: StopRule::NEVER,
+            features: None,
         })?;
         Ok(draft.tokens.first().map(|token| (*token, draft.source)))
     }

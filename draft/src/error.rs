@@ -65,6 +65,26 @@ pub enum DraftError {
         /// What it failed with.
         source: Box<DraftError>,
     },
+    /// A drafter of this kind cannot be built without a head.
+    #[error("drafter '{drafter}' needs a head of its kind and none was given")]
+    HeadMissing {
+        /// The drafter's name in the registry.
+        drafter: &'static str,
+    },
+    /// A head was given to a drafter that would ignore it.
+    #[error("drafter '{drafter}' takes no head, but one was given")]
+    HeadUnused {
+        /// The drafter's name in the registry.
+        drafter: &'static str,
+    },
+    /// The target's hidden states that a head continues from were not handed over.
+    #[error("the {drafter} head lacks the target's hidden state of position {position}")]
+    FeaturesMissing {
+        /// The drafter's name in the registry.
+        drafter: &'static str,
+        /// The first position it lacks.
+        position: usize,
+    },
     /// The operating system refused the draft thread.
     #[error("cannot start the draft thread: {0}")]
     Spawn(#[source] std::io::Error),

@@ -18,8 +18,11 @@ mod block;
 mod chain;
 mod config;
 mod error;
+mod features;
+mod heads;
 mod history;
 mod law;
+mod medusa;
 mod model;
 mod ngram;
 mod noise;
@@ -36,11 +39,14 @@ pub use block::BlockOdds;
 pub use chain::ChainDrafter;
 pub use config::{SamplerConfig, VerifyRule};
 pub use error::{DraftError, ModelError};
+pub use features::{FeatureNeed, Features};
+pub use heads::{HeadDrafter, HeadModel};
 pub use history::History;
 pub use law::Law;
+pub use medusa::{MedusaDrafter, ParallelHeads};
 pub use model::{ModelDrafter, SharedVocabulary};
 pub use ngram::{NgramConfig, NgramDrafter};
-pub use registry::{DRAFTERS, DrafterEntry, DrafterKind, DrafterParts};
+pub use registry::{DRAFTERS, DrafterEntry, DrafterKind, DrafterParts, HeadPart};
 pub use sampler::{Choice, DRAFT_LAW_TOKENS_MAX, Guess, Sampler};
 pub use scripted::{Script, ScriptConfidence, ScriptConfig, ScriptedDrafter};
 pub use stats::{AcceptanceStats, PositionAcceptance};
@@ -109,6 +115,8 @@ pub struct Request<'a> {
     pub sampler: &'a Sampler,
     /// When to stop before `max_tokens`; drafters whose tokens cost nothing need not ask.
     pub stop: StopRule,
+    /// What the target's passes showed of the context, where [`Drafter::features`] asks for it.
+    pub features: Option<Features<'a>>,
 }
 
 /// A guess at the next tokens.
@@ -186,7 +194,8 @@ pub trait Drafter: Send {
     fn name(&self) -> &'static str;
 
     /// Guesses the continuation of `request.context`. Contexts of one sequence grow and are rolled
-    /// back between calls; the drafter finds the common prefix with what it has seen.
+    /// back between calls; the drafter finds the common prefix with what it has seen. Asked for no tokens, a
+    /// drafter that needs features takes in those it is given.
     fn propose(&mut self, request: Request<'_>) -> Result<Draft, DraftError>;
 
     /// Lines the user must see since this was last asked, such as a member that was put away.
@@ -196,6 +205,12 @@ pub trait Drafter: Send {
 
     /// Forgets every text seen so far, as if just made: for measurements that repeat a text.
     fn forget(&mut self) {}
+
+    /// What it must be shown of the target's hidden states; most drafters need none. A drafter made of
+    /// others MUST pass on what they need.
+    fn features(&self) -> FeatureNeed {
+        FeatureNeed::None
+    }
 }
 
 #[cfg(test)]

@@ -146,7 +146,7 @@ impl Drafter for ModelDrafter {
         if request.max_tokens == 0 || request.context.is_empty() {
             return Ok(Draft::default());
         }
-        let Request { context, max_tokens, sampler, stop } = request;
+        let Request { context, max_tokens, sampler, stop, .. } = request;
         let job = Job { context: context.to_vec(), max_tokens, sampler: *sampler, stop };
         match self.submit(job).then(|| self.collect()).flatten() {
             Some(reply) => reply,

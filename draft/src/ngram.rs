@@ -124,7 +124,13 @@ mod tests {
         let sampler = Sampler::new(SamplerConfig::plain(0.0, 0));
         let mut drafter = NgramDrafter::new(NgramConfig { min_match, max_match });
         drafter
-            .propose(Request { context, max_tokens, sampler: &sampler, stop: StopRule::NEVER })
+            .propose(Request {
+                context,
+                max_tokens,
+                sampler: &sampler,
+                stop: StopRule::NEVER,
+                features: None,
+            })
             .expect("never fails")
     }
 

@@ -4,8 +4,8 @@
 //! must not know how a drafter drafts.
 
 use crate::{
-    DraftError, Drafter, LanguageModel, ModelDrafter, NgramConfig, NgramDrafter, Script, ScriptedDrafter,
-    SharedVocabulary, SuffixConfig, SuffixDrafter,
+    DraftError, Drafter, HeadDrafter, HeadModel, LanguageModel, MedusaDrafter, ModelDrafter, NgramConfig,
+    NgramDrafter, ParallelHeads, Script, ScriptedDrafter, SharedVocabulary, SuffixConfig, SuffixDrafter,
 };
 
 /// Which drafter to use; spelled as in [`DRAFTERS`].
@@ -18,8 +18,22 @@ pub enum DrafterKind {
     Ngram,
     /// Lookup in everything said so far.
     Suffix,
+    /// The prediction head in the target's own file.
+    Mtp,
+    /// An EAGLE-3 head.
+    Eagle3,
+    /// Medusa heads.
+    Medusa,
     /// A known answer with errors, for measurements.
     Script,
+}
+
+/// A head on the target's hidden states, by how it guesses.
+pub enum HeadPart {
+    /// Token after token (MTP, EAGLE-3).
+    Chained(Box<dyn HeadModel>),
+    /// All tokens at once (Medusa).
+    Parallel(Box<dyn ParallelHeads>),
 }
 
 /// What a drafter may be built from.
@@ -28,6 +42,8 @@ pub struct DrafterParts {
     pub model: Option<Box<dyn LanguageModel>>,
     /// Which ids draft model and target share; None: all of them.
     pub vocabulary: Option<SharedVocabulary>,
+    /// The head, for the drafters that need one.
+    pub head: Option<HeadPart>,
     /// Settings of the n-gram drafter.
     pub ngram: NgramConfig,
     /// Settings of the suffix drafter.
@@ -39,7 +55,7 @@ pub struct DrafterParts {
 impl DrafterParts {
     /// Settings without a model or a script.
     pub fn new(ngram: NgramConfig, suffix: SuffixConfig) -> DrafterParts {
-        DrafterParts { model: None, vocabulary: None, ngram, suffix, script: None }
+        DrafterParts { model: None, vocabulary: None, head: None, ngram, suffix, script: None }
     }
 }
 
@@ -75,6 +91,24 @@ pub const DRAFTERS: &[DrafterEntry] = &[
         build: build_suffix,
     },
     DrafterEntry {
+        kind: DrafterKind::Mtp,
+        name: "mtp",
+        doc: "the multi-token prediction head in the target's own file (DeepSeek-V3)",
+        build: |parts| build_chained("mtp", parts),
+    },
+    DrafterEntry {
+        kind: DrafterKind::Eagle3,
+        name: "eagle3",
+        doc: "an EAGLE-3 head trained for the target, in a file of its own",
+        build: |parts| build_chained("eagle3", parts),
+    },
+    DrafterEntry {
+        kind: DrafterKind::Medusa,
+        name: "medusa",
+        doc: "Medusa heads trained for the target, in a file of their own",
+        build: build_medusa,
+    },
+    DrafterEntry {
         kind: DrafterKind::Script,
         name: "script",
         doc: "for measurements only: a known answer, right as often as told",
@@ -96,38 +130,63 @@ impl DrafterKind {
     /// Builds a drafter of this kind.
     ///
     /// # Errors
-    /// A missing or superfluous draft model, a setting outside its limits, or a refused thread.
+    /// A missing or superfluous draft model or head, a setting outside its limits, or a refused thread.
     pub fn build(self, parts: DrafterParts) -> Result<Box<dyn Drafter>, DraftError> {
         (self.entry().build)(parts)
     }
 }
 
+fn build_chained(drafter: &'static str, parts: DrafterParts) -> Result<Box<dyn Drafter>, DraftError> {
+    refuse_model(drafter, &parts)?;
+    match parts.head {
+        Some(HeadPart::Chained(head)) => Ok(Box::new(HeadDrafter::new(drafter, head))),
+        _ => Err(DraftError::HeadMissing { drafter }),
+    }
+}
+
+fn build_medusa(parts: DrafterParts) -> Result<Box<dyn Drafter>, DraftError> {
+    let drafter = "medusa";
+    refuse_model(drafter, &parts)?;
+    match parts.head {
+        Some(HeadPart::Parallel(heads)) => Ok(Box::new(MedusaDrafter::new(heads))),
+        _ => Err(DraftError::HeadMissing { drafter }),
+    }
+}
+
+fn refuse_model(drafter: &'static str, parts: &DrafterParts) -> Result<(), DraftError> {
+    if parts.model.is_some() { Err(DraftError::ModelUnused { drafter }) } else { Ok(()) }
+}
+
+fn refuse_head(drafter: &'static str, parts: &DrafterParts) -> Result<(), DraftError> {
+    if parts.head.is_some() { Err(DraftError::HeadUnused { drafter }) } else { Ok(()) }
+}
+
 fn build_model(parts: DrafterParts) -> Result<Box<dyn Drafter>, DraftError> {
+    refuse_head("model", &parts)?;
     let model = parts.model.ok_or(DraftError::ModelMissing { drafter: "model" })?;
     Ok(Box::new(ModelDrafter::spawn_sharing(model, parts.vocabulary)?))
 }
 
 fn build_ngram(parts: DrafterParts) -> Result<Box<dyn Drafter>, DraftError> {
-    refuse_model(&parts, "ngram")?;
+    refuse_model("ngram", &parts)?;
+    refuse_head("ngram", &parts)?;
     parts.ngram.validate()?;
     Ok(Box::new(NgramDrafter::new(parts.ngram)))
 }
 
 fn build_suffix(parts: DrafterParts) -> Result<Box<dyn Drafter>, DraftError> {
-    refuse_model(&parts, "suffix")?;
+    refuse_model("suffix", &parts)?;
+    refuse_head("suffix", &parts)?;
     parts.suffix.validate()?;
     Ok(Box::new(SuffixDrafter::new(parts.suffix)))
 }
 
 fn build_script(parts: DrafterParts) -> Result<Box<dyn Drafter>, DraftError> {
-    refuse_model(&parts, "script")?;
+    refuse_model("script", &parts)?;
+    refuse_head("script", &parts)?;
     let script = parts.script.ok_or(DraftError::ScriptMissing { drafter: "script" })?;
     script.config.validate()?;
     Ok(Box::new(ScriptedDrafter::new(script)))
-}
-
-fn refuse_model(parts: &DrafterParts, drafter: &'static str) -> Result<(), DraftError> {
-    if parts.model.is_some() { Err(DraftError::ModelUnused { drafter }) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -136,7 +195,7 @@ mod tests {
 
     #[test]
     fn every_kind_has_one_line_and_its_name_finds_it() {
-        for kind in [DrafterKind::Model, DrafterKind::Ngram, DrafterKind::Suffix, DrafterKind::Script] {
+        for kind in DRAFTERS.iter().map(|entry| entry.kind) {
             assert_eq!(DRAFTERS.iter().filter(|entry| entry.kind == kind).count(), 1);
             assert_eq!(DrafterKind::from_name(kind.entry().name), Some(kind));
         }

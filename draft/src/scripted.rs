@@ -172,7 +172,15 @@ mod tests {
     fn propose(config: ScriptConfig, context: &[TokenId], max_tokens: usize) -> Draft {
         let sampler = Sampler::new(SamplerConfig::plain(0.0, 0));
         let mut drafter = ScriptedDrafter::new(Script { tokens: script(), config });
-        drafter.propose(Request { context, max_tokens, sampler: &sampler, stop: StopRule::NEVER }).unwrap()
+        drafter
+            .propose(Request {
+                context,
+                max_tokens,
+                sampler: &sampler,
+                stop: StopRule::NEVER,
+                features: None,
+            })
+            .unwrap()
     }
 
     #[test]

@@ -212,7 +212,13 @@ mod tests {
     fn propose(drafter: &mut SuffixDrafter, context: &[TokenId], max_tokens: usize) -> Draft {
         let sampler = Sampler::new(SamplerConfig::plain(0.0, 0));
         drafter
-            .propose(Request { context, max_tokens, sampler: &sampler, stop: StopRule::NEVER })
+            .propose(Request {
+                context,
+                max_tokens,
+                sampler: &sampler,
+                stop: StopRule::NEVER,
+                features: None,
+            })
             .expect("never fails")
     }
 
@@ -269,6 +275,15 @@ mod tests {
         let longer: Vec<TokenId> = (10..50).collect();
         propose(&mut drafter, &longer, 1);
         assert_eq!((drafter.earlier.len(), drafter.tokens_kept()), (0, 40), "the three were a correction");
+    }
+
+    #[test]
+    fn what_was_taken_back_is_remembered_with_what_stood_before_it() {
+        let mut drafter = drafter(3);
+        propose(&mut drafter, &(1..30).collect::<Vec<TokenId>>(), 1);
+        let other: Vec<TokenId> = (1..11).chain([50, 51, 9, 10, 11]).collect();
+        assert_eq!(propose(&mut drafter, &other, 2).tokens, [12, 13], "9 and 10 are in both texts");
+        assert_eq!(drafter.tokens_kept(), 29 + 15);
     }
 
     #[test]

@@ -3,11 +3,11 @@
 
 mod common;
 
-use common::{HashModel, mix, sampler};
+use common::{FEATURE_WIDTH, HashHead, HashHeads, HashModel, features_of, mix, sampler};
 use drafthorse_draft::{
-    ChainDrafter, DRAFT_LAW_TOKENS_MAX, DRAFTERS, Draft, Drafter, DrafterKind, DrafterParts, NgramConfig,
-    Request, Sampler, SamplerConfig, Script, ScriptConfidence, ScriptConfig, SharedVocabulary, StopRule,
-    SuffixConfig, TokenId, VerifyRule,
+    ChainDrafter, DRAFT_LAW_TOKENS_MAX, DRAFTERS, Draft, Drafter, DrafterKind, DrafterParts, Features,
+    HeadPart, NgramConfig, Request, Sampler, SamplerConfig, Script, ScriptConfidence, ScriptConfig,
+    SharedVocabulary, StopRule, SuffixConfig, TokenId, VerifyRule,
 };
 
 const VOCAB: usize = 5;
@@ -19,10 +19,17 @@ fn build(kind: DrafterKind) -> Box<dyn Drafter> {
     let suffix = SuffixConfig { min_match: 1, tokens_max: 256 };
     let config = ScriptConfig { accept: 0.6, us_per_token: 0, seed: 1, confidence: ScriptConfidence::Split };
     let script = Some(Script { tokens: familiar(4 * CONTEXT_LEN), config });
-    let parts = || DrafterParts { script: script.clone(), ..DrafterParts::new(ngram, suffix) };
+    let none = || DrafterParts { script: script.clone(), ..DrafterParts::new(ngram, suffix) };
     let model = Box::new(HashModel { context_len: CONTEXT_LEN, ..HashModel::new(VOCAB, 1) });
-    let with = kind.build(DrafterParts { model: Some(model), ..parts() });
-    with.or_else(|_| kind.build(parts())).unwrap()
+    let head = Box::new(HashHead { context_len: CONTEXT_LEN, ..HashHead::new(VOCAB) });
+    let heads = Box::new(HashHeads { vocab: VOCAB, count: 4 });
+    let parts = [
+        DrafterParts { model: Some(model), ..none() },
+        DrafterParts { head: Some(HeadPart::Chained(head)), ..none() },
+        DrafterParts { head: Some(HeadPart::Parallel(heads)), ..none() },
+        none(),
+    ];
+    parts.into_iter().find_map(|parts| kind.build(parts).ok()).unwrap()
 }
 
 /// A model with a token more than the target and another one in its place, as the engine builds it.
@@ -67,7 +74,10 @@ fn propose_with(
     context: &[TokenId],
     max_tokens: usize,
 ) -> Draft {
-    let draft = drafter.propose(Request { context, max_tokens, sampler, stop: StopRule::NEVER }).unwrap();
+    let values = features_of(context);
+    let features = Some(Features { start: 0, width: FEATURE_WIDTH, values: &values });
+    let draft =
+        drafter.propose(Request { context, max_tokens, sampler, stop: StopRule::NEVER, features }).unwrap();
     assert!(draft.tokens.len() <= max_tokens, "{name} drafted too much");
     assert_eq!(draft.tokens.len(), draft.confidence.len(), "{name}: one confidence for each token");
     assert!(draft.tokens.iter().all(|t| (*t as usize) < VOCAB), "{name} left the vocabulary");

@@ -21,7 +21,7 @@ fn propose(
 ) -> Result<Vec<TokenId>, DraftError> {
     let sampler = sampler(0.8, 4);
     drafter
-        .propose(Request { context, max_tokens, sampler: &sampler, stop: StopRule::NEVER })
+        .propose(Request { context, max_tokens, sampler: &sampler, stop: StopRule::NEVER, features: None })
         .map(|draft| draft.tokens)
 }
 
@@ -220,7 +220,7 @@ fn foreign(logits: &[f32], context: &[TokenId]) -> (Vec<TokenId>, Vec<TokenId>) 
     let mut drafter = ModelDrafter::spawn_sharing(Box::new(model), Some(vocabulary)).unwrap();
     let sampler = sampler(0.0, 0);
     let draft = drafter
-        .propose(Request { context, max_tokens: 2, sampler: &sampler, stop: StopRule::NEVER })
+        .propose(Request { context, max_tokens: 2, sampler: &sampler, stop: StopRule::NEVER, features: None })
         .unwrap();
     let read = rows.lock().unwrap().clone();
     (draft.tokens, read)
@@ -251,7 +251,13 @@ fn noise_is_keyed_by_the_position_in_the_sequence_whatever_was_left_out() {
         ModelDrafter::spawn_sharing(Box::new(Row(flat.clone(), Arc::default())), Some(vocabulary)).unwrap();
     let context = [4, 0, 4, 1];
     let draft = drafter
-        .propose(Request { context: &context, max_tokens: 8, sampler: &sampler, stop: StopRule::NEVER })
+        .propose(Request {
+            context: &context,
+            max_tokens: 8,
+            sampler: &sampler,
+            stop: StopRule::NEVER,
+            features: None,
+        })
         .unwrap();
     let known = [1.0, 1.0, 1.0, 1.0, f32::NEG_INFINITY];
     let expected: Vec<TokenId> =

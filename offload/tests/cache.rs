@@ -5,9 +5,10 @@ mod common;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use common::{Bank, drain, take};
-use drafthorse_offload::reader::{Fault, FaultKind, Faults, PreadReader};
+use drafthorse_offload::reader::{DiskSpec, Fault, FaultKind, Faults, PreadReader, SimulatedDisk};
 use drafthorse_offload::*;
 use parking_lot::Mutex;
 use proptest::prelude::*;
@@ -27,6 +28,31 @@ fn patient_cache(bank: &Bank, slots: usize) -> (ExpertCache, Faults) {
 fn fault(bank: &Bank, layer: u32, expert: u32, part: usize, kind: FaultKind) -> Fault {
     let extent = bank.index.extents(ExpertId { layer, expert }).unwrap()[part];
     Fault { file: extent.file, offset: extent.offset, kind }
+}
+
+#[test]
+fn a_cache_on_a_simulated_disk_gives_the_same_bytes_no_faster_than_the_disk() {
+    let bank = Bank::new(3, 8);
+    let faults = Faults::default();
+    let spec = DiskSpec { bytes_per_s: 50_000_000, latency: Duration::from_micros(100) };
+    let reader = bank.memory(&faults, Some(9));
+    let reader = SimulatedDisk::new(spec).in_front_of(reader, &ReaderOptions::default());
+    let mut cache = bank.cache(5, PolicyKind::Gating, reader);
+    let began = Instant::now();
+    for pass in 0..4 {
+        for layer in 0..3 {
+            let mut lease = cache.acquire(layer, &[pass, 7 - pass], &[1, 1]).unwrap();
+            drain(&bank, layer, &mut lease).unwrap();
+        }
+    }
+    let (stats, took_s) = (cache.stats(), began.elapsed().as_secs_f64());
+    assert!(stats.misses > 10 && took_s >= stats.bytes_read as f64 / 50e6, "{stats:?} in {took_s} s");
+    assert!(stats.read_s >= stats.misses as f64 * 3.0 * 100e-6, "every part waits out its latency");
+    faults.add(fault(&bank, 0, 5, 1, FaultKind::Eio));
+    let mut lease = cache.acquire(0, &[5], &[1]).unwrap();
+    assert!(matches!(drain(&bank, 0, &mut lease), Err(OffloadError::Load { .. })));
+    drop(lease);
+    drain(&bank, 0, &mut cache.acquire(0, &[5], &[1]).unwrap()).unwrap();
 }
 
 #[test]

@@ -27,7 +27,10 @@ pub enum DraftSource {
     Suffix,
     /// For measurements: a known answer, right as often as told.
     Script(ScriptChoice),
-    /// A small model that shares the target's vocabulary, on its own CPU threads.
+    /// The prediction head in the target's own file.
+    Mtp,
+    /// A small model that shares the target's vocabulary, on its own CPU threads; or a head trained for the
+    /// target (EAGLE-3, Medusa), as the file says.
     Model(PathBuf),
     /// Several of those above, asked in this order until one does not abstain; at most one is a model.
     Chain(Vec<DraftSource>),

@@ -7,12 +7,13 @@
 mod ahead;
 mod draft_len;
 mod forced;
+mod shown;
 
 use std::ops::ControlFlow;
 use std::time::Instant;
 
 use drafthorse_draft::{
-    AcceptanceStats, Draft, Drafter, History, LanguageModel, LogitRows, Request, Sampler, StopRule, TokenId,
+    AcceptanceStats, Draft, Drafter, History, LanguageModel, LogitRows, Sampler, TokenId,
 };
 use drafthorse_offload::reader::SimulatedDisk;
 use drafthorse_offload::{CacheStats, Residency};
@@ -97,7 +98,7 @@ impl Engine {
         let mut target =
             prepared.target.load(CacheChoice { slots, stats, ..CacheChoice::of(options) }, progress)?;
         target.set_route_sink(recording.as_ref().map(Recording::sink));
-        let drafter = drafter(options, prepared.draft, progress)?;
+        let drafter = drafter(options, prepared.draft, &mut target, progress)?;
         Ok(Engine {
             read_ahead: ReadAhead::new(options.prefetch, &target),
             target,
@@ -140,7 +141,12 @@ impl Engine {
         };
         let started = Instant::now();
         self.target.clock().restart();
-        let mut draft = self.propose(sequence, (wanted.min(room - 1), stop), progress);
+        let most = wanted.min(room - 1);
+        self.make_feature_room(sequence.tokens(), &sequence.sampler, 1 + most, progress);
+        let mut draft = match most {
+            0 => Draft::default(),
+            most => self.ask(sequence.tokens(), &sequence.sampler, (most, stop), progress),
+        };
         draft.cut(|draft| self.controller.keep(draft));
         let drafted = Instant::now();
         self.target.clock().lap(Phase::Draft);
@@ -172,29 +178,6 @@ impl Engine {
         }
         self.target.clock().lap(Phase::Sampling);
         Ok(committed)
-    }
-
-    /// Asks the drafter. One that fails is put away and said so; the text does not need it.
-    fn propose(
-        &mut self,
-        sequence: &Sequence,
-        (max_tokens, stop): (usize, StopRule),
-        progress: &mut dyn Progress,
-    ) -> Draft {
-        let Some(drafter) = self.drafter.as_mut().filter(|_| max_tokens > 0) else { return Draft::default() };
-        let request = Request { context: sequence.tokens(), max_tokens, sampler: &sequence.sampler, stop };
-        let proposed = drafter.propose(request);
-        drafter.notices().iter().for_each(|line| progress.notice(line));
-        match proposed {
-            Ok(draft) => draft,
-            Err(error) => {
-                let reason = format!("the {} drafter failed and was put away: {error}", drafter.name());
-                progress.notice(&reason);
-                self.drafter_missing = Some(reason);
-                self.drafter = None;
-                Draft::default()
-            }
-        }
     }
 
     /// Continues `prompt`. `on_tokens` gets every run of new tokens, and may stop the generation; it is
@@ -284,7 +267,7 @@ impl Engine {
         let Hooks { progress, on_tokens } = hooks;
         let prompt = sequence.tokens();
         let same = self.cached.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        let kept = same.min(prompt.len() - 1);
+        let kept = self.rows_to_keep(same.min(prompt.len() - 1));
         self.target.truncate(kept);
         self.cached.truncate(kept);
         tally.prefilled = prompt.len() - kept;
@@ -296,6 +279,8 @@ impl Engine {
                 progress.end();
                 return Ok(ControlFlow::Break(()));
             }
+            let known = &prompt[..=self.target.len()];
+            self.make_feature_room(known, &sequence.sampler, chunk.len(), progress);
             let which = if index == last { LogitRows::Last } else { LogitRows::None };
             let outcome = self.target.pass(chunk, which, &mut self.logits);
             outcome.inspect_err(|_| progress.end())?;

@@ -13,10 +13,11 @@ use drafthorse_scheduler::{DraftLen, MemoryPlan, Needs};
 
 use crate::api::{DraftSource, EngineOptions, Progress};
 use crate::gguf::{Gguf, Strings};
+use crate::heads::OpenedHead;
 use crate::kv::{KvCache, KvShape, KvType};
 use crate::layers::ScratchPlan;
 use crate::models::{
-    Blueprint, ExpertsChoice, LoadError, Model, ModelOptions, Overrides, Readers, StreamedTable,
+    Blueprint, ExpertsChoice, LoadError, Model, ModelOptions, ModelSpec, Overrides, Readers, StreamedTable,
 };
 use crate::stats_file::StatsFile;
 use crate::tokenizer::Tokenizer;
@@ -31,9 +32,9 @@ const CONTEXT_DEFAULT: usize = 4096;
 /// Stack and allocator memory a thread touches.
 const THREAD_BYTES: u64 = 256 << 10;
 /// Bytes the sampler works with, per token of the vocabulary and side.
-const SAMPLER_BYTES_PER_TOKEN: u64 = 32;
+pub const SAMPLER_BYTES_PER_TOKEN: u64 = 32;
 /// Index, policy and statistics of one expert, beside its slot.
-const EXPERT_BYTES: u64 = 256;
+pub const EXPERT_BYTES: u64 = 256;
 /// Rows of logits planned at least: `logits --all` works in passes of this many.
 const LOGIT_ROWS_MIN: usize = 8;
 /// Lengths of a prefill pass to choose from, the longest first.
@@ -198,21 +199,31 @@ pub fn prepare(options: &EngineOptions) -> Result<Prepared, Error> {
     notices.extend(context_notice("", context_len, &blueprint));
     let threads = threads_or_default(options.threads);
     let budget = budget_bytes(options)?;
-    let kv = kv_shape(options.kv_type, &gguf, &blueprint)?;
+    let kv = kv_shape(options.kv_type, &gguf, &blueprint.spec)?;
     let prefill_chunk = prefill_chunk(options, &blueprint, (context_len, threads, budget));
     let shape = ModelShape { context_len, prefill_chunk, verify_rows: verify_rows(options) };
     let mut target = Opened::new(&gguf, blueprint, shape.options(threads, "target", kv));
-    let draft = draft_files(options, (&gguf, &target.blueprint), shape, &mut notices)?;
+    let mut draft = draft_files(options, (&gguf, &target.blueprint), shape, &mut notices)?;
+    notices.extend(heads_notice(options, &target.blueprint));
     let tokenizer = tokenizer(&gguf, &target.blueprint)?;
     notices.extend(tokenizer.iter().flat_map(|tokenizer| tokenizer.notices().iter().cloned()));
     let has_experts = target.blueprint.experts.is_some();
     let stats = options.stats_file.clone();
     let stats = stats.map(|path| StatsFile::new(path, &gguf, (has_experts, options.policy))).transpose()?;
     drop(gguf);
-    let plan = fit(options, budget, &mut target, draft.model.as_ref())?;
+    let plan = fit(options, budget, &mut target, &mut draft)?;
     notices.extend(memory_notice(&plan));
     notices.extend(cycle_notice(&target.blueprint, &plan));
     Ok(Prepared { target, draft, tokenizer, plan, prefill_chunk, stats, notices })
+}
+
+/// What becomes of prediction heads in the target's file.
+fn heads_notice(options: &EngineOptions, target: &Blueprint) -> Option<String> {
+    match (target.spec.prediction_heads, options.draft.members().contains(&DraftSource::Mtp)) {
+        (0, _) | (1, true) => None,
+        (heads, true) => Some(format!("of {heads} prediction heads the first drafts every token")),
+        (_, false) => Some("the file has a prediction head, which is not used (--draft mtp)".into()),
+    }
 }
 
 /// What bounds the passes of target and draft alike.
@@ -231,11 +242,9 @@ impl ModelShape {
 }
 
 /// A cache type that does not hold a model's rows is refused: the text would not be what was asked for.
-fn kv_shape(kv_type: KvType, gguf: &Gguf, blueprint: &Blueprint) -> Result<KvShape, LoadError> {
+pub fn kv_shape(kv_type: KvType, gguf: &Gguf, spec: &ModelSpec) -> Result<KvShape, LoadError> {
     let path = || gguf.metadata.file().into();
-    blueprint
-        .kv_shape(kv_type)
-        .map_err(|error| LoadError::Override { path: path(), problem: error.to_string() })
+    spec.kv_shape(kv_type).map_err(|error| LoadError::Override { path: path(), problem: error.to_string() })
 }
 
 /// Rows of one prefill pass: as asked, or the most whose scratch takes no more than a small share of the
@@ -349,13 +358,14 @@ fn fit(
     options: &EngineOptions,
     budget: u64,
     target: &mut Opened,
-    draft: Option<&Opened>,
+    draft: &mut DraftFiles,
 ) -> Result<MemoryPlan, Error> {
     let roomy = plan(options, budget, target, draft);
     let total = target.experts_total();
     let wanted = options.slots.unwrap_or(total).min(total);
     let is_tight = !matches!(&roomy, Ok(plan) if plan.slots >= wanted);
     if total > 0 && is_tight && target.blueprint.stream_embedding() {
+        draft.head.iter_mut().for_each(OpenedHead::stream_embedding);
         return plan(options, budget, target, draft);
     }
     roomy
@@ -365,12 +375,15 @@ fn plan(
     options: &EngineOptions,
     budget: u64,
     target: &Opened,
-    draft: Option<&Opened>,
+    files: &DraftFiles,
 ) -> Result<MemoryPlan, Error> {
+    let (draft, head) = (files.model.as_ref(), files.head.as_ref());
     let experts_total = target.experts_total();
     let used = target.blueprint.spec.moe.map_or(0, |moe| moe.used);
-    let io_pools = 1 + usize::from(draft.is_some());
-    let threads = target.options.threads + draft.map_or(0, |d| d.options.threads + 1);
+    let io_pools = 1 + usize::from(draft.is_some()) + 2 * usize::from(head.is_some());
+    let threads = target.options.threads
+        + draft.map_or(0, |draft| draft.options.threads + 1)
+        + head.map_or(0, OpenedHead::threads);
     let threads = (threads + io_pools * options.io.threads) as u64;
     let needs = Needs {
         // What the process has needed so far (headers, tokenizer) and what loading needs once.
@@ -383,6 +396,8 @@ fn plan(
         kv_bytes: target.kv_bytes(),
         scratch_bytes: target.scratch_bytes(logit_rows(options) as u64),
         draft_bytes: draft.map_or(0, |draft| draft.resident_bytes() + laws_bytes(options, draft))
+            + head.map_or(0, |head| head.resident_bytes(&target.blueprint, target.options.rows_max))
+            + head.map_or(0, |_| laws_bytes(options, target))
             + suffix_bytes(options),
         slot_bytes: target.slot_bytes(),
         slots_min: used,

@@ -77,6 +77,29 @@ pub fn shared_vocabulary(
     }
 }
 
+/// A head has no tokens of its own to choose from; where its file lists some, they must be the target's.
+///
+/// # Errors
+/// [`Error::Vocabulary`] names the first that is not.
+pub fn check_head_tokens(target: &Gguf, head: &Gguf) -> Result<(), Error> {
+    let Some(theirs) = head.metadata.strings(TOKENS_KEY)? else { return Ok(()) };
+    let shown = |tokens: Option<&Strings>, id: usize| match tokens.and_then(|tokens| tokens.get(id)) {
+        Some(token) => quoted(&String::from_utf8_lossy(token)),
+        None => "not listed".to_owned(),
+    };
+    let ours = target.metadata.strings(TOKENS_KEY)?;
+    let listed = theirs.len().max(ours.map_or(0, Strings::len));
+    let differs = |id: &usize| ours.and_then(|ours| ours.get(*id)) != theirs.get(*id);
+    (0..listed).find(differs).map_or(Ok(()), |id| {
+        let (ours, theirs) = (shown(ours, id), shown(Some(theirs), id));
+        Err(Error::Vocabulary {
+            target: target.metadata.file().into(),
+            draft: head.metadata.file().into(),
+            difference: format!("token {id} is {theirs}, the target's is {ours}"),
+        })
+    })
+}
+
 /// The ids in common, `None` for all; the first difference that cannot be put up with, in words.
 fn compare(target: &Listed<'_>, draft: &Listed<'_>) -> Result<Option<SharedVocabulary>, String> {
     let both = target.tokens.len().min(draft.tokens.len());

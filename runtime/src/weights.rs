@@ -117,6 +117,16 @@ impl DenseStore {
         self.register(name, rows, cols, &[cols, rows])
     }
 
+    /// As [`DenseStore::matrix_of`] where the file has the tensor.
+    pub fn optional_matrix_of(
+        &mut self,
+        name: &str,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Option<Matrix>, LoadError> {
+        if self.contains(name) { self.matrix_of(name, rows, cols).map(Some) } else { Ok(None) }
+    }
+
     /// Registers a stack of `heads` matrices `[rows, cols]`.
     pub fn heads_of(
         &mut self,

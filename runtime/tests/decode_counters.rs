@@ -11,9 +11,13 @@ use drafthorse_scheduler::DraftLen;
 
 /// 40 tokens with everything fitting into a cache that is empty at first, so that each expert is read once.
 fn run(draft: DraftSource, draft_len: usize) -> Generation {
+    run_for(40, draft, draft_len)
+}
+
+fn run_for(max_tokens: usize, draft: DraftSource, draft_len: usize) -> Generation {
     let options =
         EngineOptions { draft, draft_len: DraftLen::Fixed(draft_len), ..plain_options(&golden("qwen3moe")) };
-    generate(&mut open(&options), &tokens(3, 4), &ask(40, 0.0))
+    generate(&mut open(&options), &tokens(3, 4), &ask(max_tokens, 0.0))
 }
 
 #[test]
@@ -22,13 +26,14 @@ fn acceptance_by_place_adds_up_and_falls() {
         [DraftSource::Ngram, DraftSource::Model(golden("qwen3")), DraftSource::Model(golden("qwen3moe"))]
     {
         let speculation = run(draft, 3).speculation;
-        assert!(speculation.offered_at.len() <= 3 && speculation.proposed > 0, "{speculation:?}");
-        assert_eq!(speculation.offered_at.iter().sum::<u64>(), speculation.proposed);
-        assert_eq!(speculation.accepted_at.iter().sum::<u64>(), speculation.accepted);
-        assert!(speculation.accepted_at.is_sorted_by(|a, b| a >= b), "{speculation:?}");
-        assert!(speculation.accepted_at.iter().zip(&speculation.offered_at).all(|(a, o)| a <= o));
+        let places = &speculation.acceptance_by_position;
+        assert!(places.len() <= 3 && speculation.proposed > 0, "{speculation:?}");
+        assert_eq!(places.iter().map(|place| place.offered).sum::<u64>(), speculation.proposed);
+        assert_eq!(places.iter().map(|place| place.accepted).sum::<u64>(), speculation.accepted);
+        assert!(places.is_sorted_by(|a, b| a.accepted >= b.accepted), "{speculation:?}");
+        assert!(places.iter().all(|place| place.accepted <= place.offered));
     }
-    assert!(run(DraftSource::None, 0).speculation.offered_at.is_empty());
+    assert!(run(DraftSource::None, 0).speculation.acceptance_by_position.is_empty());
 }
 
 #[test]
@@ -45,16 +50,18 @@ fn decoding_is_what_is_left_of_the_whole_without_the_prompt() {
 
 #[test]
 fn only_rejected_drafts_read_for_nothing() {
-    let plain = run(DraftSource::None, 0);
-    let right = run(DraftSource::Model(golden("qwen3moe")), 3);
+    // Few tokens: many would come to want every expert of so small a model.
+    let plain = run_for(6, DraftSource::None, 0);
+    let right = run_for(6, DraftSource::Model(golden("qwen3moe")), 3);
     assert_eq!(right.speculation.accepted, right.speculation.proposed, "the target guesses for itself");
     assert_eq!(right.offload.rejected_only_bytes, 0);
-    let wrong = run(DraftSource::Model(golden("qwen3")), 3);
+    let wrong = run_for(6, DraftSource::Model(golden("qwen3")), 3);
     assert!(wrong.speculation.accepted < wrong.speculation.proposed);
     assert_eq!(wrong.tokens, plain.tokens);
     // Each expert is read once: what was read beyond the text's own experts, rejected drafts alone wanted.
     // (They may also have been the first to want one that the text came to later.)
     let beyond = wrong.offload.bytes_read - plain.offload.bytes_read;
     let rejected_only = wrong.offload.rejected_only_bytes;
-    assert!(beyond > 0 && rejected_only >= beyond && rejected_only <= wrong.offload.decode.bytes_read);
+    let decode = wrong.offload.decode.bytes_read;
+    assert!(beyond > 0 && (beyond..=decode).contains(&rejected_only), "{beyond} {rejected_only} {decode}");
 }

@@ -98,13 +98,18 @@ fn flags_are_not_tuned_and_a_forced_file_is_replaced() {
     std::fs::write(&file, "mine").unwrap();
     let mut command = tune(&file, "0.05");
     let fixed = ["--force", "--draft-len", "2", "--slots", "20", "--threads", "1", "--policy", "lru"];
-    let report = succeeded(&command.args(fixed).output().unwrap());
+    command.args(fixed).args(["--simulate-disk", "400MB/s,50us"]);
+    let report = succeeded(&command.output().unwrap());
+    assert_eq!(report["simulated_disk"], "400 MB/s, 50 us");
     let cells = report["stages"][0]["cells"].as_array().unwrap();
     assert!(cells.iter().all(|cell| cell["drafter"] == "none" || cell["draft_len"] == "2"), "{report}");
     assert!(cells.iter().all(|cell| cell["slots"] == 20 && cell["threads"] == 1));
     let skipped = report["not_measured"].to_string();
     assert!(skipped.contains("--slots was given") && skipped.contains("--threads was given"), "{skipped}");
-    let table: toml::Table = std::fs::read_to_string(&file).unwrap().parse().unwrap();
+    let written = std::fs::read_to_string(&file).unwrap();
+    assert!(written.contains("# disk     SIMULATED: 400 MB/s, 50 us"), "{written}");
+    let table: toml::Table = written.parse().unwrap();
+    assert!(table["offload"].get("simulate_disk").is_none(), "measured for it, not to be run at its pace");
     assert_eq!(table["offload"]["slots"].as_integer(), Some(20));
     assert_eq!(table["offload"]["policy"].as_str(), Some("lru"), "what else was set is kept");
 }

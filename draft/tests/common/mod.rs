@@ -3,8 +3,8 @@
 //! Owns [`HashModel`], whose cache can be watched from outside, and the reference draft-verify loop.
 #![expect(dead_code, reason = "each test binary uses a part of it")]
 
-use drafthorse_draft::{Draft, DraftError, Drafter, LanguageModel, LogitRows, ModelError, Request};
-use drafthorse_draft::{Sampler, SamplerConfig, StopRule, TokenId};
+use drafthorse_draft::{Draft, DraftError, Drafter, Features, HeadModel, LanguageModel, LogitRows};
+use drafthorse_draft::{ModelError, ParallelHeads, Request, Sampler, SamplerConfig, StopRule, TokenId};
 use std::sync::{Arc, Mutex};
 
 /// The tokens of a model's KV cache, shared with the test that watches it.
@@ -97,6 +97,125 @@ impl LanguageModel for HashModel {
     }
 }
 
+/// Values of one row of [`features_of`].
+pub const FEATURE_WIDTH: usize = 2;
+
+/// Hidden states without a model: those of a position are a hash of the text up to and with it.
+pub fn features_of(context: &[TokenId]) -> Vec<f32> {
+    let mut key = 17;
+    let mut values = Vec::new();
+    for token in context {
+        key = mix(key ^ u64::from(*token));
+        values.extend([unit(key) as f32, unit(mix(key)) as f32]);
+    }
+    values
+}
+
+/// A head whose logits depend on every row it holds: its token and the hidden state it was made of.
+pub struct HashHead {
+    pub vocab: usize,
+    pub context_len: usize,
+    /// A hash of each row and those before it.
+    pub rows: Vec<u64>,
+    /// Calls that append rows until one fails.
+    pub fault: Option<usize>,
+}
+
+impl HashHead {
+    pub fn new(vocab: usize) -> HashHead {
+        HashHead { vocab, context_len: 512, rows: Vec::new(), fault: None }
+    }
+
+    fn append(&mut self, token: TokenId, features: u64, logits: &mut Vec<f32>) -> Result<(), ModelError> {
+        if self.rows.len() == self.context_len {
+            return Err("the head is full".into());
+        }
+        let before = self.rows.last().copied().unwrap_or(3);
+        let key = mix(mix(before ^ features) ^ u64::from(token));
+        self.rows.push(key);
+        logits.clear();
+        logits.extend((0..self.vocab as u64).map(|token| unit(mix(key ^ token)) as f32 * 6.0));
+        Ok(())
+    }
+
+    fn trip(&mut self) -> Result<(), ModelError> {
+        match &mut self.fault {
+            Some(0) => {
+                self.fault = None;
+                Err("a wire came loose".into())
+            }
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl HeadModel for HashHead {
+    fn vocab(&self) -> usize {
+        self.vocab
+    }
+
+    fn context_len(&self) -> usize {
+        self.context_len
+    }
+
+    fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    fn advance(
+        &mut self,
+        tokens: &[TokenId],
+        features: &[f32],
+        logits: &mut Vec<f32>,
+    ) -> Result<(), ModelError> {
+        self.trip()?;
+        assert_eq!(features.len(), tokens.len() * FEATURE_WIDTH);
+        for (token, row) in tokens.iter().zip(features.chunks(FEATURE_WIDTH)) {
+            let bits = row.iter().fold(0, |hash, value| mix(hash ^ u64::from(value.to_bits())));
+            self.append(*token, bits, logits)?;
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, token: TokenId, logits: &mut Vec<f32>) -> Result<(), ModelError> {
+        self.trip()?;
+        self.append(token, 5, logits)
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.rows.truncate(len);
+    }
+}
+
+/// Parallel heads whose logits are a hash of the hidden state and of which head it is.
+pub struct HashHeads {
+    pub vocab: usize,
+    pub count: usize,
+}
+
+impl ParallelHeads for HashHeads {
+    fn vocab(&self) -> usize {
+        self.vocab
+    }
+
+    fn count(&self) -> usize {
+        self.count
+    }
+
+    fn predict(&mut self, features: &[f32], heads: usize, logits: &mut Vec<f32>) -> Result<(), ModelError> {
+        assert_eq!(features.len(), FEATURE_WIDTH);
+        let key = features.iter().fold(0, |hash, value| mix(hash ^ u64::from(value.to_bits())));
+        let rows = (0..heads as u64).flat_map(|head| (0..self.vocab as u64).map(move |token| (head, token)));
+        logits.clear();
+        logits.extend(rows.map(|(head, token)| unit(mix(mix(key ^ head) ^ token)) as f32 * 6.0));
+        Ok(())
+    }
+}
+
 /// A drafter that agrees with nothing: random tokens, random confidence, random length.
 pub struct Adversary {
     pub vocab: usize,
@@ -157,7 +276,11 @@ pub fn generate_cut(
         if text.len() >= prompt.len() + count {
             break;
         }
-        let request = Request { context: &text, max_tokens: draft_len(pass), sampler, stop: StopRule::NEVER };
+        // A pass shows every row but the last committed token's, which is the next one's first.
+        let values = features_of(&text[..text.len() - 1]);
+        let features = Some(Features { start: 0, width: FEATURE_WIDTH, values: &values });
+        let max_tokens = draft_len(pass);
+        let request = Request { context: &text, max_tokens, sampler, stop: StopRule::NEVER, features };
         let mut draft = drafter.propose(request).unwrap();
         cut(&mut draft);
         let from = target.len();

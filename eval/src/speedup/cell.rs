@@ -143,11 +143,23 @@ impl Drafter {
         }
     }
 
-    /// Name in tables: of a file, its name alone.
+    /// Name in tables: of a file, its name alone. A list (`suffix,SMALL.gguf`) stays one.
     pub fn label(&self) -> String {
-        let is_file = self.0.ends_with(".gguf") && self.script().is_none();
-        let name = self.0.rsplit('/').next().filter(|_| is_file);
-        name.unwrap_or(&self.0).to_owned()
+        if self.script().is_some() {
+            return self.0.clone();
+        }
+        let short = |part: &str| {
+            let (kind, name) = part.split_at(part.find(':').map_or(0, |colon| colon + 1));
+            let name = name.rsplit('/').next().filter(|_| name.ends_with(".gguf")).unwrap_or(name);
+            format!("{kind}{name}")
+        };
+        self.0.split(',').map(short).collect::<Vec<_>>().join(",")
+    }
+
+    /// What may be a file of a model: each drafter of a list, without the kind before a colon.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let parts = self.0.split(',').filter(|_| self.script().is_none());
+        parts.map(|part| part.split_once(':').map_or(part, |(_, name)| name))
     }
 }
 
@@ -297,6 +309,15 @@ mod tests {
         assert_eq!(script.script_acceptance(), Some(0.6));
         let file = Drafter("/models/small.gguf".into());
         assert_eq!((file.argument("/x"), file.label()), ("/models/small.gguf".into(), "small.gguf".into()));
+        let list = Drafter("suffix,/models/small.gguf".into());
+        assert_eq!(list.label(), "suffix,small.gguf");
+        assert_eq!(list.names().collect::<Vec<_>>(), ["suffix", "/models/small.gguf"]);
+        let head = Drafter("eagle3:/models/head.gguf".into());
+        assert_eq!(
+            (head.label().as_str(), head.names().next()),
+            ("eagle3:head.gguf", Some("/models/head.gguf"))
+        );
+        assert_eq!((script.label(), script.names().count()), (script.0.clone(), 0));
     }
 
     #[test]

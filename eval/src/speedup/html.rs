@@ -2,6 +2,7 @@
 //!
 //! Well-formed as XML, no script, no address anywhere: it opens from a disk years later as it did today.
 
+use super::auto::{HEADS, autos, summary};
 use super::plot::{PlotError, all};
 use super::report::{Identity, Report};
 use super::table::{LEGEND, cells, facts, heads};
@@ -36,12 +37,30 @@ pub fn page(report: &Report) -> Result<String, PlotError> {
     }
     page.push_str("</table>\n</div>\n");
     LEGEND.iter().for_each(|line| page.push_str(&format!("<p>{}</p>\n", escaped(line))));
+    page.push_str(&auto_table(report));
     page.push_str("<h2>Plots</h2>\n");
     for plot in all(&report.rows)? {
         page.push_str(&format!("<h3>{}</h3>\n{}\n", escaped(&plot.title), plot.svg.trim()));
     }
     page.push_str("</body>\n</html>\n");
     Ok(page)
+}
+
+fn auto_table(report: &Report) -> String {
+    let autos = autos(&report.rows);
+    if autos.is_empty() {
+        return String::new();
+    }
+    let line = |tag: &str, cells: &[String]| {
+        let cells: String = cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escaped(cell))).collect();
+        format!("<tr>{cells}</tr>\n")
+    };
+    let rows: String = autos.iter().map(|auto| line("td", &auto.cells())).collect();
+    let heads = line("th", &HEADS.map(str::to_owned));
+    format!(
+        "<h2>auto against fixed lengths</h2>\n<p>{}</p>\n<table>\n{heads}{rows}</table>\n",
+        escaped(&summary(&autos))
+    )
 }
 
 /// Text that means itself in HTML and XML; what XML cannot hold is replaced.

@@ -6,8 +6,9 @@
 //! interrupted sweep goes on. Owns the order of the work and its errors; each step is a file beside this one:
 //!
 //! sweep -> plan (prompts, cells, turns) -> work (run, record, journal) -> summary (stats, best) -> report
-//! (table, plot, html).
+//! (table, auto, plot, html).
 
+mod auto;
 mod best;
 mod cell;
 mod energy;

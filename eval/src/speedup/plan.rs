@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use drafthorse_runtime::Error;
+use drafthorse_runtime::api::DraftSource;
 use drafthorse_runtime::config::{Config, Layer};
 use drafthorse_runtime::gguf::Gguf;
 use drafthorse_runtime::models::{Blueprint, Overrides};
@@ -76,8 +77,11 @@ impl Plan {
         let longest = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0);
         let variants = Variant::all(&sweep.drafters, &sweep.draft_lens, &sweep.verify);
         let mut files = gguf.files.clone();
-        for drafter in sweep.drafters.iter().filter(|drafter| Path::new(&drafter.0).is_file()) {
-            files.extend(Gguf::open(Path::new(&drafter.0))?.files);
+        for name in sweep.drafters.iter().flat_map(|drafter| drafter.names()) {
+            let path = if name == "demo" { demo_draft()? } else { Some(PathBuf::from(name)) };
+            if let Some(path) = path.filter(|path| path.is_file()) {
+                files.extend(Gguf::open(&path)?.files);
+            }
         }
         Ok(Plan {
             turns: turns(variants.len(), sweep.repeats),
@@ -137,6 +141,18 @@ fn model_path(model: &str) -> Result<PathBuf, SpeedupError> {
     flags.flag("model", ("model", "path"), Some(model));
     let path = Config::load(None, &flags).and_then(|config| config.model_path()).map_err(Error::from)?;
     Ok(path)
+}
+
+/// The draft of the pair that comes with the program.
+fn demo_draft() -> Result<Option<PathBuf>, SpeedupError> {
+    let mut flags = Layer::command_line();
+    flags.flag("drafters", ("draft", "source"), Some("demo"));
+    let options =
+        Config::load(None, &flags).and_then(|config| config.engine_options()).map_err(Error::from)?;
+    Ok(match options.draft {
+        DraftSource::Model(path) => Some(path),
+        _ => None,
+    })
 }
 
 fn bank(gguf: &Gguf, model: &Path) -> Result<Bank, SpeedupError> {

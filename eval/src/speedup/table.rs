@@ -4,6 +4,7 @@
 
 use drafthorse_runtime::units::format_bytes;
 
+use super::auto::{HEADS, autos, summary};
 use super::report::{ALL_TASKS, Identity, Report, Row};
 use super::stats::Spread;
 
@@ -216,25 +217,43 @@ pub fn markdown(report: &Report) -> String {
     let (over_all, by_task): (Vec<&Row>, Vec<&Row>) =
         report.rows.iter().partition(|row| row.task == ALL_TASKS);
     let long = grid(&COLUMNS.iter().collect::<Vec<_>>(), &by_task);
+    let autos = auto_table(report);
     let facts: String = facts(report).iter().map(|fact| format!("- {fact}\n")).collect();
     if over_all.is_empty() {
-        text.push_str(&format!("{long}\n{facts}\n"));
+        text.push_str(&format!("{long}\n{facts}\n{autos}"));
     } else {
         let short: Vec<&Column> = COLUMNS.iter().filter(|column| SHORT.contains(&column.name)).collect();
-        text.push_str(&format!("{}\n{facts}\n## Task by task\n\n{long}\n", grid(&short, &over_all)));
+        let short = grid(&short, &over_all);
+        text.push_str(&format!("{short}\n{facts}\n{autos}## Task by task\n\n{long}\n"));
     }
     LEGEND.iter().for_each(|line| text.push_str(&format!("{line}\n\n")));
     text.truncate(text.trim_end().len());
     text + "\n"
 }
 
+/// The scheduler's own lengths against fixed ones; nothing where the sweep has not both.
+fn auto_table(report: &Report) -> String {
+    let autos = autos(&report.rows);
+    if autos.is_empty() {
+        return String::new();
+    }
+    let mut text = format!("## auto against fixed lengths\n\n{}\n\n", summary(&autos));
+    text.push_str(&format!("| {} |\n|{}\n", HEADS.join(" | "), "---|".repeat(HEADS.len())));
+    autos.iter().for_each(|auto| text.push_str(&format!("| {} |\n", plain(&auto.cells()).join(" | "))));
+    text + "\n"
+}
+
+/// Cells that stay cells.
+fn plain(cells: &[String]) -> Vec<String> {
+    cells.iter().map(|cell| cell.replace('|', "\\|").replace('\n', " ")).collect()
+}
+
 fn grid(columns: &[&Column], rows: &[&Row]) -> String {
     let names: Vec<&str> = columns.iter().map(|column| column.name).collect();
     let mut text = format!("| {} |\n|{}\n", names.join(" | "), "---|".repeat(names.len()));
     for row in rows {
-        let plain = |column: &&Column| (column.cell)(row).replace('|', "\\|").replace('\n', " ");
-        let cells: Vec<String> = columns.iter().map(plain).collect();
-        text.push_str(&format!("| {} |\n", cells.join(" | ")));
+        let cells: Vec<String> = columns.iter().map(|column| (column.cell)(row)).collect();
+        text.push_str(&format!("| {} |\n", plain(&cells).join(" | ")));
     }
     text
 }

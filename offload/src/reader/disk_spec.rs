@@ -27,7 +27,7 @@ const LATENCY_MAX: Duration = Duration::from_secs(1);
 /// What a disk can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskSpec {
-    /// Bytes a second of all reads together, at least 1.
+    /// Bytes a second of all reads together, at least 1. What a read transfers is whole pages.
     pub bytes_per_s: u64,
     /// From the begin of a read to its first byte; reads at the disk together wait it out together.
     pub latency: Duration,

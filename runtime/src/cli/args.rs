@@ -98,8 +98,9 @@ pub struct EngineArgs {
 /// Who guesses, and how far.
 #[derive(Debug, Args)]
 pub struct DraftArgs {
-    /// Who guesses the next tokens: a small GGUF, ngram, suffix, none, or a list asked in order
-    /// (suffix,SMALL.gguf); script:FILE for measurements (see configs/default.toml)
+    /// Who guesses the next tokens: a small GGUF, the GGUF of an EAGLE-3 or Medusa head, mtp (the head in
+    /// MODEL's own file), ngram, suffix, none, or a list asked in order (suffix,SMALL.gguf); script:FILE for
+    /// measurements (see configs/default.toml)
     #[arg(long, value_name = "D", help_heading = "Drafting")]
     pub draft: Option<String>,
     /// Tokens drafted a step: auto (measured) or a number
@@ -285,7 +286,7 @@ pub struct InspectArgs {
     /// Experts to plan for, or auto
     #[arg(long, value_name = "N", value_parser = auto_or_number)]
     pub slots: Option<Value>,
-    /// The draft to plan for: a small GGUF, ngram, suffix, none, or a list
+    /// The draft to plan for: a GGUF (small model or head), mtp, ngram, suffix, none, or a list
     #[arg(long, value_name = "D")]
     pub draft: Option<String>,
     /// Print one JSON object on stdout

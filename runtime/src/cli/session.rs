@@ -98,7 +98,7 @@ fn plan_line(plan: &MemoryPlan) -> String {
 }
 
 /// Shows what the libraries log. A second subscriber cannot be installed, and none is.
-fn log_to_stderr() {
+pub fn log_to_stderr() {
     let subscriber =
         tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::DEBUG);
     let _ = subscriber.try_init();

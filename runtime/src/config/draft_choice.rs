@@ -28,6 +28,8 @@ pub enum DraftChoice {
     Suffix,
     /// The scripted drafter of measurements.
     Script(ScriptChoice),
+    /// The prediction head in the target's own file.
+    Mtp,
     /// The demo pair's draft.
     Demo,
     /// A GGUF.
@@ -91,6 +93,7 @@ fn single(word: &str) -> Result<DraftChoice, String> {
         "none" => DraftChoice::None,
         "ngram" => DraftChoice::Ngram,
         "suffix" => DraftChoice::Suffix,
+        "mtp" => DraftChoice::Mtp,
         "demo" => DraftChoice::Demo,
         _ => DraftChoice::Path(word.into()),
     })
@@ -98,7 +101,8 @@ fn single(word: &str) -> Result<DraftChoice, String> {
 
 /// What is in no use at its place of the list is refused.
 fn check_list(choices: &[DraftChoice]) -> Result<(), String> {
-    let is_model = |choice: &DraftChoice| matches!(choice, DraftChoice::Demo | DraftChoice::Path(_));
+    let is_model =
+        |choice: &DraftChoice| matches!(choice, DraftChoice::Demo | DraftChoice::Mtp | DraftChoice::Path(_));
     let (_, before) = choices.split_last().expect("invariant: a list has two members or more");
     if choices.contains(&DraftChoice::None) {
         return Err("\"none\" stands alone".to_owned());

@@ -123,6 +123,7 @@ fn draft_source(choice: &DraftChoice) -> Result<DraftSource, ConfigError> {
         DraftChoice::None => DraftSource::None,
         DraftChoice::Ngram => DraftSource::Ngram,
         DraftChoice::Suffix => DraftSource::Suffix,
+        DraftChoice::Mtp => DraftSource::Mtp,
         DraftChoice::Script(script) => DraftSource::Script(script.clone()),
         DraftChoice::Demo => DraftSource::Model(demo_file(DEMO_DRAFT)?),
         DraftChoice::Path(path) => DraftSource::Model(path.clone()),

@@ -6,9 +6,9 @@
 //! before anything is allocated.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use crate::gguf::{Gguf, TensorInfo};
-use crate::kernels::RowLayout;
 use crate::kv::{KvShape, KvType, WidthError};
 use crate::layers::{Attention, DenseFeedForward, ExpertShape, FeedForward, Gqa, Mla, MlaQuery};
 use crate::weights::{DenseStore, Matrix, Vector};
@@ -28,8 +28,8 @@ pub struct Overrides {
 pub struct Blueprint {
     /// Checked metadata.
     pub spec: ModelSpec,
-    /// Dense tensors, not yet loaded.
-    pub dense: DenseStore,
+    /// Dense tensors, not yet loaded; shared with a head once they are.
+    pub dense: Arc<DenseStore>,
     /// Blocks in order.
     pub blocks: Vec<Block>,
     /// Routed experts: where they lie and their shapes; `None` for a dense model.
@@ -56,6 +56,17 @@ pub struct Block {
     pub ffn_norm: Vector,
     /// Feed-forward part.
     pub ffn: Ffn,
+}
+
+impl Block {
+    /// Widest feed-forward row.
+    pub fn inner(&self) -> usize {
+        let of = |ffn: &DenseFeedForward| ffn.gate.rows;
+        match &self.ffn {
+            Ffn::Dense(ffn) => of(ffn),
+            Ffn::Routed(routed) => routed.shape.gate.rows.max(routed.shared.as_ref().map_or(0, of)),
+        }
+    }
 }
 
 /// Feed-forward part of a block.
@@ -99,13 +110,17 @@ impl Blueprint {
         let rope_factors = dense.optional_vector("rope_freqs.weight", spec.rope.dim / 2)?;
         let experts = expert_layers(gguf, &spec)?;
         let blocks = (0..spec.blocks)
-            .map(|index| Assembler { spec: &spec, dense: &mut dense, index }.block(experts.as_ref()))
+            .map(|index| {
+                let first_routed = spec.leading_dense;
+                Assembler { spec: &spec, dense: &mut dense, index, first_routed, attention_width: width }
+                    .block(experts.as_ref())
+            })
             .collect::<Result<Vec<_>, _>>()?;
-        refuse_unused(gguf, &spec, &dense, experts.as_ref())?;
+        refuse_unused(gguf, &spec, &dense, experts.as_ref().map_or(&[], |layers| &layers.tensors))?;
         Ok(Blueprint {
             streamed_embedding: None,
             spec,
-            dense,
+            dense: Arc::new(dense),
             blocks,
             experts,
             embedding,
@@ -119,39 +134,23 @@ impl Blueprint {
     /// needed whole, as the classifier.
     pub fn stream_embedding(&mut self) -> bool {
         if self.output != self.embedding && self.streamed_embedding.is_none() {
-            self.streamed_embedding = self.dense.leave_out(&self.embedding);
+            let dense = Arc::get_mut(&mut self.dense).expect("invariant: shared only once it is loaded");
+            self.streamed_embedding = dense.leave_out(&self.embedding);
         }
         self.streamed_embedding.is_some()
     }
 
-    /// Shape of a block's cache rows.
+    /// As [`ModelSpec::kv_shape`].
     ///
     /// # Errors
     /// The type does not hold rows of this model's widths.
     pub fn kv_shape(&self, kv_type: KvType) -> Result<KvShape, WidthError> {
-        Ok(match self.spec.attention {
-            AttentionSpec::Gqa { kv_heads, key_dim, value_dim, .. } => KvShape {
-                heads: kv_heads,
-                key: kv_type.layout("keys", key_dim)?,
-                value: Some(kv_type.layout("values", value_dim)?),
-            },
-            AttentionSpec::Mla { kv_lora, .. } => {
-                // The rotated part stays in f16: it is a ninth of the row, and says where a position is.
-                let latent = kv_type.layout("latent rows", kv_lora)?;
-                let key = RowLayout { halves: latent.halves + self.spec.rope.dim, ..latent };
-                KvShape { heads: 1, key, value: None }
-            }
-        })
+        self.spec.kv_shape(kv_type)
     }
 
     /// Widest feed-forward row of any layer.
     pub fn inner_max(&self) -> usize {
-        let of = |ffn: &DenseFeedForward| ffn.gate.rows;
-        let each = |block: &Block| match &block.ffn {
-            Ffn::Dense(ffn) => of(ffn),
-            Ffn::Routed(routed) => routed.shape.gate.rows.max(routed.shared.as_ref().map_or(0, of)),
-        };
-        self.blocks.iter().map(each).max().unwrap_or(0)
+        self.blocks.iter().map(Block::inner).max().unwrap_or(0)
     }
 
     /// Weight bytes that one decoded token multiplies with: all dense matrices and its experts.
@@ -165,15 +164,16 @@ impl Blueprint {
 }
 
 /// A tensor that nothing reads would change the text silently (a bias, a norm of a variant this
-/// architecture file does not know): refused by name. Blocks of prediction heads are left unread.
-fn refuse_unused(
+/// architecture file does not know): refused by name, unless it is one of `also`. Blocks of prediction heads
+/// are left unread.
+pub fn refuse_unused(
     gguf: &Gguf,
     spec: &ModelSpec,
     dense: &DenseStore,
-    experts: Option<&ExpertLayers>,
+    also: &[String],
 ) -> Result<(), LoadError> {
     let mut used: HashSet<&str> = dense.registered().collect();
-    used.extend(experts.iter().flat_map(|layers| layers.tensors.iter().map(String::as_str)));
+    used.extend(also.iter().map(String::as_str));
     for info in &gguf.tensors {
         let block = info.name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse().ok());
         let is_ahead = block
@@ -207,33 +207,55 @@ fn apply_overrides(spec: &mut ModelSpec, overrides: &Overrides, gguf: &Gguf) -> 
     Ok(())
 }
 
-/// Assembles block `index`.
-struct Assembler<'a> {
-    spec: &'a ModelSpec,
-    dense: &'a mut DenseStore,
-    index: usize,
+/// Assembles block `index` of a file.
+pub struct Assembler<'a> {
+    /// What the model is like.
+    pub spec: &'a ModelSpec,
+    /// Where tensors are registered.
+    pub dense: &'a mut DenseStore,
+    /// The block's number in tensor names.
+    pub index: usize,
+    /// The first block with routed experts, layer 0 of the expert cache.
+    pub first_routed: usize,
+    /// Width of the rows that grouped-query attention reads.
+    pub attention_width: usize,
 }
 
 impl Assembler<'_> {
-    fn name(&self, part: &str) -> String {
+    /// `blk.N.part`.
+    pub fn name(&self, part: &str) -> String {
         format!("blk.{}.{part}", self.index)
     }
 
-    fn matrix(&mut self, part: &str, rows: usize, cols: usize) -> Result<Matrix, LoadError> {
+    /// Registers `blk.N.part`, `[rows, cols]`.
+    pub fn matrix(&mut self, part: &str, rows: usize, cols: usize) -> Result<Matrix, LoadError> {
         self.dense.matrix_of(&self.name(part), rows, cols)
     }
 
-    fn vector(&mut self, part: &str, len: usize) -> Result<Vector, LoadError> {
+    /// As [`Assembler::matrix`] where the file has the tensor.
+    pub fn optional_matrix(
+        &mut self,
+        part: &str,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Option<Matrix>, LoadError> {
+        self.dense.optional_matrix_of(&self.name(part), rows, cols)
+    }
+
+    /// Registers `blk.N.part`, `[len]`.
+    pub fn vector(&mut self, part: &str, len: usize) -> Result<Vector, LoadError> {
         self.dense.vector_of(&self.name(part), len)
     }
 
-    fn optional_vector(&mut self, part: &str, len: usize) -> Result<Option<Vector>, LoadError> {
+    /// As [`Assembler::vector`] where the file has the tensor.
+    pub fn optional_vector(&mut self, part: &str, len: usize) -> Result<Option<Vector>, LoadError> {
         self.dense.optional_vector(&self.name(part), len)
     }
 
-    fn block(mut self, experts: Option<&ExpertLayers>) -> Result<Block, LoadError> {
+    /// The whole block.
+    pub fn block(mut self, experts: Option<&ExpertLayers>) -> Result<Block, LoadError> {
         let width = self.spec.width;
-        let routed = self.spec.moe.filter(|_| self.index >= self.spec.leading_dense);
+        let routed = self.spec.moe.filter(|_| self.index >= self.first_routed);
         Ok(Block {
             attention_norm: self.vector("attn_norm.weight", width)?,
             attention: self.attention()?,
@@ -256,12 +278,12 @@ impl Assembler<'_> {
         let AttentionSpec::Gqa { heads, kv_heads, key_dim, value_dim, qk_norm } = self.spec.attention else {
             unreachable!("invariant: called for GQA only")
         };
-        let width = self.spec.width;
+        let (width, read) = (self.spec.width, self.attention_width);
         Ok(Gqa {
             spec: self.spec.attention,
-            q: self.matrix("attn_q.weight", heads * key_dim, width)?,
-            k: self.matrix("attn_k.weight", kv_heads * key_dim, width)?,
-            v: self.matrix("attn_v.weight", kv_heads * value_dim, width)?,
+            q: self.matrix("attn_q.weight", heads * key_dim, read)?,
+            k: self.matrix("attn_k.weight", kv_heads * key_dim, read)?,
+            v: self.matrix("attn_v.weight", kv_heads * value_dim, read)?,
             output: self.matrix("attn_output.weight", width, heads * value_dim)?,
             bias: [
                 self.optional_vector("attn_q.bias", heads * key_dim)?,
@@ -342,7 +364,7 @@ impl Assembler<'_> {
     }
 
     fn routed(&mut self, moe: &MoeSpec, experts: &ExpertLayers) -> Result<Routed, LoadError> {
-        let layer = self.index - self.spec.leading_dense;
+        let layer = self.index - self.first_routed;
         let has_shared = self.dense.contains(&self.name("ffn_gate_shexp.weight"));
         Ok(Routed {
             layer: layer as u32,

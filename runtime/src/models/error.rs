@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use drafthorse_offload::{OffloadError, ReadError};
 use thiserror::Error;
 
-use crate::gguf::{BlockType, GgufError, quoted, shown};
+use crate::gguf::{BlockType, Gguf, GgufError, quoted, shown};
 use crate::kernels::supported_names;
 
 use super::ARCHITECTURES;
@@ -42,6 +42,9 @@ pub enum LoadError {
     #[error("{}: {problem}", .path.display())]
     Override { path: PathBuf, problem: String },
 
+    #[error("{}: {problem}", .path.display())]
+    Head { path: PathBuf, problem: String },
+
     #[error("cannot allocate {bytes} bytes for the dense weights: {source}")]
     Allocation { bytes: u64, source: std::io::Error },
 
@@ -53,6 +56,11 @@ pub enum LoadError {
 
     #[error("cannot start a compute thread: {0}")]
     Thread(std::io::Error),
+}
+
+/// An error about a head's file as a whole.
+pub fn head_error(gguf: &Gguf, problem: String) -> LoadError {
+    LoadError::Head { path: gguf.metadata.file().into(), problem }
 }
 
 fn architectures() -> String {

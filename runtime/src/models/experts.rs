@@ -4,6 +4,8 @@
 //! one tensor for all experts of a layer; the older `ffn_gate.N`, one tensor an expert; and our own
 //! packed records (`packed.rs`). Everything behind [`expert_layers`] sees extents and shapes alone.
 
+use std::ops::Range;
+
 use drafthorse_offload::{ExpertIndex, Extent, PARTS};
 
 use crate::gguf::{BlockType, Gguf, TensorInfo};
@@ -55,16 +57,20 @@ pub fn expert_layers(gguf: &Gguf, spec: &ModelSpec) -> Result<Option<ExpertLayer
     }
     match PackedExperts::read(gguf)? {
         Some(packed) => packed_layers(gguf, (spec, &moe), packed).map(Some),
-        None => plain_layers(gguf, (spec, &moe)).map(Some),
+        None => plain_layers(gguf, (spec, &moe), spec.leading_dense..spec.blocks).map(Some),
     }
 }
 
-/// Experts in tensors as GGUF converters write them.
-fn plain_layers(gguf: &Gguf, (spec, moe): (&ModelSpec, &MoeSpec)) -> Result<ExpertLayers, LoadError> {
+/// Experts of `blocks` in tensors as GGUF converters write them.
+pub fn plain_layers(
+    gguf: &Gguf,
+    (spec, moe): (&ModelSpec, &MoeSpec),
+    blocks: Range<usize>,
+) -> Result<ExpertLayers, LoadError> {
     let mut extents = Vec::new();
     let mut shapes = Vec::new();
     let mut tensors = Vec::new();
-    for block in spec.leading_dense..spec.blocks {
+    for block in blocks {
         let finder = Finder { gguf, block, moe, width: spec.width };
         let parts = [finder.part(0)?, finder.part(1)?, finder.part(2)?];
         tensors.extend(parts.iter().flat_map(|part| part.tensors.iter().cloned()));

@@ -6,12 +6,18 @@
 //! fills a `ModelSpec`, and one line in [`ARCHITECTURES`].
 
 mod assemble;
+mod block;
 mod deepseek2;
+mod eagle3;
 mod embedding;
 mod error;
 mod experts;
+mod features;
+mod head;
 mod llama;
+mod medusa;
 mod model;
+mod mtp;
 pub mod packed;
 mod qwen2;
 mod qwen3;
@@ -19,10 +25,16 @@ mod qwen3moe;
 mod spec;
 
 pub use assemble::{Block, Blueprint, Ffn, Overrides, Routed};
+pub use eagle3::{EAGLE3, eagle3_head};
 pub use embedding::{Embedding, StreamedTable};
 pub use error::LoadError;
+use error::head_error;
 pub use experts::ExpertLayers;
-pub use model::{ExpertsChoice, Model, ModelOptions, PassError, Readers};
+pub use features::FeatureTape;
+pub use head::{Head, HeadBlueprint, HeadOptions, HeadReaders};
+pub use medusa::{MEDUSA, Medusa, MedusaBlueprint, medusa_heads};
+pub use model::{ExpertsChoice, Model, ModelOptions, PassError, Readers, Shared};
+pub use mtp::mtp_head;
 pub use spec::{
     AttentionSpec, Gating, GroupScore, GroupSpec, ModelSpec, MoeSpec, RopeLayout, RopeScaling, RopeSpec,
 };

@@ -4,7 +4,9 @@
 //! target or draft. The pass is layer-major: all rows of a window go through a layer together, and
 //! each expert they need is brought in once for all of them.
 
-use drafthorse_draft::{LanguageModel, LogitRows, ModelError, TokenId};
+use std::sync::Arc;
+
+use drafthorse_draft::{Features, LanguageModel, LogitRows, ModelError, TokenId};
 use drafthorse_offload::{
     CacheConfig, CacheStats, ExpertCache, ExpertId, Policy, Reader, Residency, WarmStats,
 };
@@ -12,14 +14,15 @@ use drafthorse_scheduler::RankOutcome;
 use thiserror::Error;
 
 use crate::clock::{Clock, Phase, Spans};
-use crate::kernels::{Input, Pool, add_scaled, matmul, rms_norm};
+use crate::gguf::TensorInfo;
+use crate::kernels::{Input, Pool, matmul, rms_norm};
 use crate::kv::{KvCache, KvShape};
-use crate::layers::{
-    DemandLoads, Lookahead, MoeLayer, Pass, RANKS_MAX, Rope, RouteSink, Scratch, ScratchPlan, Target,
-    feed_forward, sized,
-};
+use crate::layers::{DemandLoads, Lookahead, Pass, RANKS_MAX, Rope, RouteSink, Scratch, ScratchPlan, sized};
+use crate::weights::{DenseStore, Matrix, Vector};
 
-use super::assemble::{Block, Blueprint, Ffn};
+use super::assemble::Blueprint;
+use super::block::{BlockStep, Mixture, target};
+use super::features::FeatureTape;
 use super::{Embedding, LoadError, StreamedTable};
 
 /// What a pass can fail with.
@@ -90,7 +93,22 @@ pub struct Model {
     sink: Option<Box<dyn RouteSink + Send>>,
     lookahead: Lookahead,
     demand: DemandLoads,
+    features: Option<FeatureTape>,
     clock: Clock,
+}
+
+/// What a head borrows of its target.
+pub struct Shared {
+    /// The target's dense weights.
+    pub dense: Arc<DenseStore>,
+    /// Token embedding, `[vocab, width]`.
+    pub embedding: Matrix,
+    /// Where it lies when its rows stay in the file.
+    pub streamed: Option<TensorInfo>,
+    /// Final norm, `[width]`.
+    pub output_norm: Vector,
+    /// Classifier, `[vocab, width]`.
+    pub output: Matrix,
 }
 
 impl Model {
@@ -106,8 +124,9 @@ impl Model {
         experts: Option<ExpertsChoice>,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Model, LoadError> {
-        blueprint.dense.load(readers.experts.as_mut(), progress)?;
-        let embedding = match (blueprint.streamed_embedding.take(), readers.embedding) {
+        let dense = Arc::get_mut(&mut blueprint.dense).expect("invariant: shared only once it is loaded");
+        dense.load(readers.experts.as_mut(), progress)?;
+        let embedding = match (blueprint.streamed_embedding.clone(), readers.embedding) {
             (Some(info), Some(reader)) => {
                 Embedding::Streamed(StreamedTable::new(reader, info, &blueprint.embedding)?)
             }
@@ -135,6 +154,7 @@ impl Model {
             sink: None,
             lookahead: Lookahead::default(),
             demand: DemandLoads::default(),
+            features: None,
             clock: Clock::new(),
             blueprint,
             options,
@@ -209,6 +229,41 @@ impl Model {
         self.experts.as_mut().map_or(Ok(()), ExpertCache::clear)
     }
 
+    /// What a head of this model borrows.
+    pub fn shared(&self) -> Shared {
+        let Blueprint { dense, embedding, streamed_embedding, output_norm, output, .. } = &self.blueprint;
+        Shared {
+            dense: dense.clone(),
+            embedding: *embedding,
+            streamed: streamed_embedding.clone(),
+            output_norm: *output_norm,
+            output: *output,
+        }
+    }
+
+    /// Keeps hidden states of every row from now on, for a head: the inputs of the blocks named, the number
+    /// of blocks naming the final state after the output norm. No taps: none are kept, and passes cost what
+    /// they do without.
+    pub fn record_features(&mut self, taps: &[usize]) {
+        let tape = || FeatureTape::new(taps, self.blueprint.spec.width, self.feature_rows_max());
+        self.features = (!taps.is_empty()).then(tape);
+    }
+
+    /// Positions whose hidden states are kept at most: those of the widest pass, and one more.
+    pub fn feature_rows_max(&self) -> usize {
+        self.options.rows_max + 1
+    }
+
+    /// The hidden states kept; `None` where none are.
+    pub fn features(&self) -> Option<Features<'_>> {
+        self.features.as_ref().map(FeatureTape::features)
+    }
+
+    /// Where hidden states are kept.
+    pub fn feature_tape(&mut self) -> Option<&mut FeatureTape> {
+        self.features.as_mut()
+    }
+
     fn check(&self, tokens: &[TokenId]) -> Result<(), PassError> {
         let vocab = self.blueprint.spec.vocab;
         if let Some(token) = tokens.iter().find(|token| **token as usize >= vocab) {
@@ -234,7 +289,7 @@ impl Model {
     ) -> Result<(), PassError> {
         let len = self.kv.len();
         self.check(tokens)?;
-        self.run_chunks(tokens, which, logits).inspect_err(|_| self.kv.truncate(len))
+        self.run_chunks(tokens, which, logits).inspect_err(|_| self.truncate(len))
     }
 
     fn run_chunks(
@@ -276,7 +331,13 @@ impl Model {
         let residual = sized(&mut self.scratch.residual, tokens.len() * width);
         self.embedding.rows(&self.blueprint.dense, tokens, residual).map_err(PassError::Embedding)?;
         let table = self.rope.table(self.kv.len(), tokens.len());
+        if let Some(tape) = &mut self.features {
+            tape.begin(self.kv.len(), tokens.len());
+        }
         for index in 0..self.blueprint.blocks.len() {
+            if let Some(tape) = &mut self.features {
+                tape.record(index, &self.scratch.residual[..tokens.len() * width]);
+            }
             let mut pass = Pass {
                 dense: &self.blueprint.dense,
                 pool: &mut self.pool,
@@ -307,10 +368,21 @@ impl Model {
             };
             step.feed_forward(&mut pass, mixture)?;
         }
+        self.record_final(tokens.len());
         self.classify(logit_rows, logits);
         self.kv.commit(tokens.len());
         self.clock.lap(Phase::Dense);
         Ok(())
+    }
+
+    /// Records the final state of the pass's rows where it is asked for.
+    fn record_final(&mut self, rows: usize) {
+        let Blueprint { spec, dense, output_norm, .. } = &self.blueprint;
+        if let Some(tape) = &mut self.features {
+            let norm = dense.vector(output_norm);
+            let residual = &self.scratch.residual[..rows * spec.width];
+            tape.record_normed(spec.blocks, residual, |row, out| rms_norm(row, norm, spec.norm_eps, out));
+        }
     }
 
     /// Final norm and classifier of the given rows.
@@ -330,79 +402,6 @@ impl Model {
         logits.resize(start + rows.len() * self.blueprint.spec.vocab, 0.0);
         let output = dense.matrix(&self.blueprint.output);
         matmul(&mut self.pool, output, &Input::new(normed, width), &mut logits[start..]);
-    }
-}
-
-/// What is predicted of a block.
-fn target(block: &Block) -> Option<Target<'_>> {
-    match &block.ffn {
-        Ffn::Routed(weights) => Some(Target { norm: &block.ffn_norm, weights }),
-        Ffn::Dense(_) => None,
-    }
-}
-
-/// One block in one pass.
-struct BlockStep<'a> {
-    block: &'a Block,
-    width: usize,
-    scratch: &'a mut Scratch,
-}
-
-/// What a routed block needs beside its own weights.
-struct Mixture<'a> {
-    spec: &'a super::MoeSpec,
-    experts: &'a mut ExpertCache,
-    lookahead: &'a mut Lookahead,
-    demand: &'a mut DemandLoads,
-    next: Option<Target<'a>>,
-    sink: Option<&'a mut dyn RouteSink>,
-}
-
-impl BlockStep<'_> {
-    fn attend(&mut self, pass: &mut Pass<'_>, index: usize) {
-        self.norm(pass.dense.vector(&self.block.attention_norm), pass);
-        self.block.attention.forward(pass, index, self.scratch);
-        self.add_branch(pass.rows);
-        self.norm(pass.dense.vector(&self.block.ffn_norm), pass);
-        pass.clock.lap(Phase::Dense);
-    }
-
-    fn feed_forward(&mut self, pass: &mut Pass<'_>, mixture: Mixture<'_>) -> Result<(), PassError> {
-        let Ffn::Routed(weights) = &self.block.ffn else {
-            self.dense(pass);
-            return Ok(());
-        };
-        let Mixture { spec, experts, lookahead, demand, next, sink } = mixture;
-        MoeLayer { spec, weights, experts, lookahead, demand, next }.forward(pass, self.scratch, sink)?;
-        self.add_branch(pass.rows);
-        Ok(())
-    }
-
-    fn dense(&mut self, pass: &mut Pass<'_>) {
-        let Ffn::Dense(expert) = &self.block.ffn else {
-            unreachable!("invariant: a model with routed blocks is loaded with an expert cache")
-        };
-        let expert = expert.resolve(pass.dense);
-        let x = Input::new(&self.scratch.normed[..pass.rows * expert.gate.cols], expert.gate.cols);
-        let out = sized(&mut self.scratch.branch, pass.rows * expert.down.rows);
-        feed_forward(pass.pool, expert, &x, (&mut self.scratch.gate, &mut self.scratch.up), out);
-        self.add_branch(pass.rows);
-        pass.clock.lap(Phase::Dense);
-    }
-
-    /// `normed = norm(residual)`.
-    fn norm(&mut self, weight: &[f32], pass: &Pass<'_>) {
-        let width = weight.len();
-        let normed = sized(&mut self.scratch.normed, pass.rows * width);
-        for (out, row) in normed.chunks_mut(width).zip(self.scratch.residual.chunks(width)) {
-            rms_norm(row, weight, pass.norm_eps, out);
-        }
-    }
-
-    /// `residual += branch`.
-    fn add_branch(&mut self, rows: usize) {
-        let len = rows * self.width;
-        add_scaled(&self.scratch.branch[..len], 1.0, &mut self.scratch.residual[..len]);
     }
 }
 
@@ -430,5 +429,8 @@ impl LanguageModel for Model {
 
     fn truncate(&mut self, len: usize) {
         self.kv.truncate(len);
+        if let Some(tape) = &mut self.features {
+            tape.truncate(len);
+        }
     }
 }

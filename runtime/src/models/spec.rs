@@ -3,7 +3,10 @@
 //! Owns [`ModelSpec`] and its parts and the reading of keys that architectures share. Each
 //! architecture file fills one; nothing here knows tensors' bytes.
 
-use crate::gguf::{Gguf, GgufError, quoted};
+use crate::gguf::{Array, Gguf, GgufError, Value, quoted};
+
+use crate::kernels::RowLayout;
+use crate::kv::{KvShape, KvType, WidthError};
 
 use super::LoadError;
 
@@ -14,7 +17,8 @@ pub const WIDTH_MAX: usize = 1 << 20;
 /// Most routed experts in a layer.
 pub const EXPERTS_MAX: usize = 4096;
 
-const NORM_EPS: &str = "attention.layer_norm_rms_epsilon";
+/// Key of the RMS norm epsilon.
+pub const NORM_EPS: &str = "attention.layer_norm_rms_epsilon";
 
 /// Keys of other architectures' arithmetic, and the values with which they change nothing.
 const NEUTRAL: &[(&str, &[f32])] = &[
@@ -55,6 +59,28 @@ pub struct ModelSpec {
     pub moe: Option<MoeSpec>,
     /// What the user should be told about this file, one line each.
     pub notices: Vec<String>,
+}
+
+impl ModelSpec {
+    /// Shape of a block's cache rows.
+    ///
+    /// # Errors
+    /// The type does not hold rows of this model's widths.
+    pub fn kv_shape(&self, kv_type: KvType) -> Result<KvShape, WidthError> {
+        Ok(match self.attention {
+            AttentionSpec::Gqa { kv_heads, key_dim, value_dim, .. } => KvShape {
+                heads: kv_heads,
+                key: kv_type.layout("keys", key_dim)?,
+                value: Some(kv_type.layout("values", value_dim)?),
+            },
+            AttentionSpec::Mla { kv_lora, .. } => {
+                // The rotated part stays in f16: it is a ninth of the row, and says where a position is.
+                let latent = kv_type.layout("latent rows", kv_lora)?;
+                let key = RowLayout { halves: latent.halves + self.rope.dim, ..latent };
+                KvShape { heads: 1, key, value: None }
+            }
+        })
+    }
 }
 
 /// Shape of attention.
@@ -299,6 +325,22 @@ impl<'a> Keys<'a> {
         Ok(self.gguf.metadata.bool(&self.full(key))?)
     }
 
+    /// An array of integers of any type that are not negative.
+    pub fn integers(&self, key: &str) -> Result<Option<Vec<u64>>, LoadError> {
+        let unsigned = |numbers: &[i64]| numbers.iter().map(|number| u64::try_from(*number).ok()).collect();
+        let widened = |numbers: &[i32]| unsigned(&numbers.iter().map(|n| i64::from(*n)).collect::<Vec<_>>());
+        let read = match self.gguf.metadata.get(&self.full(key)) {
+            None => return Ok(None),
+            Some(Value::Array(Array::I32(numbers))) => widened(numbers),
+            Some(Value::Array(Array::I64(numbers))) => unsigned(numbers),
+            Some(Value::Array(Array::U32(numbers))) => Some(numbers.iter().map(|n| u64::from(*n)).collect()),
+            Some(Value::Array(Array::U64(numbers))) => Some(numbers.clone()),
+            Some(_) => None,
+        };
+        let problem = || self.invalid(key, "not an array of integers from 0 on".into());
+        read.map(Some).ok_or_else(problem)
+    }
+
     /// A string.
     pub fn text(&self, key: &str) -> Result<Option<&'a str>, GgufError> {
         self.gguf.metadata.str(&self.full(key))
@@ -362,9 +404,6 @@ impl Common {
             keys.require_neutral(key, neutral)?;
         }
         let mut notices = Vec::new();
-        if heads_ahead > 0 {
-            notices.push(format!("{heads_ahead} prediction heads of the file are not used"));
-        }
         if let Some(window) = keys.optional_size("attention.sliding_window", 1 << 30)? {
             notices.push(format!("attention.sliding_window {window} is not applied: attention is full"));
         }
@@ -380,23 +419,9 @@ impl Common {
         })
     }
 
-    /// Grouped-query attention with the usual defaults: head width = width / heads.
+    /// As [`gqa`], for these heads.
     pub fn gqa(&self, keys: &Keys<'_>, qk_norm: bool) -> Result<AttentionSpec, LoadError> {
-        let kv_heads = keys.optional_size("attention.head_count_kv", WIDTH_MAX)?.unwrap_or(self.heads);
-        if !self.heads.is_multiple_of(kv_heads) {
-            let problem = format!("{kv_heads} does not divide {} query heads", self.heads);
-            return Err(keys.invalid("attention.head_count_kv", problem));
-        }
-        let key_dim = match keys.optional_size("attention.key_length", WIDTH_MAX)? {
-            Some(dim) => dim,
-            None if self.width.is_multiple_of(self.heads) => self.width / self.heads,
-            None => {
-                let problem = format!("{} heads do not divide the width {}", self.heads, self.width);
-                return Err(keys.invalid("attention.head_count", problem));
-            }
-        };
-        let value_dim = keys.optional_size("attention.value_length", WIDTH_MAX)?.unwrap_or(key_dim);
-        Ok(AttentionSpec::Gqa { heads: self.heads, kv_heads, key_dim, value_dim, qk_norm })
+        gqa(keys, (self.width, self.heads), qk_norm)
     }
 
     /// Assembles the blueprint.
@@ -422,6 +447,29 @@ impl Common {
             notices: self.notices,
         }
     }
+}
+
+/// Grouped-query attention of `heads` query heads with the usual defaults: head width = width / heads.
+pub fn gqa(
+    keys: &Keys<'_>,
+    (width, heads): (usize, usize),
+    qk_norm: bool,
+) -> Result<AttentionSpec, LoadError> {
+    let kv_heads = keys.optional_size("attention.head_count_kv", WIDTH_MAX)?.unwrap_or(heads);
+    if !heads.is_multiple_of(kv_heads) {
+        let problem = format!("{kv_heads} does not divide {heads} query heads");
+        return Err(keys.invalid("attention.head_count_kv", problem));
+    }
+    let key_dim = match keys.optional_size("attention.key_length", WIDTH_MAX)? {
+        Some(dim) => dim,
+        None if width.is_multiple_of(heads) => width / heads,
+        None => {
+            let problem = format!("{heads} heads do not divide the width {width}");
+            return Err(keys.invalid("attention.head_count", problem));
+        }
+    };
+    let value_dim = keys.optional_size("attention.value_length", WIDTH_MAX)?.unwrap_or(key_dim);
+    Ok(AttentionSpec::Gqa { heads, kv_heads, key_dim, value_dim, qk_norm })
 }
 
 /// Reads the rope keys; the rotated width is at most `head_dim`, and that where the key is absent.

@@ -11,15 +11,18 @@ use super::{CacheChoice, ModelShape, Opened, context_notice, kv_shape, threads_o
 use crate::Error;
 use crate::api::{DraftSource, EngineOptions, Progress};
 use crate::gguf::Gguf;
+use crate::heads::{HeadShape, OpenedHead};
 use crate::ids::read_ids;
-use crate::models::{Blueprint, Overrides};
-use crate::shared_vocabulary::shared_vocabulary;
+use crate::models::{Blueprint, Model, Overrides};
+use crate::shared_vocabulary::{check_head_tokens, shared_vocabulary};
 
 /// What was read for the drafters.
 #[derive(Default)]
 pub struct DraftFiles {
     /// The draft model, if there is one.
     pub(super) model: Option<Opened>,
+    /// The head, if one drafts.
+    pub(super) head: Option<OpenedHead>,
     /// Which ids it shares with the target, if not all.
     vocabulary: Option<SharedVocabulary>,
     /// Ids of the scripted drafter.
@@ -34,13 +37,21 @@ pub(super) fn draft_files(
     notices: &mut Vec<String>,
 ) -> Result<DraftFiles, Error> {
     let mut files = DraftFiles::default();
+    let threads = threads_or_default(options.draft_threads);
+    let head_shape = HeadShape { context_len: shape.context_len, threads };
     for member in options.draft.members() {
         match member {
-            DraftSource::Model(_) if files.model.is_some() => {
-                return Err(Error::Usage("at most one drafter is a model".into()));
+            DraftSource::Model(_) | DraftSource::Mtp if files.model.is_some() || files.head.is_some() => {
+                return Err(Error::Usage("at most one drafter is a model or a head".into()));
             }
+            DraftSource::Mtp => files.head = OpenedHead::open(options, target, None, head_shape)?,
             DraftSource::Model(path) => {
                 let gguf = Gguf::open(path)?;
+                files.head = OpenedHead::open(options, target, Some(&gguf), head_shape)?;
+                if files.head.is_some() {
+                    check_head_tokens(target.0, &gguf)?;
+                    continue;
+                }
                 let blueprint = Blueprint::new(&gguf, &Overrides::default())?;
                 let shared = shared_vocabulary(target, (&gguf, &blueprint))?;
                 if let Some((vocabulary, line)) = shared {
@@ -49,8 +60,7 @@ pub(super) fn draft_files(
                 }
                 notices.extend(blueprint.spec.notices.iter().map(|line| format!("draft: {line}")));
                 notices.extend(context_notice("draft: ", shape.context_len, &blueprint));
-                let threads = threads_or_default(options.draft_threads);
-                let kv = kv_shape(options.kv_type, &gguf, &blueprint)?;
+                let kv = kv_shape(options.kv_type, &gguf, &blueprint.spec)?;
                 files.model = Some(Opened::new(&gguf, blueprint, shape.options(threads, "draft", kv)));
             }
             DraftSource::Script(script) => {
@@ -73,13 +83,14 @@ pub(super) fn suffix_bytes(options: &EngineOptions) -> u64 {
     if is_used { options.suffix.memory_bytes() } else { 0 }
 }
 
-/// Builds the drafter that the options ask for.
+/// Builds the drafter that the options ask for. A head makes `target` keep what it must be shown.
 ///
 /// # Errors
-/// A draft model that cannot be loaded; a thread that cannot be started.
+/// A draft model or head that cannot be loaded; a thread that cannot be started.
 pub fn drafter(
     options: &EngineOptions,
     mut files: DraftFiles,
+    target: &mut Model,
     progress: &mut dyn Progress,
 ) -> Result<Option<Box<dyn Drafter>>, Error> {
     let mut drafters = Vec::new();
@@ -93,6 +104,12 @@ pub fn drafter(
                 let script = files.script.take().map(|tokens| Script { tokens, config: script.config });
                 DrafterKind::Script.build(DrafterParts { script, ..parts })?
             }
+            DraftSource::Mtp | DraftSource::Model(_) if files.head.is_some() => {
+                let head = files.head.take().expect("invariant: looked at just now");
+                let kind = head.kind();
+                kind.build(DrafterParts { head: Some(head.load(options, target, progress)?), ..parts })?
+            }
+            DraftSource::Mtp => DrafterKind::Mtp.build(parts)?,
             DraftSource::Model(_) => {
                 let model = files.model.take().map(|opened| draft_model(options, opened, progress));
                 let vocabulary = files.vocabulary.take();

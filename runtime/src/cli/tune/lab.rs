@@ -134,6 +134,12 @@ impl Lab {
         let first = settings[0];
         self.engine(&first)?;
         self.prompts = self.find_prompts()?;
+        let (room, least) = (self.room(), TOKENS.0);
+        if room < least {
+            return Err(Error::Usage(format!(
+                "--context leaves {room} tokens behind a prompt, and a run that says something has {least}"
+            )));
+        }
         // The first run finds the cache empty, the second says how fast it goes on.
         self.draw(&first, 0, TOKENS.0 / 2)?;
         let sample = self.draw(&first, 0, TOKENS.0 / 2)?;

@@ -45,6 +45,9 @@ pub fn run(args: &TuneArgs) -> Result<(), Error> {
     if config.offload.record_trace.0.is_some() {
         return super::usage("tune: --record-trace is for one text, and tune runs many");
     }
+    if config.run.verbose {
+        super::session::log_to_stderr();
+    }
     let output = Output::check(&args.output, args.force)?;
     let interrupt = Interrupt::install()?;
     let draft = settings.get("draft", "source").and_then(Value::as_str).unwrap_or_default();
@@ -198,6 +201,9 @@ impl<'a> Tuning<'a> {
             let why = "what needs another engine: this system does not let a process forget its peak memory";
             not_measured.push(why.to_owned());
         }
+        if self.config.offload.stats_file.0.is_some() {
+            not_measured.push("warm starts: the stats file was neither read nor written".to_owned());
+        }
         not_measured.push(format!(
             "reading ahead: prefetch = \"{}\"{}",
             self.config.offload.prefetch,
@@ -275,7 +281,10 @@ fn chosen_keys(settings: &Settings, evidence: &Evidence) -> Result<Vec<(String, 
     let base = Settings::load(None, &path)?;
     let mut keys = vec![("model".to_owned(), "path".to_owned(), model)];
     let mut changed = chosen.differences(&base);
-    changed.retain(|(section, _, _)| !["run", "bench", "tune"].contains(&section.as_str()));
+    changed.retain(|(section, key, _)| {
+        // Whoever tunes for another disk than the one at hand does not want to run at its pace.
+        !["run", "bench", "tune"].contains(&section.as_str()) && key != "simulate_disk"
+    });
     // Sections come in the order of the alphabet: the model's go behind its path.
     changed.sort_by_key(|(section, _, _)| section != "model");
     keys.extend(changed);
@@ -292,7 +301,11 @@ fn absolute(path: Value) -> Value {
 }
 
 fn size(bytes: u64) -> Value {
-    if bytes % MIB == 0 { Value::from(format!("{}MiB", bytes / MIB)) } else { Value::from(bytes as i64) }
+    if bytes.is_multiple_of(MIB) {
+        Value::from(format!("{}MiB", bytes / MIB))
+    } else {
+        Value::from(bytes as i64)
+    }
 }
 
 /// The date in UTC.

@@ -1,0 +1,73 @@
+//! What the drafter is shown of the target: hidden states of committed rows, in time and no longer than
+//! they are wanted.
+//!
+//! Owns the asking: every call of the drafter goes through [`Engine::ask`]. Rejected rows' states went with
+//! their KV rows; those a drafter has taken in are forgotten. Without a drafter that needs them, nothing is
+//! recorded and nothing is done here.
+
+use drafthorse_draft::{Draft, FeatureNeed, Request, Sampler, StopRule, TokenId};
+
+use super::Engine;
+use crate::api::Progress;
+
+impl Engine {
+    /// Asks the drafter to continue `context`. One that fails is put away and said so; the text does not
+    /// need it.
+    pub(super) fn ask(
+        &mut self,
+        context: &[TokenId],
+        sampler: &Sampler,
+        (max_tokens, stop): (usize, StopRule),
+        progress: &mut dyn Progress,
+    ) -> Draft {
+        let Some(drafter) = &mut self.drafter else { return Draft::default() };
+        let features = self.target.features();
+        let proposed = drafter.propose(Request { context, max_tokens, sampler, stop, features });
+        drafter.notices().iter().for_each(|line| progress.notice(line));
+        match proposed {
+            Ok(draft) => {
+                let need = drafter.features();
+                self.forget_features(need);
+                draft
+            }
+            Err(error) => {
+                let reason = format!("the {} drafter failed and was put away: {error}", drafter.name());
+                progress.notice(&reason);
+                self.drafter_missing = Some(reason);
+                self.drafter = None;
+                self.target.record_features(&[]);
+                Draft::default()
+            }
+        }
+    }
+
+    /// Before a pass over `rows` rows behind `context`'s: where their hidden states would not fit beside
+    /// those kept, the drafter takes these in.
+    pub(super) fn make_feature_room(
+        &mut self,
+        context: &[TokenId],
+        sampler: &Sampler,
+        rows: usize,
+        progress: &mut dyn Progress,
+    ) {
+        if self.target.feature_tape().is_some_and(|tape| !tape.has_room(rows)) {
+            self.ask(context, sampler, (0, StopRule::NEVER), progress);
+        }
+    }
+
+    /// Of `cached` tokens whose rows could stay, how many should: a head makes its last row of the hidden
+    /// state before it, which is then computed once more.
+    pub(super) fn rows_to_keep(&self, cached: usize) -> usize {
+        cached.saturating_sub(usize::from(self.target.features().is_some()))
+    }
+
+    fn forget_features(&mut self, need: FeatureNeed) {
+        let Some(tape) = self.target.feature_tape() else { return };
+        match need {
+            // The head of a chain was put away.
+            FeatureNeed::None => self.target.record_features(&[]),
+            FeatureNeed::Since(position) => tape.forget(position),
+            FeatureNeed::Latest => tape.keep_last(),
+        }
+    }
+}
