@@ -350,6 +350,8 @@ const AS_IT_IS: Option<BlockType> = Some(BlockType::I8);
 fn heads_for_another_target_are_refused_by_what_differs() {
     let text = refusal(&golden("llama"), DraftSource::Mtp);
     assert!(text.contains("llama.gguf") && text.contains("llama.nextn_predict_layers"), "{text}");
+    let text = refusal(&head_file("medusa"), DraftSource::None);
+    assert!(text.contains("medusa is a head: give it as --draft"), "{text}");
     let folder = tempfile::tempdir().unwrap();
     let changed = |name: &str, key: &str, value: Value| {
         let path = folder.path().join(format!("{}.gguf", key.replace('.', "_")));

@@ -61,8 +61,18 @@ pub fn read_spec(gguf: &Gguf) -> Result<ModelSpec, LoadError> {
     let name = gguf.metadata.require_str("general.architecture")?;
     match ARCHITECTURES.iter().find(|(known, _)| *known == name) {
         Some((_, read)) => read(gguf),
+        None if is_head(name) => {
+            let problem =
+                format!("architecture {name} is a head: give it as --draft to the model it was trained for");
+            Err(head_error(gguf, problem))
+        }
         None => {
             Err(LoadError::UnsupportedArchitecture { path: gguf.metadata.file().into(), name: name.into() })
         }
     }
+}
+
+/// Whether files of that `general.architecture` hold heads for a target.
+pub fn is_head(architecture: &str) -> bool {
+    [EAGLE3, MEDUSA].contains(&architecture)
 }

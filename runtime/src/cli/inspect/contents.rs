@@ -11,8 +11,8 @@ use drafthorse_offload::CHECKSUM_NAME;
 use drafthorse_runtime::Error;
 use drafthorse_runtime::gguf::{BlockType, Gguf, Metadata, TensorInfo, Value};
 use drafthorse_runtime::kernels;
-use drafthorse_runtime::models::ARCHITECTURES;
 use drafthorse_runtime::models::packed::PackedExperts;
+use drafthorse_runtime::models::{ARCHITECTURES, is_head};
 use serde::Serialize;
 
 /// What is in a model file.
@@ -103,7 +103,8 @@ impl Contents {
         Ok(Contents {
             files: gguf.files.clone(),
             name: metadata.str("general.name")?.map(str::to_owned),
-            architecture_is_supported: ARCHITECTURES.iter().any(|(known, _)| *known == architecture),
+            architecture_is_supported: is_head(&architecture)
+                || ARCHITECTURES.iter().any(|(known, _)| *known == architecture),
             hyperparameters: hyperparameters(metadata, &architecture),
             active_bytes_per_token: active_bytes(&tensors, experts.as_ref()),
             unsupported_types: by_type.iter().filter(|row| !row.is_supported).map(|row| row.name).collect(),
