@@ -25,6 +25,8 @@ const LOSS_SHARE: f64 = 0.02;
 const ACCOUNT_START_PASSES: f64 = 3.0;
 /// What it holds at most; gains above it are not saved up for later losses.
 const ACCOUNT_MAX_PASSES: f64 = 16.0;
+/// A drafted pass is charged at most this many times what it was expected to take.
+const CHARGE_MAX: f64 = 3.0;
 /// Passes in one measurement of drafting. The first also lets the draft model catch up on the text.
 const PROBE_LEN: usize = 2;
 /// Passes in one measurement of plain decoding. The first follows a drafted pass, which leaves the
@@ -503,13 +505,14 @@ impl Controller {
     fn settle(&mut self, outcome: &StepOutcome) {
         let plain_s = self.verify_s.expect(0).unwrap_or(outcome.verify_s);
         let spent = outcome.draft_s + outcome.verify_s;
-        self.ledger.book(self.planned, 1 + outcome.accepted, spent, plain_s);
+        let as_plain = if self.planned == 0 { spent } else { (1 + outcome.accepted) as f64 * plain_s };
+        self.ledger.book(self.planned, 1 + outcome.accepted, spent, as_plain);
         if self.passes == PLAIN_FIRST {
             self.account_s = ACCOUNT_START_PASSES * plain_s;
         }
         self.account_s += LOSS_SHARE * spent;
         if self.planned > 0 {
-            self.account_s += (1 + outcome.accepted) as f64 * plain_s - spent;
+            self.account_s += as_plain - self.charged(outcome);
             self.last_probe = if self.probe.is_some() { self.passes } else { self.last_probe };
         }
         self.account_s = self.account_s.min(ACCOUNT_MAX_PASSES * plain_s);
@@ -525,6 +528,14 @@ impl Controller {
             }
             self.probe = None;
         }
+    }
+
+    /// What a drafted pass costs the account. One that stalled counts a few times what is expected, and what
+    /// the drafter needs once to read the prompt counts not at all: neither says what drafting costs.
+    fn charged(&self, outcome: &StepOutcome) -> f64 {
+        let expected = self.seconds(self.planned).unwrap_or(f64::INFINITY);
+        let drafting = if self.drafted_passes == 1 { 0.0 } else { outcome.draft_s };
+        (outcome.verify_s + drafting).min(CHARGE_MAX * expected)
     }
 }
 

@@ -62,13 +62,14 @@ impl Ledger {
         Ledger { entries: vec![Entry::default(); draft_len_max + 1], plain_s: 0.0 }
     }
 
-    /// A pass planned with `draft_len` gave `tokens` in `seconds`; a plain pass takes `plain_s`.
+    /// A pass planned with `draft_len` gave `tokens` in `seconds`, for which plain ones would have taken
+    /// `plain_s`.
     pub(crate) fn book(&mut self, draft_len: usize, tokens: usize, seconds: f64, plain_s: f64) {
         if let Some(entry) = self.entries.get_mut(draft_len) {
             entry.passes += 1;
             entry.tokens += tokens;
             entry.seconds += seconds;
-            self.plain_s += plain_s * tokens as f64;
+            self.plain_s += plain_s;
         }
     }
 
@@ -105,7 +106,7 @@ mod tests {
         let mut ledger = Ledger::new(4);
         assert_eq!(ledger.speedup(), None);
         ledger.book(0, 1, 1.0, 1.0);
-        ledger.book(4, 3, 1.5, 1.0);
+        ledger.book(4, 3, 1.5, 3.0);
         ledger.book(4, 1, 1.5, 1.0);
         ledger.book(9, 99, 99.0, 1.0);
         assert_eq!(ledger.speedup(), Some(5.0 / 4.0));
