@@ -187,9 +187,16 @@ fn check_files(bench: &Bench, rows: usize) {
     let autos = 8 * 2 + 1;
     assert_eq!(markdown.lines().filter(|line| line.starts_with("| ")).count(), rows + 2 + autos);
     assert!(markdown.contains("at least 0.98 of no draft in"), "{markdown}");
-    for part in
-        ["speedup", "--quick", " UTC", " cores", "commit ", "identical ids", "posix_fadvise", "Task by task"]
-    {
+    for part in [
+        "speedup",
+        "--quick",
+        " UTC",
+        " cores",
+        "commit of this harness ",
+        "identical ids",
+        "posix_fadvise",
+        "Task by task",
+    ] {
         assert!(markdown.contains(part), "{part}:\n{markdown}");
     }
     let document = page(&html);
@@ -383,6 +390,11 @@ fn what_cannot_be_run_is_refused_before_or_at_the_first_run() {
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("unknown drafter script"), "{}", stderr(&output));
     assert_eq!(bench.log().len(), 3, "untimed, off, and the one refused");
+    let bench = Bench::new();
+    let clap = bench
+        .engine("printf \"error: unexpected argument '--slots'\\n\\nFor more, try --help\\n\" >&2; exit 2");
+    let output = bench.run(&bench.sweep("cache = [8]"), &clap, &[]);
+    assert!(stderr(&output).contains("unexpected argument '--slots'"), "{}", stderr(&output));
 }
 
 #[test]

@@ -57,7 +57,7 @@ impl Auto<'_> {
             row.cache.clone(),
             row.start.clone(),
             row.temperature.to_string(),
-            row.drafter.clone(),
+            row.who(),
             maybe(Some(self.speedup)),
             self.best.0.to_owned(),
             maybe(Some(self.best.1)),
@@ -98,11 +98,13 @@ pub fn summary(autos: &[Auto<'_>]) -> String {
     let (off, best) = (count(&|auto| auto.speedup >= OFF_MIN), count(&|auto| auto.of_best() >= BEST_MIN));
     let predicted: Vec<f64> = autos.iter().filter_map(Auto::of_predicted).collect();
     let within = predicted.iter().filter(|quotient| (*quotient - 1.0).abs() <= PREDICTED_WITHIN).count();
+    let of_own = match predicted.len() {
+        0 => "it predicted nothing".to_owned(),
+        all => format!("within {:.0} % of its own prediction in {within} of {all}", PREDICTED_WITHIN * 100.0),
+    };
     format!(
         "auto: at least {OFF_MIN} of no draft in {off} of {all} settings, at least {BEST_MIN} of the best fixed \
-         length in {best} of {all}, within {:.0} % of its own prediction in {within} of {}",
-        PREDICTED_WITHIN * 100.0,
-        predicted.len()
+         length in {best} of {all}, {of_own}"
     )
 }
 
@@ -135,6 +137,7 @@ mod tests {
         let line = summary(&found);
         assert!(line.contains("no draft in 1 of 1") && line.contains("length in 0 of 1"), "{line}");
         assert!(line.contains("prediction in 1 of 1"), "{line}");
+        assert!(summary(&autos(&slow[1..])).contains("0 of 0") && summary(&[]).contains("predicted nothing"));
     }
 
     #[test]

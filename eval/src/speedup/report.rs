@@ -90,6 +90,16 @@ pub struct Row {
     pub off_reason: Option<String>,
 }
 
+impl Row {
+    /// Who drafts, and how that is verified where it is not the default way.
+    pub fn who(&self) -> String {
+        match self.verify.as_str() {
+            "coupled" => self.drafter.clone(),
+            other => format!("{}, verify {other}", self.drafter),
+        }
+    }
+}
+
 /// Whether a row's ids are those of the run without a draft.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

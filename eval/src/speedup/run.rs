@@ -156,8 +156,10 @@ fn judge(output: &Output, tokens: usize) -> Result<(Vec<u32>, super::record::Mea
     Err(format!("{how}: {}", last_line(output)))
 }
 
+/// What a process said of its end: the line of an argument parser's error, else the last one.
 fn last_line(output: &Output) -> String {
     let stderr = String::from_utf8_lossy(&output.stderr);
-    let last = stderr.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("no message");
-    last.chars().take(300).collect()
+    let error = stderr.lines().find(|line| line.starts_with("error:"));
+    let last = error.or_else(|| stderr.lines().rfind(|line| !line.trim().is_empty()));
+    last.unwrap_or("no message").chars().take(300).collect()
 }

@@ -19,7 +19,7 @@ const COLUMNS: [Column; 18] = [
     Column { name: "cache", cell: cache },
     Column { name: "start", cell: |row| row.start.clone() },
     Column { name: "temp", cell: |row| row.temperature.to_string() },
-    Column { name: "drafter", cell: drafter },
+    Column { name: "drafter", cell: Row::who },
     Column { name: "length", cell: |row| row.draft_len.clone() },
     Column { name: "tok/s [p5, p95]", cell: rate },
     Column { name: "speedup [p5, p95]", cell: |row| spread(row.speedup, 2) },
@@ -68,13 +68,6 @@ fn cache(row: &Row) -> String {
     match row.slots {
         Some(slots) => format!("{} ({slots})", row.cache),
         None => row.cache.clone(),
-    }
-}
-
-fn drafter(row: &Row) -> String {
-    match row.verify.as_str() {
-        "coupled" => row.drafter.clone(),
-        other => format!("{}, verify {other}", row.drafter),
     }
 }
 
@@ -160,7 +153,7 @@ pub fn facts(report: &Report) -> Vec<String> {
         machine.device.as_deref().unwrap_or("unknown")
     ));
     facts.push(format!(
-        "load {} at the start; program {}, commit {}",
+        "load {} at the start; program {}, commit of this harness {}",
         environment.load_before.map_or_else(|| "unknown".to_owned(), |load| format!("{load:.2}")),
         environment.program,
         environment.commit
