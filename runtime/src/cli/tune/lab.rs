@@ -13,7 +13,9 @@ use drafthorse_runtime::api::{
 };
 use drafthorse_runtime::engine::Engine;
 use drafthorse_runtime::tokenizer::AddSpecial;
+use drafthorse_runtime::units::format_bytes;
 use drafthorse_runtime::{Error, host};
+use drafthorse_scheduler::PlanLine;
 use serde::Serialize;
 
 use super::super::bench::TEXT;
@@ -30,9 +32,6 @@ const TOKENS: (usize, usize) = (32, 256);
 /// Rounds that the length of samples is chosen for, and the most that are run.
 const ROUNDS_AIM: usize = 4;
 const ROUNDS_MAX: usize = 9;
-/// What the allocator keeps of engines that are gone, up to this, is not planned for again: the next engine
-/// takes it, and the margin of every plan (twice as much) is there for it.
-const KEPT_BYTES_MAX: u64 = 4 << 20;
 /// Fewer cannot be compared.
 const ROUNDS_MIN: usize = 2;
 
@@ -89,8 +88,12 @@ pub struct Lab {
     began: Instant,
     limit: Duration,
     shown: Duration,
+    /// The longest turn of a setting so far: whether there is time for another.
+    longest_turn: Duration,
     /// What the process needed before any engine.
     bare_rss_bytes: Option<u64>,
+    /// KV cache and scratch of an engine: what it takes from the allocator's heap.
+    heap_bytes: u64,
     /// Peak of the process over everything that was run.
     pub peak_rss_bytes: u64,
     /// Whether the peak can be forgotten between engines; without that only one can be planned for.
@@ -122,7 +125,9 @@ impl Lab {
             began: Instant::now(),
             limit,
             shown: Duration::ZERO,
+            longest_turn: Duration::ZERO,
             bare_rss_bytes: None,
+            heap_bytes: 0,
             peak_rss_bytes: host::peak_rss_bytes(),
             resets_peak: host::reset_peak_rss(),
         }
@@ -206,10 +211,11 @@ impl Lab {
     /// One setting's turn in a round.
     fn turn(&mut self, setting: &Setting, row: &mut Row, (warm, round): (Warm, usize)) -> Result<(), Error> {
         // The first round of the first stage is run whatever it takes: there is no result without it.
-        let is_over = self.samples > 0 && self.began.elapsed() > self.limit;
+        let is_over = self.samples > 0 && self.began.elapsed() + self.longest_turn > self.limit;
         if row.refused.is_some() || is_over {
             return Ok(());
         }
+        let began = Instant::now();
         let is_new = match self.engine(setting) {
             Ok(is_new) => is_new,
             Err(Error::Budget(refusal)) => {
@@ -218,6 +224,10 @@ impl Lab {
             }
             Err(error) => return Err(error),
         };
+        if let Err(refusal) = self.check_peak() {
+            row.refused = Some(refusal);
+            return Ok(());
+        }
         match warm {
             Warm::SameText if is_new || self.is_other_text(round) => {
                 self.draw(setting, round, self.tokens)?;
@@ -229,6 +239,7 @@ impl Lab {
         }
         let sample = self.draw(setting, round, self.tokens)?;
         self.samples += 1;
+        self.longest_turn = self.longest_turn.max(began.elapsed());
         if let Some(last) = row.samples.last_mut() {
             *last = Some(sample);
         }
@@ -253,6 +264,8 @@ impl Lab {
         let plan = Engine::plan(&EngineOptions { slots: None, ..self.options_of(&setting.engine()) })?;
         // Planning has read headers and tokenizer, as every open does before it plans.
         self.bare_rss_bytes.get_or_insert_with(host::peak_rss_bytes);
+        let is_heap = |line: &&PlanLine| ["KV cache", "scratch"].contains(&line.name);
+        self.heap_bytes = plan.lines.iter().filter(is_heap).map(|line| line.bytes).sum();
         Ok(plan.slots)
     }
 
@@ -287,15 +300,32 @@ impl Lab {
             false if self.given == DraftSource::None && !self.looks_up => DraftSource::None,
             false => DraftSource::Ngram,
         };
-        let kept_bytes = self.bare_rss_bytes.map_or(0, |bare| host::peak_rss_bytes().saturating_sub(bare));
-        let kept_bytes = kept_bytes.min(KEPT_BYTES_MAX);
         EngineOptions {
             draft,
             slots: key.slots,
             threads: key.threads.unwrap_or(0),
-            memory_bytes: self.options.memory_bytes.map(|bytes| bytes + kept_bytes),
+            memory_bytes: self.options.memory_bytes.map(|bytes| bytes + self.kept_bytes()),
             ..self.options.clone()
         }
+    }
+
+    /// What the allocator has kept of engines that are gone and the next will take first. The plan counts it
+    /// twice, as what the process holds and as what the engine needs, so it is given back to the budget once.
+    fn kept_bytes(&self) -> u64 {
+        let kept = self.bare_rss_bytes.map_or(0, |bare| host::peak_rss_bytes().saturating_sub(bare));
+        kept.min(self.heap_bytes)
+    }
+
+    /// Refuses an engine that takes more than the budget after all.
+    fn check_peak(&mut self) -> Result<(), String> {
+        let (peak, budget) = (host::peak_rss_bytes(), self.options.memory_bytes.unwrap_or(u64::MAX));
+        self.peak_rss_bytes = self.peak_rss_bytes.max(peak);
+        if peak <= budget {
+            return Ok(());
+        }
+        self.close();
+        let [peak, budget] = [peak, budget].map(format_bytes);
+        Err(format!("it took {peak} beside what other engines had left, the budget is {budget}"))
     }
 
     /// Runs `setting` on the text of `round`.
