@@ -62,6 +62,12 @@ impl Drafter for ChainDrafter {
         Ok(drafted)
     }
 
+    fn run_ahead(&mut self, request: Request<'_>, draft: &Draft) {
+        if let Some(member) = self.members.iter_mut().find(|member| member.source == draft.source) {
+            member.drafter.run_ahead(Request { stop: request.stop.of(member.source), ..request }, draft);
+        }
+    }
+
     /// At most one member needs any: two heads in one chain would draft for each other's openings.
     fn features(&self) -> FeatureNeed {
         let needs = self.members.iter().map(|member| member.drafter.features());

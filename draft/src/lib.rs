@@ -198,6 +198,11 @@ pub trait Drafter: Send {
     /// drafter that needs features takes in those it is given.
     fn propose(&mut self, request: Request<'_>) -> Result<Draft, DraftError>;
 
+    /// The target is about to verify `draft` behind the request's context: a drafter with a thread of its own
+    /// may go on meanwhile, as if all of it stood and a next request like this one followed. It MUST NOT
+    /// change what it proposes, and MUST leave off when it is asked.
+    fn run_ahead(&mut self, _request: Request<'_>, _draft: &Draft) {}
+
     /// Lines the user must see since this was last asked, such as a member that was put away.
     fn notices(&mut self) -> Vec<String> {
         Vec::new()

@@ -4,6 +4,11 @@
 //! back to the prefix it shares with the new context, feeds the rest, and samples ahead with the
 //! sequence's own sampler. It must not know which architecture the model has or where it came from.
 //!
+//! While the target verifies, the thread can draft on ([`Drafter::run_ahead`]) as if all of the draft stood,
+//! its own guess of the target's next token included. What comes true of that is what would have been
+//! drafted anyway (guesses are functions of text and seed), so only time depends on it. The next request
+//! ends it between two tokens.
+//!
 //! A draft model may lack tokens that the target has, and the reverse ([`SharedVocabulary`]). It reads the
 //! text without the tokens it does not know, and abstains right behind one; its own other tokens are never
 //! proposed, and a draft ends where the model would rather say one of them.
@@ -58,8 +63,16 @@ impl SharedVocabulary {
 
 /// The two ends of a running thread, or why there is none.
 enum Link {
-    Up { jobs: Sender<Job>, replies: Receiver<Result<Draft, DraftError>>, thread: JoinHandle<()> },
+    Up { orders: Sender<Order>, replies: Receiver<Result<Draft, DraftError>>, thread: JoinHandle<()> },
     Down { reason: String },
+}
+
+/// What the thread is told to do.
+enum Order {
+    /// Draft, and reply.
+    Draft(Job),
+    /// Draft on behind a context that may come true, until the next order comes; no reply.
+    Ahead(Job),
 }
 
 /// One request, owned so that it can cross to the thread.
@@ -87,27 +100,28 @@ impl ModelDrafter {
         model: Box<dyn LanguageModel>,
         vocabulary: Option<SharedVocabulary>,
     ) -> Result<ModelDrafter, DraftError> {
-        let (jobs, inbox) = bounded::<Job>(1);
+        let (orders, inbox) = bounded::<Order>(1);
         let (outbox, replies) = bounded(1);
         let work = move || {
-            let mut worker =
-                Worker { model, vocabulary, history: Vec::new(), logits: Vec::new(), is_ours: true };
+            let mut worker = Worker::new(model, vocabulary);
             // Either end going away ends the thread.
-            while let Ok(job) = inbox.recv() {
-                if outbox.send(worker.draft(&job)).is_err() {
-                    break;
+            while let Ok(order) = inbox.recv() {
+                match order {
+                    Order::Ahead(job) => worker.run_ahead(job, &|| !inbox.is_empty()),
+                    Order::Draft(job) if outbox.send(worker.draft(&job)).is_err() => break,
+                    Order::Draft(_) => {}
                 }
             }
         };
         let thread =
             std::thread::Builder::new().name("draft".into()).spawn(work).map_err(DraftError::Spawn)?;
-        Ok(ModelDrafter { link: Link::Up { jobs, replies, thread } })
+        Ok(ModelDrafter { link: Link::Up { orders, replies, thread } })
     }
 
-    /// Hands a job to the thread; false when the thread is gone.
-    fn submit(&self, job: Job) -> bool {
+    /// Hands an order to the thread; false when the thread is gone.
+    fn submit(&self, order: Order) -> bool {
         match &self.link {
-            Link::Up { jobs, .. } => jobs.send(job).is_ok(),
+            Link::Up { orders, .. } => orders.send(order).is_ok(),
             Link::Down { .. } => false,
         }
     }
@@ -125,8 +139,8 @@ impl ModelDrafter {
         let down = Link::Down { reason: "it was told to end".into() };
         let reason = match std::mem::replace(&mut self.link, down) {
             Link::Down { reason } => reason,
-            Link::Up { jobs, replies, thread } => {
-                drop((jobs, replies));
+            Link::Up { orders, replies, thread } => {
+                drop((orders, replies));
                 thread
                     .join()
                     .map_or_else(|payload| panic_message(&*payload), |()| "it ended by itself".into())
@@ -148,10 +162,21 @@ impl Drafter for ModelDrafter {
         }
         let Request { context, max_tokens, sampler, stop, .. } = request;
         let job = Job { context: context.to_vec(), max_tokens, sampler: *sampler, stop };
-        match self.submit(job).then(|| self.collect()).flatten() {
+        match self.submit(Order::Draft(job)).then(|| self.collect()).flatten() {
             Some(reply) => reply,
             None => Err(self.stop()),
         }
+    }
+
+    fn run_ahead(&mut self, request: Request<'_>, draft: &Draft) {
+        // Drawn guesses are keyed by where their draft began: fresh ones would be others.
+        if !draft.laws.is_empty() || draft.tokens.is_empty() {
+            return;
+        }
+        let Request { context, max_tokens, sampler, stop, .. } = request;
+        let context = [context, &draft.tokens].concat();
+        // One more: the target's own token comes first. A thread that is gone is told of by the next request.
+        self.submit(Order::Ahead(Job { context, max_tokens: max_tokens + 1, sampler: *sampler, stop }));
     }
 }
 
@@ -167,27 +192,83 @@ fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
     format!("it panicked: {}", text.as_deref().unwrap_or("no message"))
 }
 
-/// The thread's state. `history` holds the tokens of the KV cache, row by row.
+/// The thread's state.
 struct Worker {
     model: Box<dyn LanguageModel>,
     vocabulary: Option<SharedVocabulary>,
+    /// The tokens of the KV cache, row by row.
     history: Vec<TokenId>,
+    /// After the last of them, if `logits_len` is their number.
     logits: Vec<f32>,
+    logits_len: usize,
     /// Whether the likeliest token of `logits` was one that the target has, too.
     is_ours: bool,
+    ahead: Option<Ahead>,
+}
+
+/// A draft behind a context that has not come true yet.
+struct Ahead {
+    sampler: Sampler,
+    context: Vec<TokenId>,
+    draft: Draft,
+}
+
+impl Ahead {
+    /// What of the draft continues `context`, if that came true.
+    fn behind(self, context: &[TokenId], sampler: &Sampler) -> Option<Draft> {
+        let Draft { tokens, confidence, .. } = self.draft;
+        let known = context.strip_prefix(self.context.as_slice()).filter(|_| self.sampler == *sampler)?;
+        let rest = tokens.strip_prefix(known).filter(|rest| !rest.is_empty())?;
+        Some(Draft::new(rest.to_vec(), confidence[known.len()..].to_vec()))
+    }
 }
 
 impl Worker {
+    fn new(model: Box<dyn LanguageModel>, vocabulary: Option<SharedVocabulary>) -> Worker {
+        let (history, logits) = (Vec::new(), Vec::new());
+        Worker { model, vocabulary, history, logits, logits_len: 0, is_ours: true, ahead: None }
+    }
+
     fn draft(&mut self, job: &Job) -> Result<Draft, DraftError> {
-        let mut draft = Draft::default();
-        let Some(known) = self.known(&job.context) else { return Ok(draft) };
+        let begun = self.ahead.take().and_then(|ahead| ahead.behind(&job.context, &job.sampler));
+        self.draft_from(begun.unwrap_or_default(), job, &|| false)
+    }
+
+    /// Drafts behind the job's context until it is told to stop. What fails here fails again, and is told
+    /// of, when it is asked for.
+    fn run_ahead(&mut self, job: Job, is_told_to_stop: &dyn Fn() -> bool) {
+        self.ahead = None;
+        if let Ok(draft) = self.draft_from(Draft::default(), &job, is_told_to_stop) {
+            self.ahead = Some(Ahead { sampler: job.sampler, context: job.context, draft });
+        }
+    }
+
+    /// Draws out `draft`, guesses made already behind the job's context, as far as the job wants.
+    fn draft_from(
+        &mut self,
+        mut draft: Draft,
+        job: &Job,
+        is_told_to_stop: &dyn Fn() -> bool,
+    ) -> Result<Draft, DraftError> {
+        let Some(mut known) = self.known(&job.context) else { return Ok(Draft::default()) };
         let len_max = self.room_behind(known.len()).min(job.max_tokens);
-        if len_max == 0 {
+        draft.truncate(len_max);
+        let mut survival = 1.0;
+        for (index, &confidence) in draft.confidence.iter().enumerate() {
+            survival = job.stop.survival(survival, confidence);
+            if job.stop.stops(survival) {
+                draft.truncate(index + 1);
+                return Ok(draft);
+            }
+        }
+        if draft.tokens.len() == len_max || is_told_to_stop() {
             return Ok(draft);
         }
+        if !draft.tokens.is_empty() {
+            known.to_mut().extend_from_slice(&draft.tokens);
+        }
         self.sync(&known)?;
-        let mut survival = 1.0;
-        while self.is_ours {
+        while self.is_ours && !is_told_to_stop() {
             // Noise and penalties go by the whole text, whatever the draft model reads of it.
             let history = History { committed: &job.context, drafted: &draft.tokens };
             let guess = job.sampler.guess(&self.logits, history);
@@ -218,10 +299,14 @@ impl Worker {
     /// Makes the KV cache hold `context` and `logits` its last row, recomputing only what differs.
     fn sync(&mut self, context: &[TokenId]) -> Result<(), DraftError> {
         let same = self.history.iter().zip(context).take_while(|(a, b)| a == b).count();
-        // The last token is always fed again: its logits are what the first guess comes from.
+        if same == context.len() && self.logits_len == same && self.history.len() == same {
+            return Ok(());
+        }
+        // The last token is fed again if need be: its logits are what the first guess comes from.
         let keep = same.min(self.model.len()).min(context.len() - 1);
         self.model.truncate(keep);
         self.history.truncate(keep);
+        self.logits_len = 0;
         self.feed(&context[keep..])
     }
 
@@ -230,6 +315,7 @@ impl Worker {
         if let Some(&token) = tokens.iter().find(|t| **t as usize >= vocab) {
             return Err(DraftError::TokenOutOfVocabulary { token, vocab });
         }
+        self.logits_len = 0;
         self.model.forward(tokens, LogitRows::Last, &mut self.logits).map_err(DraftError::Model)?;
         self.history.extend_from_slice(tokens);
         if self.logits.len() != vocab {
@@ -237,6 +323,7 @@ impl Worker {
         }
         self.is_ours =
             self.vocabulary.as_ref().is_none_or(|vocabulary| vocabulary.translate(&mut self.logits));
+        self.logits_len = self.history.len();
         Ok(())
     }
 }
@@ -280,7 +367,8 @@ mod tests {
         let (open, gate) = unbounded();
         let drafter = ModelDrafter::spawn(Box::new(Gated { entered, gate })).unwrap();
         let sampler = Sampler::new(SamplerConfig::plain(0.0, 0));
-        assert!(drafter.submit(Job { context: vec![0], max_tokens: 1, sampler, stop: StopRule::NEVER }));
+        let job = Job { context: vec![0], max_tokens: 1, sampler, stop: StopRule::NEVER };
+        assert!(drafter.submit(Order::Draft(job)));
         has_entered.recv_timeout(Duration::from_secs(60)).unwrap();
         let (done, dropped) = bounded(1);
         let dropping = std::thread::spawn(move || {
@@ -291,5 +379,45 @@ mod tests {
         dropped.recv_timeout(Duration::from_secs(60)).expect("no hang");
         dropping.join().unwrap();
         assert!(has_entered.recv().is_err(), "the thread ended and dropped the model");
+    }
+
+    #[test]
+    fn a_wrong_branch_is_left_between_two_tokens() {
+        let (entered, has_entered) = unbounded();
+        let (open, gate) = unbounded();
+        let mut drafter = ModelDrafter::spawn(Box::new(Gated { entered, gate })).unwrap();
+        let sampler = Sampler::new(SamplerConfig::plain(0.0, 0));
+        let entered = || has_entered.recv_timeout(Duration::from_secs(60)).unwrap();
+        let draft = Draft::new(vec![1], vec![1.0]);
+        let request = Request {
+            context: &[0],
+            max_tokens: 5,
+            sampler: &sampler,
+            stop: StopRule::NEVER,
+            features: None,
+        };
+        drafter.run_ahead(request, &draft);
+        entered();
+        // The target chose otherwise, while the thread is in the first of up to six passes.
+        let asking = std::thread::spawn(move || {
+            let request = Request {
+                context: &[0, 0],
+                max_tokens: 1,
+                sampler: &sampler,
+                stop: StopRule::NEVER,
+                features: None,
+            };
+            drafter.propose(request).unwrap().tokens
+        });
+        while !asking.is_finished() && has_entered.is_empty() {
+            open.send(()).unwrap();
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let passes = std::iter::from_fn(|| {
+            open.send(()).unwrap();
+            has_entered.recv_timeout(Duration::from_millis(200)).ok()
+        });
+        assert!(passes.count() <= 2, "the pass under way, perhaps one more, and that of the new request");
+        assert_eq!(asking.join().unwrap(), [1]);
     }
 }

@@ -6,7 +6,7 @@ mod common;
 
 use common::{Fault, HashModel, mix, sampler};
 use drafthorse_draft::{
-    DraftError, Drafter, History, LanguageModel, LogitRows, ModelDrafter, ModelError, Request,
+    DraftError, Drafter, History, LanguageModel, LogitRows, ModelDrafter, ModelError, Request, Sampler,
     SharedVocabulary, StopRule, TokenId,
 };
 use std::sync::{Arc, Mutex};
@@ -263,4 +263,82 @@ fn noise_is_keyed_by_the_position_in_the_sequence_whatever_was_left_out() {
     let expected: Vec<TokenId> =
         (4..12).map(|len| sampler.choose(&known, History::of(&vec![0; len])).token).collect();
     assert_eq!(draft.tokens, expected);
+}
+
+/// Passes of a model, counted.
+struct Counted(HashModel, Arc<Mutex<usize>>);
+
+impl LanguageModel for Counted {
+    fn vocab(&self) -> usize {
+        self.0.vocab()
+    }
+    fn context_len(&self) -> usize {
+        self.0.context_len()
+    }
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+    fn forward(
+        &mut self,
+        tokens: &[TokenId],
+        which: LogitRows,
+        logits: &mut Vec<f32>,
+    ) -> Result<(), ModelError> {
+        *self.1.lock().unwrap() += 1;
+        self.0.forward(tokens, which, logits)
+    }
+    fn truncate(&mut self, len: usize) {
+        self.0.truncate(len);
+    }
+}
+
+#[test]
+fn drafting_ahead_changes_no_draft_whether_its_branch_comes_true_or_not() {
+    for temperature in [0.0, 0.9] {
+        let sampler = sampler(temperature, 5);
+        let run = |ahead: bool| {
+            let passes = Arc::new(Mutex::new(0));
+            let model = HashModel { context_len: 400, ..HashModel::new(VOCAB, 3) };
+            let mut drafter = ModelDrafter::spawn(Box::new(Counted(model, Arc::clone(&passes)))).unwrap();
+            let (mut text, mut drafts): (Vec<TokenId>, _) = (vec![1, 2, 3], Vec::new());
+            for step in 0..60u64 {
+                let max_tokens = 1 + mix(step) as usize % 5;
+                let context = text.clone();
+                let request = Request {
+                    context: &context,
+                    max_tokens,
+                    sampler: &sampler,
+                    stop: StopRule::NEVER,
+                    features: None,
+                };
+                let draft = drafter.propose(request).unwrap();
+                if ahead {
+                    drafter.run_ahead(request, &draft);
+                    // Sometimes there is time to draft on, sometimes not.
+                    std::thread::sleep(Duration::from_micros(mix(step ^ 99) % 300));
+                }
+                // Now and then the target, which here mostly says what the draft would, rejects a token.
+                let stands = if step % 3 == 0 { draft.tokens.len() / 2 } else { draft.tokens.len() };
+                text.extend(&draft.tokens[..stands]);
+                let other = HashModel { context_len: 400, ..HashModel::new(VOCAB, 3) };
+                text.push(next_of(other, &text, &sampler, step % 3 == 0));
+                drafts.push(draft);
+            }
+            drop(drafter);
+            let passes = *passes.lock().unwrap();
+            (text, drafts, passes)
+        };
+        let (plain, piped) = (run(false), run(true));
+        assert_eq!(plain.0, piped.0);
+        assert_eq!(plain.1, piped.1);
+        assert!(piped.2 > 0 && plain.2 > 0);
+    }
+}
+
+/// What the model says next, or another token.
+fn next_of(mut model: HashModel, text: &[TokenId], sampler: &Sampler, otherwise: bool) -> TokenId {
+    let mut logits = Vec::new();
+    model.forward(text, LogitRows::Last, &mut logits).unwrap();
+    let token = sampler.choose(&logits, History::of(text)).token;
+    if otherwise { (token + 1) % VOCAB as TokenId } else { token }
 }

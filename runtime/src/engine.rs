@@ -135,7 +135,7 @@ impl Engine {
         room: usize,
         (tally, progress): (&mut Tally, &mut dyn Progress),
     ) -> Result<usize, Error> {
-        let Plan { draft_len: wanted, stop } = match self.drafter {
+        let Plan { draft_len: wanted, stop, run_ahead } = match self.drafter {
             Some(_) => self.controller.plan(&self.residency()),
             None => Plan::PLAIN,
         };
@@ -148,6 +148,9 @@ impl Engine {
             most => self.ask(sequence.tokens(), &sequence.sampler, (most, stop), progress),
         };
         draft.cut(|draft| self.controller.keep(draft));
+        if run_ahead {
+            self.draft_ahead(sequence.tokens(), &sequence.sampler, (most, stop), &draft);
+        }
         let drafted = Instant::now();
         self.target.clock().lap(Phase::Draft);
         let before = self.cache_stats();

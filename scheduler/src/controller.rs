@@ -25,6 +25,8 @@ const LOSS_SHARE: f64 = 0.02;
 const ACCOUNT_START_PASSES: f64 = 3.0;
 /// What it holds at most; gains above it are not saved up for later losses.
 const ACCOUNT_MAX_PASSES: f64 = 16.0;
+/// Share of drafted passes' time spent waiting for the disk from which on drafting ahead is worth it.
+const RUN_AHEAD_STALL_MIN: f64 = 0.4;
 /// A drafted pass is charged at most this many times what it was expected to take.
 const CHARGE_MAX: f64 = 3.0;
 /// Passes in one measurement of drafting. The first also lets the draft model catch up on the text.
@@ -75,11 +77,14 @@ pub struct Plan {
     pub draft_len: usize,
     /// When a drafter whose tokens cost time should stop before that.
     pub stop: StopRule,
+    /// Whether the drafter may go on while the target verifies: where passes mostly wait for the disk, the
+    /// processor has the time; elsewhere it would take the target's.
+    pub run_ahead: bool,
 }
 
 impl Plan {
     /// A pass without a draft.
-    pub const PLAIN: Plan = Plan { draft_len: 0, stop: StopRule::NEVER };
+    pub const PLAIN: Plan = Plan { draft_len: 0, stop: StopRule::NEVER, run_ahead: false };
 }
 
 /// What one pass took and gave, measured by the engine.
@@ -191,7 +196,8 @@ impl Controller {
             DraftLen::Fixed(draft_len) => draft_len,
             DraftLen::Auto => self.auto(),
         };
-        Plan { draft_len: self.planned, stop: self.stop_rule() }
+        let run_ahead = self.planned > 0 && self.drafted.stall_share.value() >= RUN_AHEAD_STALL_MIN;
+        Plan { draft_len: self.planned, stop: self.stop_rule(), run_ahead }
     }
 
     /// A draft is continued while the next token, if it stands as often as this drafter's do, is worth the

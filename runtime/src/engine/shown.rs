@@ -41,6 +41,19 @@ impl Engine {
         }
     }
 
+    /// Lets the drafter go on behind `draft` while the target verifies it.
+    pub(super) fn draft_ahead(
+        &mut self,
+        context: &[TokenId],
+        sampler: &Sampler,
+        (max_tokens, stop): (usize, StopRule),
+        draft: &Draft,
+    ) {
+        if let Some(drafter) = &mut self.drafter {
+            drafter.run_ahead(Request { context, max_tokens, sampler, stop, features: None }, draft);
+        }
+    }
+
     /// Before a pass over `rows` rows behind `context`'s: where their hidden states would not fit beside
     /// those kept, the drafter takes these in.
     pub(super) fn make_feature_room(
