@@ -144,7 +144,11 @@ fn peak_memory_stays_under_a_budget_that_holds_a_quarter_of_the_experts() {
         (memory["peak_rss_bytes"].as_u64().unwrap(), memory["budget_bytes"].as_u64().unwrap());
     assert!(peak <= limit, "{memory}");
     let slots = report["offload"]["slots"].as_u64().unwrap();
-    assert!((QUARTER as u64..=48).contains(&slots), "about a quarter of the experts fits: {slots}");
+    // The budget named is whole MiB, with room for what a process cannot know of itself: up to 2 MiB, 18 slots.
+    assert!(
+        (QUARTER as u64..=QUARTER as u64 + 24).contains(&slots),
+        "about a quarter of the experts fits: {slots}"
+    );
     assert!(report["offload"]["bytes_read"].as_u64().unwrap() > 0);
 }
 
