@@ -291,7 +291,7 @@ fn the_memory_plan_counts_the_head_and_what_is_kept_for_it() {
     for (name, target, draft) in heads() {
         let bytes_of = |options: &EngineOptions| {
             let plan = Engine::plan(options).unwrap();
-            plan.lines.iter().find(|line| line.name == "draft model").unwrap().bytes
+            plan.lines.iter().find(|line| line.name == "draft").unwrap().bytes
         };
         assert_eq!(bytes_of(&plain_options(&target)), 0);
         let long = bytes_of(&drafted(&target, &draft, DraftLen::Fixed(3)));
