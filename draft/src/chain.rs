@@ -68,6 +68,10 @@ impl Drafter for ChainDrafter {
         }
     }
 
+    fn rest(&mut self) {
+        self.members.iter_mut().for_each(|member| member.drafter.rest());
+    }
+
     /// At most one member needs any: two heads in one chain would draft for each other's openings.
     fn features(&self) -> FeatureNeed {
         let needs = self.members.iter().map(|member| member.drafter.features());

@@ -126,6 +126,11 @@ impl Drafter for HeadDrafter {
         Ok(draft)
     }
 
+    fn forget(&mut self) {
+        self.head.truncate(0);
+        self.history.clear();
+    }
+
     fn features(&self) -> FeatureNeed {
         // The last row's, once more: see `sync`.
         FeatureNeed::Since(self.history.len().saturating_sub(2))

@@ -203,6 +203,9 @@ pub trait Drafter: Send {
     /// change what it proposes, and MUST leave off when it is asked.
     fn run_ahead(&mut self, _request: Request<'_>, _draft: &Draft) {}
 
+    /// Nothing will be asked for a while: what was begun with [`Drafter::run_ahead`] is left.
+    fn rest(&mut self) {}
+
     /// Lines the user must see since this was last asked, such as a member that was put away.
     fn notices(&mut self) -> Vec<String> {
         Vec::new()

@@ -26,6 +26,8 @@ use std::thread::JoinHandle;
 /// later one fail with [`DraftError::Stopped`].
 pub struct ModelDrafter {
     link: Link,
+    /// Whether the thread may be drafting for nobody yet.
+    is_ahead: bool,
 }
 
 /// Which token ids mean the same to draft model and target: those below `shared` that are not in `except`.
@@ -73,6 +75,10 @@ enum Order {
     Draft(Job),
     /// Draft on behind a context that may come true, until the next order comes; no reply.
     Ahead(Job),
+    /// Leave what was begun ahead.
+    Rest,
+    /// Forget every text, too.
+    Forget,
 }
 
 /// One request, owned so that it can cross to the thread.
@@ -109,13 +115,14 @@ impl ModelDrafter {
                 match order {
                     Order::Ahead(job) => worker.run_ahead(job, &|| !inbox.is_empty()),
                     Order::Draft(job) if outbox.send(worker.draft(&job)).is_err() => break,
-                    Order::Draft(_) => {}
+                    Order::Draft(_) | Order::Rest => {}
+                    Order::Forget => worker.forget(),
                 }
             }
         };
         let thread =
             std::thread::Builder::new().name("draft".into()).spawn(work).map_err(DraftError::Spawn)?;
-        Ok(ModelDrafter { link: Link::Up { orders, replies, thread } })
+        Ok(ModelDrafter { link: Link::Up { orders, replies, thread }, is_ahead: false })
     }
 
     /// Hands an order to the thread; false when the thread is gone.
@@ -136,6 +143,7 @@ impl ModelDrafter {
 
     /// Ends the thread, waiting for a draft in flight, and keeps the reason for later calls.
     fn stop(&mut self) -> DraftError {
+        self.rest();
         let down = Link::Down { reason: "it was told to end".into() };
         let reason = match std::mem::replace(&mut self.link, down) {
             Link::Down { reason } => reason,
@@ -158,8 +166,10 @@ impl Drafter for ModelDrafter {
 
     fn propose(&mut self, request: Request<'_>) -> Result<Draft, DraftError> {
         if request.max_tokens == 0 || request.context.is_empty() {
+            self.rest();
             return Ok(Draft::default());
         }
+        self.is_ahead = false;
         let Request { context, max_tokens, sampler, stop, .. } = request;
         let job = Job { context: context.to_vec(), max_tokens, sampler: *sampler, stop };
         match self.submit(Order::Draft(job)).then(|| self.collect()).flatten() {
@@ -177,6 +187,18 @@ impl Drafter for ModelDrafter {
         let context = [context, &draft.tokens].concat();
         // One more: the target's own token comes first. A thread that is gone is told of by the next request.
         self.submit(Order::Ahead(Job { context, max_tokens: max_tokens + 1, sampler: *sampler, stop }));
+        self.is_ahead = true;
+    }
+
+    fn rest(&mut self) {
+        if std::mem::take(&mut self.is_ahead) {
+            self.submit(Order::Rest);
+        }
+    }
+
+    fn forget(&mut self) {
+        self.is_ahead = false;
+        self.submit(Order::Forget);
     }
 }
 
@@ -227,6 +249,12 @@ impl Worker {
     fn new(model: Box<dyn LanguageModel>, vocabulary: Option<SharedVocabulary>) -> Worker {
         let (history, logits) = (Vec::new(), Vec::new());
         Worker { model, vocabulary, history, logits, logits_len: 0, is_ours: true, ahead: None }
+    }
+
+    fn forget(&mut self) {
+        self.model.truncate(0);
+        self.history.clear();
+        (self.logits_len, self.ahead) = (0, None);
     }
 
     fn draft(&mut self, job: &Job) -> Result<Draft, DraftError> {
@@ -387,37 +415,42 @@ mod tests {
         let (open, gate) = unbounded();
         let mut drafter = ModelDrafter::spawn(Box::new(Gated { entered, gate })).unwrap();
         let sampler = Sampler::new(SamplerConfig::plain(0.0, 0));
-        let entered = || has_entered.recv_timeout(Duration::from_secs(60)).unwrap();
-        let draft = Draft::new(vec![1], vec![1.0]);
-        let request = Request {
-            context: &[0],
-            max_tokens: 5,
-            sampler: &sampler,
-            stop: StopRule::NEVER,
-            features: None,
-        };
-        drafter.run_ahead(request, &draft);
-        entered();
-        // The target chose otherwise, while the thread is in the first of up to six passes.
-        let asking = std::thread::spawn(move || {
-            let request = Request {
-                context: &[0, 0],
-                max_tokens: 1,
-                sampler: &sampler,
-                stop: StopRule::NEVER,
-                features: None,
-            };
-            drafter.propose(request).unwrap().tokens
-        });
-        while !asking.is_finished() && has_entered.is_empty() {
-            open.send(()).unwrap();
-            std::thread::sleep(Duration::from_millis(20));
+        let (context, stop) = (&[0], StopRule::NEVER);
+        let request = Request { context, max_tokens: 5, sampler: &sampler, stop, features: None };
+        drafter.run_ahead(request, &Draft::new(vec![1], vec![1.0]));
+        has_entered.recv_timeout(Duration::from_secs(60)).unwrap();
+        // The target chose otherwise, and says so while the thread is in the first of up to six passes.
+        let job = Job { context: vec![0, 0], max_tokens: 1, sampler, stop };
+        assert!(drafter.submit(Order::Draft(job)));
+        (0..10).for_each(|_| open.send(()).unwrap());
+        assert_eq!(drafter.collect().unwrap().unwrap().tokens, [1]);
+        assert_eq!(has_entered.len(), 1, "the pass under way was the last; one more served the request");
+    }
+
+    #[test]
+    fn a_drafter_told_to_rest_or_dropped_leaves_what_it_began_ahead() {
+        for is_dropped in [false, true] {
+            let (entered, has_entered) = unbounded();
+            let (open, gate) = unbounded();
+            let mut drafter = ModelDrafter::spawn(Box::new(Gated { entered, gate })).unwrap();
+            let sampler = Sampler::new(SamplerConfig::plain(0.0, 0));
+            let (context, stop) = (&[0], StopRule::NEVER);
+            let request = Request { context, max_tokens: 5, sampler: &sampler, stop, features: None };
+            drafter.run_ahead(request, &Draft::new(vec![1], vec![1.0]));
+            has_entered.recv_timeout(Duration::from_secs(60)).unwrap();
+            if !is_dropped {
+                drafter.rest();
+            }
+            let dropping = std::thread::spawn(move || drop(drafter));
+            while is_dropped && !dropping.is_finished() && has_entered.is_empty() {
+                // Dropping tells it to rest before it waits; once it has, one pass is all there is.
+                std::thread::sleep(Duration::from_millis(50));
+                let _ = open.send(());
+            }
+            (0..10).for_each(|_| _ = open.send(()));
+            dropping.join().unwrap();
+            let more = has_entered.try_iter().count();
+            assert!(more <= usize::from(is_dropped), "{more} passes after it was told to rest");
         }
-        let passes = std::iter::from_fn(|| {
-            open.send(()).unwrap();
-            has_entered.recv_timeout(Duration::from_millis(200)).ok()
-        });
-        assert!(passes.count() <= 2, "the pass under way, perhaps one more, and that of the new request");
-        assert_eq!(asking.join().unwrap(), [1]);
     }
 }

@@ -230,11 +230,11 @@ pub struct Speculation {
     pub accepted_per_pass: f64,
     /// One line on why drafting is off; None while it is on.
     pub off_reason: Option<String>,
-    /// The time that plain passes would have taken for the same tokens, by the cost model, over the time
-    /// taken; None without a drafter.
+    /// The time that plain passes would have taken for the same tokens, by the cost model, over the time taken,
+    /// since the model was loaded; None without a drafter, and before a plain pass was run.
     pub predicted_speedup: Option<f64>,
     /// The time of a pass, drafting included, over that of a plain one, by the cost model and averaged over
-    /// the passes run.
+    /// the passes run since the model was loaded; None as above.
     pub t_ratio: Option<f64>,
     /// What the controller predicted and measured, since the model was loaded; None without a drafter.
     pub explanation: Option<Explanation>,

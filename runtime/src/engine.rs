@@ -144,7 +144,7 @@ impl Engine {
         let most = wanted.min(room - 1);
         self.make_feature_room(sequence.tokens(), &sequence.sampler, 1 + most, progress);
         let mut draft = match most {
-            0 => Draft::default(),
+            0 => self.draft_nothing(),
             most => self.ask(sequence.tokens(), &sequence.sampler, (most, stop), progress),
         };
         draft.cut(|draft| self.controller.keep(draft));
@@ -202,7 +202,9 @@ impl Engine {
         let mut tally = Tally::default();
         let before = self.cache_stats();
         let hooks = Hooks { progress, on_tokens };
+        self.controller.begin_text();
         let outcome = self.run(&mut sequence, options, &mut tally, hooks);
+        self.drafter.iter_mut().for_each(|drafter| drafter.rest());
         // Every committed token but the last has its row in the cache, an end token taken back too.
         self.cached = sequence.tokens().to_vec();
         self.cached.truncate(self.target.len());

@@ -129,7 +129,11 @@ impl OpenedHead {
         progress: &mut dyn Progress,
     ) -> Result<HeadPart, Error> {
         let open = |files: &[PathBuf]| -> Result<Box<dyn Reader>, OffloadError> {
-            open_reader(options.reader, files, &options.io)
+            let reader = open_reader(options.reader, files, &options.io)?;
+            Ok(match &options.simulate_disk {
+                Some(disk) => disk.in_front_of(reader, &options.io),
+                None => reader,
+            })
         };
         let readers = HeadReaders { own: &|| open(&self.files), target: &|| open(&self.target_files) };
         // A draft length of 0 is plain decoding: nothing is recorded for nobody.

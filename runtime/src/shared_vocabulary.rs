@@ -9,7 +9,7 @@ use drafthorse_draft::{SharedVocabulary, TokenId};
 
 use crate::Error;
 use crate::gguf::{Gguf, Strings, quoted};
-use crate::models::Blueprint;
+use crate::models::{Blueprint, LoadError};
 
 const TOKENS_KEY: &str = "tokenizer.ggml.tokens";
 const TYPES_KEY: &str = "tokenizer.ggml.token_type";
@@ -28,7 +28,15 @@ impl<'a> Listed<'a> {
     fn of(gguf: &'a Gguf, blueprint: &Blueprint) -> Result<Option<Listed<'a>>, Error> {
         let Some(tokens) = gguf.metadata.strings(TOKENS_KEY)? else { return Ok(None) };
         let types = gguf.metadata.i32s(TYPES_KEY)?.unwrap_or_default();
-        Ok(Some(Listed { tokens, types, vocab: blueprint.spec.vocab }))
+        let vocab = blueprint.spec.vocab;
+        if tokens.len() > vocab {
+            return Err(Error::Load(LoadError::BadKey {
+                path: gguf.metadata.file().into(),
+                key: TOKENS_KEY.into(),
+                problem: format!("{} tokens, the embedding has {vocab}", tokens.len()),
+            }));
+        }
+        Ok(Some(Listed { tokens, types, vocab }))
     }
 
     /// Whether the id, which must not be the other model's too, may still be in the vocabulary.

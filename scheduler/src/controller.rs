@@ -125,6 +125,8 @@ pub struct Controller {
     drafted: PassMean,
     planned_max: usize, // longest draft planned so far
     last_drafted: u64,
+    /// The drafter has not drafted on this text yet: what it takes first is reading.
+    reads_text: bool,
     drafted_passes: u64,
     account_s: f64,
     last_probe: u64, // pass number
@@ -176,6 +178,7 @@ impl Controller {
             drafted: PassMean::new(),
             planned_max: 0,
             last_drafted: 0,
+            reads_text: true,
             drafted_passes: 0,
             account_s: 0.0,
             last_probe: 0,
@@ -186,6 +189,12 @@ impl Controller {
             hit_rate_plain: 0.0,
             ledger: Ledger::new(width_max),
         }
+    }
+
+    /// Another text begins: what the drafter takes to read its prompt says nothing of what drafting costs.
+    pub fn begin_text(&mut self) {
+        self.reads_text = true;
+        self.last_drafted = self.passes;
     }
 
     /// The plan for the next pass. `residency` is the expert cache as it stands.
@@ -223,7 +232,9 @@ impl Controller {
     /// than the time they add. `Fixed`, and passes that measure, keep all.
     pub fn keep(&mut self, draft: &Draft) -> usize {
         let measuring = self.probe.is_some() || self.config.mode != DraftLen::Auto;
-        self.source = draft.source;
+        if !draft.tokens.is_empty() {
+            self.source = draft.source;
+        }
         let kept = if measuring { draft.tokens.len() } else { self.worth_verifying(draft) };
         self.kept.clear();
         self.kept.extend(draft.confidence.iter().take(kept));
@@ -242,6 +253,7 @@ impl Controller {
         self.learn_costs(outcome);
         self.learn_acceptance(outcome);
         self.settle(outcome);
+        self.reads_text &= self.planned == 0;
     }
 
     /// One line on why drafting is off at the moment; `None` while it is on or still being measured.
@@ -257,8 +269,7 @@ impl Controller {
         }
         if self.best().0 > 0 {
             return Some(format!(
-                "drafting has lost {:.0} % of the time so far, and may lose {:.0} %",
-                100.0 * (1.0 - self.ledger.speedup().unwrap_or(1.0)).max(0.0),
+                "drafting has lately lost more than {:.0} % of the time; it is tried again when that is made up for",
                 100.0 * LOSS_SHARE,
             ));
         }
@@ -485,10 +496,12 @@ impl Controller {
         if self.planned == 0 {
             return;
         }
-        let first_ever = self.planned_max == 0;
         let unread = self.passes - 1 - self.last_drafted;
-        if unread == 0 || first_ever {
-            self.draft_s.add(self.planned, outcome.draft_s);
+        if self.reads_text {
+            // Reading, mostly: teaches nothing.
+        } else if unread == 0 {
+            // Drafts of a chain cost next to nothing or a model's time: a dear one is believed up to a pass.
+            self.draft_s.add_above(self.planned, outcome.draft_s, self.verify_s.expect(0).unwrap_or(0.0));
         } else {
             let extra = (outcome.draft_s - self.draft_s.expect(self.planned).unwrap_or(0.0)).max(0.0);
             let each = extra / unread as f64;
@@ -537,10 +550,11 @@ impl Controller {
     }
 
     /// What a drafted pass costs the account. One that stalled counts a few times what is expected, and what
-    /// the drafter needs once to read the prompt counts not at all: neither says what drafting costs.
+    /// the drafter needs to read a new text counts not at all: neither says what drafting costs.
     fn charged(&self, outcome: &StepOutcome) -> f64 {
         let expected = self.seconds(self.planned).unwrap_or(f64::INFINITY);
-        let drafting = if self.drafted_passes == 1 { 0.0 } else { outcome.draft_s };
+        let expected = expected.max(self.verify_s.expect(0).unwrap_or(0.0) + outcome.draft_s);
+        let drafting = if self.reads_text { 0.0 } else { outcome.draft_s };
         (outcome.verify_s + drafting).min(CHARGE_MAX * expected)
     }
 }

@@ -62,11 +62,16 @@ impl CostCurve {
     /// A first sample more than twice the second is dropped: the first pass of a kind also warms
     /// caches, and one outlier would otherwise condemn the width.
     pub(crate) fn add(&mut self, width: usize, seconds: f64) {
+        self.add_above(width, seconds, 0.0);
+    }
+
+    /// As [`CostCurve::add`], but seconds up to `floor` are believed at once, however little was expected.
+    pub(crate) fn add_above(&mut self, width: usize, seconds: f64, floor: f64) {
         match &mut self.at[width] {
             Some(mean) if mean.weight == 1.0 && mean.value > 2.0 * seconds => {
                 *mean = Mean::prior(seconds, 2.0)
             }
-            Some(mean) => mean.add(seconds.min(CostCurve::CLIP * mean.value), CostCurve::MEMORY),
+            Some(mean) => mean.add(seconds.min((CostCurve::CLIP * mean.value).max(floor)), CostCurve::MEMORY),
             none => *none = Some(Mean::prior(seconds, 1.0)),
         }
     }

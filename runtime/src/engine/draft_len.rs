@@ -2,6 +2,7 @@
 //!
 //! Owns the controllers of the lengths that are not in use. What is planned per step is the controller's.
 
+use drafthorse_draft::FeatureNeed;
 use drafthorse_scheduler::{Controller, ControllerConfig, DraftLen};
 
 use super::Engine;
@@ -25,16 +26,27 @@ impl Engine {
     /// measured then.
     ///
     /// # Errors
-    /// A fixed length beyond what the engine was opened for: passes that wide are not in its memory plan.
+    /// A length beyond what the engine was opened for: passes that wide are not in its memory plan. A head in an
+    /// engine that was opened for plain decoding: it has not followed the text.
     pub fn set_draft_len(&mut self, mode: DraftLen) -> Result<(), Error> {
         let config = ControllerConfig { mode, ..self.lengths.config };
         config.validate()?;
         let rows = self.logit_rows.min(self.target.rows_max());
-        if let DraftLen::Fixed(len) = mode
-            && len >= rows
-        {
+        let longest = match mode {
+            DraftLen::Fixed(len) => len,
+            DraftLen::Auto => config.draft_len_max,
+        };
+        let is_shown = self.target.features().is_some();
+        let needs_showing =
+            self.drafter.as_ref().is_some_and(|drafter| drafter.features() != FeatureNeed::None);
+        if longest > 0 && needs_showing && !is_shown {
+            return Err(Error::Usage(
+                "this engine was opened for plain decoding, and its head was shown nothing".into(),
+            ));
+        }
+        if longest >= rows {
             return Err(Error::Usage(format!(
-                "draft length {len}: this engine was opened for at most {}",
+                "draft length {longest}: this engine was opened for at most {}",
                 rows - 1
             )));
         }

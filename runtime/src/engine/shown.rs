@@ -41,6 +41,12 @@ impl Engine {
         }
     }
 
+    /// A plain pass: a drafter that works ahead leaves the processor to it.
+    pub(super) fn draft_nothing(&mut self) -> Draft {
+        self.drafter.iter_mut().for_each(|drafter| drafter.rest());
+        Draft::default()
+    }
+
     /// Lets the drafter go on behind `draft` while the target verifies it.
     pub(super) fn draft_ahead(
         &mut self,

@@ -361,6 +361,8 @@ impl Lab {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         };
+        // The same texts come again: they must not be looked up in what was generated before.
+        engine.forget_texts();
         let generation = engine.generate(&self.prompts[text], &options, &mut Silent, &mut on_tokens)?;
         match generation.finish_reason {
             FinishReason::Interrupted => Err(interrupted()),
