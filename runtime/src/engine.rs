@@ -12,9 +12,7 @@ mod shown;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use drafthorse_draft::{
-    AcceptanceStats, Draft, Drafter, History, LanguageModel, LogitRows, Sampler, TokenId,
-};
+use drafthorse_draft::{AcceptanceStats, Drafter, History, LanguageModel, LogitRows, Sampler, TokenId};
 use drafthorse_offload::reader::SimulatedDisk;
 use drafthorse_offload::{CacheStats, Residency};
 use drafthorse_scheduler::{Controller, ControllerConfig, MemoryPlan, Plan, StepOutcome};
