@@ -409,8 +409,8 @@ mod tests {
         assert!(has_entered.recv().is_err(), "the thread ended and dropped the model");
     }
 
-    #[test]
-    fn a_wrong_branch_is_left_between_two_tokens() {
+    /// A drafter whose thread is in the first of up to six passes ahead; what tells of passes, and lets them go.
+    fn ahead() -> (ModelDrafter, Receiver<()>, Sender<()>) {
         let (entered, has_entered) = unbounded();
         let (open, gate) = unbounded();
         let mut drafter = ModelDrafter::spawn(Box::new(Gated { entered, gate })).unwrap();
@@ -419,8 +419,15 @@ mod tests {
         let request = Request { context, max_tokens: 5, sampler: &sampler, stop, features: None };
         drafter.run_ahead(request, &Draft::new(vec![1], vec![1.0]));
         has_entered.recv_timeout(Duration::from_secs(60)).unwrap();
-        // The target chose otherwise, and says so while the thread is in the first of up to six passes.
-        let job = Job { context: vec![0, 0], max_tokens: 1, sampler, stop };
+        (drafter, has_entered, open)
+    }
+
+    #[test]
+    fn a_wrong_branch_is_left_between_two_tokens() {
+        let (drafter, has_entered, open) = ahead();
+        let sampler = Sampler::new(SamplerConfig::plain(0.0, 0));
+        // The target chose otherwise, and says so while the thread is at it.
+        let job = Job { context: vec![0, 0], max_tokens: 1, sampler, stop: StopRule::NEVER };
         assert!(drafter.submit(Order::Draft(job)));
         (0..10).for_each(|_| open.send(()).unwrap());
         assert_eq!(drafter.collect().unwrap().unwrap().tokens, [1]);
@@ -430,14 +437,7 @@ mod tests {
     #[test]
     fn a_drafter_told_to_rest_or_dropped_leaves_what_it_began_ahead() {
         for is_dropped in [false, true] {
-            let (entered, has_entered) = unbounded();
-            let (open, gate) = unbounded();
-            let mut drafter = ModelDrafter::spawn(Box::new(Gated { entered, gate })).unwrap();
-            let sampler = Sampler::new(SamplerConfig::plain(0.0, 0));
-            let (context, stop) = (&[0], StopRule::NEVER);
-            let request = Request { context, max_tokens: 5, sampler: &sampler, stop, features: None };
-            drafter.run_ahead(request, &Draft::new(vec![1], vec![1.0]));
-            has_entered.recv_timeout(Duration::from_secs(60)).unwrap();
+            let (mut drafter, has_entered, open) = ahead();
             if !is_dropped {
                 drafter.rest();
             }

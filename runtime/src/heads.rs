@@ -7,7 +7,6 @@
 use std::path::PathBuf;
 
 use drafthorse_draft::{DrafterKind, HeadPart};
-use drafthorse_offload::{OffloadError, Reader, open_reader};
 use drafthorse_scheduler::DraftLen;
 
 use crate::Error;
@@ -17,7 +16,7 @@ use crate::models::{
     Blueprint, EAGLE3, FeatureTape, HeadBlueprint, HeadOptions, HeadReaders, MEDUSA, MedusaBlueprint, Model,
     StreamedTable, eagle3_head, medusa_heads, mtp_head,
 };
-use crate::open::{EXPERT_BYTES, SAMPLER_BYTES_PER_TOKEN, kv_shape};
+use crate::open::{EXPERT_BYTES, SAMPLER_BYTES_PER_TOKEN, kv_shape, reader_of};
 
 /// Rows of a head's pass at most: it reads its weights once for all of them.
 const ROWS_MAX: usize = 256;
@@ -128,14 +127,11 @@ impl OpenedHead {
         target: &mut Model,
         progress: &mut dyn Progress,
     ) -> Result<HeadPart, Error> {
-        let open = |files: &[PathBuf]| -> Result<Box<dyn Reader>, OffloadError> {
-            let reader = open_reader(options.reader, files, &options.io)?;
-            Ok(match &options.simulate_disk {
-                Some(disk) => disk.in_front_of(reader, &options.io),
-                None => reader,
-            })
+        let how = (options.reader, &options.io, options.simulate_disk.as_ref());
+        let readers = HeadReaders {
+            own: &|| reader_of(&self.files, how),
+            target: &|| reader_of(&self.target_files, how),
         };
-        let readers = HeadReaders { own: &|| open(&self.files), target: &|| open(&self.target_files) };
         // A draft length of 0 is plain decoding: nothing is recorded for nobody.
         if options.draft_len != DraftLen::Fixed(0) {
             target.record_features(self.taps());

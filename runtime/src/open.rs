@@ -8,7 +8,7 @@ mod drafters;
 
 use drafthorse_draft::{DRAFT_LAW_TOKENS_MAX, Law};
 use drafthorse_offload::reader::SimulatedDisk;
-use drafthorse_offload::{OffloadError, PolicyConfig, PolicyKind, ReaderOptions, open_reader};
+use drafthorse_offload::{OffloadError, PolicyConfig, PolicyKind, Reader, ReaderOptions, open_reader};
 use drafthorse_scheduler::{DraftLen, MemoryPlan, Needs};
 
 use crate::api::{DraftSource, EngineOptions, Progress};
@@ -105,6 +105,22 @@ impl<'a> CacheChoice<'a> {
     }
 }
 
+/// A reader of `files`, by its registry name, behind the simulated disk if there is one: every reader of the
+/// engine is opened here.
+///
+/// # Errors
+/// As [`open_reader`].
+pub fn reader_of(
+    files: &[std::path::PathBuf],
+    (name, io, disk): (&str, &ReaderOptions, Option<&SimulatedDisk>),
+) -> Result<Box<dyn Reader>, OffloadError> {
+    let reader = open_reader(name, files, io)?;
+    Ok(match disk {
+        Some(disk) => disk.in_front_of(reader, io),
+        None => reader,
+    })
+}
+
 impl Opened {
     /// The model's blueprint.
     pub fn blueprint(&self) -> &Blueprint {
@@ -155,13 +171,7 @@ impl Opened {
     /// Reads the weights; `cache` is what the experts are kept and read with.
     pub fn load(self, cache: CacheChoice<'_>, progress: &mut dyn Progress) -> Result<Model, Error> {
         let CacheChoice { slots, policy, lfu_half_life_rows, reader, io, disk, stats } = cache;
-        let open = |name| {
-            let reader = open_reader(name, &self.gguf_files, io)?;
-            Ok::<_, OffloadError>(match disk {
-                Some(disk) => disk.in_front_of(reader, io),
-                None => reader,
-            })
-        };
+        let open = |name| reader_of(&self.gguf_files, (name, io, disk));
         let embedding = self.blueprint.streamed_embedding.is_some().then(|| open(reader)).transpose()?;
         let reader = open(reader)?;
         if let Some(notice) = reader.notice() {

@@ -14,13 +14,15 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use common::{PLAIN, Setup, ask, bits, generate, golden, load, load_with, open, plain_options, tokens};
+use common::{
+    Notices, PLAIN, Setup, ask, bits, generate, golden, load, load_with, open, plain_options, tokens,
+};
 use common::{try_generate, try_load_with};
 use drafthorse_draft::{LanguageModel, LogitRows, NgramConfig, TokenId};
 use drafthorse_offload::reader::{Fault, FaultKind, Faults, MemoryReader};
 use drafthorse_offload::{ExpertId, OffloadError, PARTS, PolicyKind, ReadError};
 use drafthorse_runtime::Error;
-use drafthorse_runtime::api::{DraftSource, EngineOptions, Progress};
+use drafthorse_runtime::api::{DraftSource, EngineOptions};
 use drafthorse_runtime::gguf::Gguf;
 use drafthorse_runtime::layers::{Route, RouteSink};
 use drafthorse_runtime::models::{Model, PassError};
@@ -307,18 +309,6 @@ fn a_model_file_cut_while_in_use_is_an_error_and_the_engine_stays_usable() {
             fragile.mend();
             assert_eq!(generate(&mut engine, &prompt, &ask(24, 0.0)).tokens, answer, "{name}");
         }
-    }
-}
-
-#[derive(Default)]
-struct Notices(Vec<String>);
-
-impl Progress for Notices {
-    fn begin(&mut self, _what: &str, _total: u64) {}
-    fn advance(&mut self, _by: u64) {}
-    fn end(&mut self) {}
-    fn notice(&mut self, line: &str) {
-        self.0.push(line.to_owned());
     }
 }
 

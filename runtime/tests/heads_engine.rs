@@ -9,10 +9,10 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use common::synthetic::{Mixture, write_changed_copy};
-use common::{ask, generate, golden, local, open, plain_options, tokens};
+use common::{Notices, ask, generate, golden, local, open, plain_options, tokens};
 use drafthorse_draft::TokenId;
 use drafthorse_runtime::Error;
-use drafthorse_runtime::api::{DraftSource, EngineOptions, Generation, Progress, Silent};
+use drafthorse_runtime::api::{DraftSource, EngineOptions, Generation, Silent};
 use drafthorse_runtime::engine::Engine;
 use drafthorse_runtime::gguf::{Array, BlockType, Gguf, Strings, Value, Writer};
 use drafthorse_scheduler::{BudgetError, DraftLen};
@@ -168,18 +168,6 @@ fn a_prediction_head_with_its_own_copies_of_the_targets_tensors_drafts_the_same(
         (expected.tokens.clone(), guesses(&expected))
     };
     assert_eq!(run(&path), run(&plain));
-}
-
-#[derive(Default)]
-struct Notices(Vec<String>);
-
-impl Progress for Notices {
-    fn begin(&mut self, _what: &str, _total: u64) {}
-    fn advance(&mut self, _by: u64) {}
-    fn end(&mut self) {}
-    fn notice(&mut self, line: &str) {
-        self.0.push(line.to_owned());
-    }
 }
 
 #[test]

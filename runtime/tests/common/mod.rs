@@ -12,7 +12,9 @@ use drafthorse_draft::{NgramConfig, SamplerConfig, SuffixConfig, TokenId};
 use drafthorse_offload::reader::PreadReader;
 use drafthorse_offload::{PolicyConfig, PolicyKind, Reader, ReaderOptions};
 use drafthorse_runtime::Error;
-use drafthorse_runtime::api::{DraftSource, EngineOptions, GenerateOptions, Generation, KvType, Silent};
+use drafthorse_runtime::api::{
+    DraftSource, EngineOptions, GenerateOptions, Generation, KvType, Progress, Silent,
+};
 use drafthorse_runtime::engine::Engine;
 use drafthorse_runtime::gguf::Gguf;
 use drafthorse_runtime::kv::KvShape;
@@ -181,4 +183,17 @@ pub fn logits_of(engine: &mut Engine, tokens: &[TokenId], all: bool) -> Vec<Vec<
         })
         .unwrap();
     rows
+}
+
+/// Keeps what the user is told.
+#[derive(Default)]
+pub struct Notices(pub Vec<String>);
+
+impl Progress for Notices {
+    fn begin(&mut self, _what: &str, _total: u64) {}
+    fn advance(&mut self, _by: u64) {}
+    fn end(&mut self) {}
+    fn notice(&mut self, line: &str) {
+        self.0.push(line.to_owned());
+    }
 }
