@@ -1,7 +1,8 @@
 //! The mixture-of-experts layer: route, fetch, compute what has arrived, add in router order.
 //!
 //! Owns the window's routing table and the loop that computes gate and up of every expert that is in
-//! memory as one job, then down of every expert whose down is, while the disk brings the rest. Which
+//! memory as one job, then down of every expert whose down is, while the disk brings the rest. The shared
+//! expert is one more in the first two of these jobs: every job is a meeting of threads. Which
 //! experts are resident changes only the order of computing: outputs are kept apart and added by
 //! router rank (DESIGN I2). A read that fails leaves nothing behind but its error.
 
@@ -15,7 +16,7 @@ use crate::models::{MoeSpec, Routed};
 
 use super::Pass;
 use super::demand::DemandLoads;
-use super::ffn::feed_forward;
+use super::ffn::{FeedForward, LoadedFeedForward};
 use super::lookahead::{Lookahead, Target};
 use super::route::{Route, route};
 use super::scratch::{Scratch, sized};
@@ -104,14 +105,16 @@ impl MoeLayer<'_> {
         note_demand(self.demand, self.experts, self.weights, &plan);
         let mut lease = self.experts.acquire(layer, &plan.experts, &plan.counts())?;
         pass.clock.lap(Phase::Router);
-        run_shared(self.weights, pass, scratch);
-        pass.clock.lap(Phase::Dense);
+        let mut window = Window::new(self.weights, &plan, pass, scratch);
         if let Some(target) = self.next.filter(|_| self.lookahead.is_on(pass.rows)) {
+            // What is predicted from includes the shared expert's output; the disk should know early.
+            window.compute([&[], &[]], &lease, pass, scratch);
+            pass.clock.lap(Phase::Experts);
             let likely = self.lookahead.predict(self.spec, &target, pass, scratch);
             lease.prefetch(target.weights.layer, &likely)?;
             pass.clock.lap(Phase::Router);
         }
-        Window { weights: self.weights, plan: &plan }.run(&mut lease, pass, scratch)?;
+        window.run(&mut lease, pass, scratch)?;
         drop(lease);
         combine(&plan, &routes, self.spec.used, self.weights.router.cols, scratch);
         pass.clock.lap(Phase::Experts);
@@ -211,84 +214,119 @@ impl WindowPlan {
 struct Window<'a> {
     weights: &'a Routed,
     plan: &'a WindowPlan,
+    /// The shared expert, until it is computed.
+    shared: Option<LoadedFeedForward<'a>>,
+    /// Its rows: all of them.
+    every_row: Vec<u32>,
 }
 
-impl Window<'_> {
+impl<'a> Window<'a> {
+    /// Nothing is computed yet; `scratch.branch` is what the experts' outputs are added to.
+    fn new(
+        weights: &'a Routed,
+        plan: &'a WindowPlan,
+        pass: &Pass<'a>,
+        scratch: &mut Scratch,
+    ) -> Window<'a> {
+        let branch = sized(&mut scratch.branch, pass.rows * weights.router.cols);
+        let shared = weights.shared.as_ref().map(|shared| shared.resolve(pass.dense));
+        if shared.is_none() {
+            branch.fill(0.0);
+        }
+        Window { weights, plan, shared, every_row: (0..pass.rows as u32).collect() }
+    }
+
     /// Computes every expert as its pieces arrive: outputs go to `scratch.routed` by place.
     fn run(
-        &self,
+        &mut self,
         lease: &mut Lease<'_>,
         pass: &mut Pass<'_>,
         scratch: &mut Scratch,
     ) -> Result<(), OffloadError> {
-        let shape = &self.weights.shape;
-        let Scratch { normed, hidden, routed, .. } = scratch;
-        let x = Input::new(&normed[..pass.rows * shape.gate.cols], shape.gate.cols);
-        let hidden = sized(hidden, self.plan.rows.len() * shape.gate.rows);
-        let routed = sized(routed, self.plan.rows.len() * shape.down.rows);
-        while !lease.is_done() {
-            let [inner, down] = arrived(lease)?;
+        while self.shared.is_some() || !lease.is_done() {
+            let [inner, down] = arrived(lease, self.shared.is_none())?;
             pass.clock.lap(Phase::Stall);
-            self.gate_up(&inner, lease, pass, (&x, hidden));
-            self.down(&down, lease, pass, (hidden, routed));
+            self.compute([&inner, &down], lease, pass, scratch);
             down.iter().for_each(|expert| lease.release(*expert));
             pass.clock.lap(Phase::Experts);
         }
         Ok(())
     }
 
-    /// `experts` ascend, so that each takes its part off the front of what is left of `hidden`.
-    fn gate_up(
-        &self,
-        experts: &[u32],
+    /// Gate and up of the first experts, down of the second, and the shared expert if it is still due.
+    fn compute(
+        &mut self,
+        [inner, down]: [&[u32]; 2],
         lease: &Lease<'_>,
         pass: &mut Pass<'_>,
-        (x, hidden): (&Input<'_>, &mut [f32]),
+        scratch: &mut Scratch,
     ) {
         let shape = &self.weights.shape;
+        let Scratch { normed, hidden, routed, gate, branch, .. } = scratch;
+        let width = self.weights.router.cols;
+        let x = Input::new(&normed[..pass.rows * width], width);
+        let hidden = sized(hidden, self.plan.rows.len() * shape.gate.rows);
+        let routed = sized(routed, self.plan.rows.len() * shape.down.rows);
+        let shared = self.shared.take();
+        let inner_shared = shared.map_or(0, |shared| shared.gate.rows);
+        let gate = sized(gate, pass.rows * inner_shared);
+        let mut ways_in = self.ways_in(inner, lease, hidden);
+        ways_in.extend(shared.map(|FeedForward { gate: matrix, up, .. }| GateUp {
+            gate: matrix,
+            up,
+            rows: &self.every_row,
+            hidden: gate,
+        }));
+        gate_up_experts(pass.pool, &x, &mut ways_in);
+        let mut ways_out = self.ways_out(down, lease, (hidden, routed));
+        let branch = &mut branch[..pass.rows * width];
+        ways_out.extend(shared.map(|shared| Down { down: shared.down, hidden: gate, out: branch }));
+        down_experts(pass.pool, &mut ways_out);
+    }
+
+    /// `experts` ascend, so that each takes its part off the front of what is left of `hidden`.
+    fn ways_in<'w>(&'w self, experts: &[u32], lease: &'w Lease<'_>, hidden: &'w mut [f32]) -> Vec<GateUp<'w>> {
+        let shape = &self.weights.shape;
         let mut hidden = Cut { left: hidden, each: shape.gate.rows, at: 0 };
-        let mut work = Vec::with_capacity(experts.len());
-        for &expert in experts {
-            let places = self.plan.places(expert);
-            let [gate, up] = lease.inner(expert).expect("invariant: it was announced and is held");
-            work.push(GateUp {
+        let way_in = |expert: &u32| {
+            let places = self.plan.places(*expert);
+            let [gate, up] = lease.inner(*expert).expect("invariant: it was announced and is held");
+            GateUp {
                 gate: shape.gate.with(gate),
                 up: shape.up.with(up),
                 hidden: hidden.take(places.clone()),
                 rows: &self.plan.rows[places],
-            });
-        }
-        gate_up_experts(pass.pool, x, &mut work);
+            }
+        };
+        experts.iter().map(way_in).collect()
     }
 
-    fn down(
+    fn ways_out<'w>(
         &self,
         experts: &[u32],
-        lease: &Lease<'_>,
-        pass: &mut Pass<'_>,
-        (hidden, routed): (&[f32], &mut [f32]),
-    ) {
+        lease: &'w Lease<'_>,
+        (hidden, routed): (&'w [f32], &'w mut [f32]),
+    ) -> Vec<Down<'w>> {
         let shape = &self.weights.shape;
         let inner = shape.down.cols;
         let mut routed = Cut { left: routed, each: shape.down.rows, at: 0 };
-        let mut work = Vec::with_capacity(experts.len());
-        for &expert in experts {
-            let places = self.plan.places(expert);
-            let down = lease.down(expert).expect("invariant: it was announced and is held");
-            work.push(Down {
+        let way_out = |expert: &u32| {
+            let places = self.plan.places(*expert);
+            let down = lease.down(*expert).expect("invariant: it was announced and is held");
+            Down {
                 down: shape.down.with(down),
                 hidden: &hidden[places.start * inner..places.end * inner],
                 out: routed.take(places),
-            });
-        }
-        down_experts(pass.pool, &mut work);
+            }
+        };
+        experts.iter().map(way_out).collect()
     }
 }
 
-/// What can be computed now: experts by gate and up, and by down; ascending. Waits if need be.
-fn arrived(lease: &mut Lease<'_>) -> Result<[Vec<u32>; 2], OffloadError> {
+/// What can be computed now: experts by gate and up, and by down; ascending. Waits for some if asked to.
+fn arrived(lease: &mut Lease<'_>, wait: bool) -> Result<[Vec<u32>; 2], OffloadError> {
     let mut experts = [Vec::new(), Vec::new()];
-    for arrival in lease.arrivals(true)? {
+    for arrival in lease.arrivals(wait)? {
         experts[usize::from(arrival.piece == Piece::Down)].push(arrival.expert);
     }
     experts.iter_mut().for_each(|experts| experts.sort_unstable());
@@ -310,20 +348,6 @@ impl<'a> Cut<'a> {
         self.left = rest;
         self.at = places.end;
         taken
-    }
-}
-
-/// The shared expert's output, or zeros, into `scratch.branch`.
-fn run_shared(weights: &Routed, pass: &mut Pass<'_>, scratch: &mut Scratch) {
-    let width = weights.router.cols;
-    let out = sized(&mut scratch.branch, pass.rows * width);
-    match &weights.shared {
-        None => out.fill(0.0),
-        Some(shared) => {
-            let x = Input::new(&scratch.normed[..pass.rows * width], width);
-            let buffers = (&mut scratch.gate, &mut scratch.up);
-            feed_forward(pass.pool, shared.resolve(pass.dense), &x, buffers, out);
-        }
     }
 }
 

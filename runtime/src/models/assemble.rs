@@ -262,7 +262,7 @@ impl Assembler<'_> {
             ffn_norm: self.vector("ffn_norm.weight", width)?,
             ffn: match (routed, experts) {
                 (Some(moe), Some(experts)) => Ffn::Routed(self.routed(&moe, experts)?),
-                _ => Ffn::Dense(self.feed_forward("")?),
+                _ => Ffn::Dense(self.feed_forward()?),
             },
         })
     }
@@ -346,20 +346,27 @@ impl Assembler<'_> {
         })
     }
 
-    /// Dense (`suffix` empty) or shared (`_shexp`) expert; its inner width is the gate's own.
-    fn feed_forward(&mut self, suffix: &str) -> Result<DenseFeedForward, LoadError> {
+    /// Dense expert.
+    fn feed_forward(&mut self) -> Result<DenseFeedForward, LoadError> {
+        let expert = self.shared("")?;
+        let (width, inner) = (self.spec.width, expert.gate.rows);
+        let bias = [("gate", inner), ("up", inner), ("down", width)];
+        let [gate, up, down] =
+            bias.map(|(part, rows)| self.optional_vector(&format!("ffn_{part}.bias"), rows));
+        Ok(FeedForward { bias: [gate?, up?, down?], ..expert })
+    }
+
+    /// The matrices of the dense (`suffix` empty) or shared (`_shexp`) expert; its inner width is the gate's own.
+    /// No architecture gives a shared expert biases.
+    fn shared(&mut self, suffix: &str) -> Result<DenseFeedForward, LoadError> {
         let width = self.spec.width;
-        let [gate, up, down] = ["gate", "up", "down"].map(|part| format!("ffn_{part}{suffix}"));
-        let inner = self.dense.rows_of(&self.name(&format!("{gate}.weight")))?;
+        let [gate, up, down] = ["gate", "up", "down"].map(|part| format!("ffn_{part}{suffix}.weight"));
+        let inner = self.dense.rows_of(&self.name(&gate))?;
         Ok(FeedForward {
-            gate: self.matrix(&format!("{gate}.weight"), inner, width)?,
-            up: self.matrix(&format!("{up}.weight"), inner, width)?,
-            down: self.matrix(&format!("{down}.weight"), width, inner)?,
-            bias: [
-                self.optional_vector(&format!("{gate}.bias"), inner)?,
-                self.optional_vector(&format!("{up}.bias"), inner)?,
-                self.optional_vector(&format!("{down}.bias"), width)?,
-            ],
+            gate: self.matrix(&gate, inner, width)?,
+            up: self.matrix(&up, inner, width)?,
+            down: self.matrix(&down, width, inner)?,
+            bias: [None; 3],
         })
     }
 
@@ -370,7 +377,7 @@ impl Assembler<'_> {
             layer: layer as u32,
             router: self.matrix("ffn_gate_inp.weight", moe.experts, self.spec.width)?,
             bias: self.optional_vector("exp_probs_b.bias", moe.experts)?,
-            shared: if has_shared { Some(self.feed_forward("_shexp")?) } else { None },
+            shared: if has_shared { Some(self.shared("_shexp")?) } else { None },
             shape: experts.shapes[layer],
         })
     }
