@@ -42,6 +42,8 @@ pub struct Engine {
     /// Why there is no drafter, or no longer one.
     drafter_missing: Option<String>,
     controller: Controller,
+    /// What a drafted token takes of a plain pass, by size.
+    token_share: f64,
     lengths: Lengths,
     tokenizer: Option<Tokenizer>,
     plan: MemoryPlan,
@@ -96,13 +98,15 @@ impl Engine {
         let mut target =
             prepared.target.load(CacheChoice { slots, stats, ..CacheChoice::of(options) }, progress)?;
         target.set_route_sink(recording.as_ref().map(Recording::sink));
+        let token_share = prepared.draft.token_share(options, &target);
         let drafter = drafter(options, prepared.draft, &mut target, progress)?;
         Ok(Engine {
             read_ahead: ReadAhead::new(options.prefetch, &target),
             target,
             drafter_missing: drafter.is_none().then(|| "no drafter was asked for".into()),
             drafter,
-            controller: Controller::new(config),
+            controller: Controller::new(config, token_share),
+            token_share,
             lengths: Lengths::new(config),
             tokenizer: prepared.tokenizer,
             plan: prepared.plan,
@@ -133,7 +137,7 @@ impl Engine {
         room: usize,
         (tally, progress): (&mut Tally, &mut dyn Progress),
     ) -> Result<usize, Error> {
-        let Plan { draft_len: wanted, stop, run_ahead } = match self.drafter {
+        let Plan { draft_len: wanted, stop, run_ahead, is_blank } = match self.drafter {
             Some(_) => self.controller.plan(&self.residency()),
             None => Plan::PLAIN,
         };
@@ -143,6 +147,7 @@ impl Engine {
         self.make_feature_room(sequence.tokens(), &sequence.sampler, 1 + most, progress);
         let mut draft = match most {
             0 => self.draft_nothing(),
+            _ if is_blank => self.draft_blank(sequence.tokens()),
             most => self.ask(sequence.tokens(), &sequence.sampler, (most, stop), progress),
         };
         draft.cut(|draft| self.controller.keep(draft));
@@ -200,7 +205,6 @@ impl Engine {
         let mut tally = Tally::default();
         let before = self.cache_stats();
         let hooks = Hooks { progress, on_tokens };
-        self.controller.begin_text();
         let outcome = self.run(&mut sequence, options, &mut tally, hooks);
         self.drafter.iter_mut().for_each(|drafter| drafter.rest());
         // Every committed token but the last has its row in the cache, an end token taken back too.
@@ -221,6 +225,7 @@ impl Engine {
         hooks: Hooks<'_>,
     ) -> Result<FinishReason, Error> {
         let started = Instant::now();
+        let at_start = self.target.spans();
         let Hooks { progress, on_tokens } = hooks;
         if self.prefill(sequence, tally, Hooks { progress, on_tokens })?.is_break() {
             return Ok(FinishReason::Interrupted);
@@ -232,6 +237,8 @@ impl Engine {
             fresh = 1;
         }
         tally.prefill_s = started.elapsed().as_secs_f64();
+        let reading = self.target.spans() - at_start;
+        self.controller.begin_text(tally.prefill_s, reading.sum() - reading.stall_s);
         let decoding = Instant::now();
         let (before, cache_before) = (self.target.spans(), self.cache_stats());
         let finish_reason = loop {

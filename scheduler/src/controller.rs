@@ -12,6 +12,7 @@ use crate::calibration::Calibration;
 use crate::cost::{CostModel, PassSample};
 use crate::estimate::{CostCurve, Mean, Survival};
 use crate::explain::{Explanation, Ledger, LengthReport};
+use crate::prospect::Prospect;
 use crate::{DraftLen, SchedulerError};
 use drafthorse_draft::{Draft, StopRule};
 use drafthorse_offload::Residency;
@@ -20,9 +21,9 @@ use drafthorse_offload::Residency;
 pub const DRAFT_LEN_LIMIT: usize = 64;
 
 /// Share of the time spent that drafting may lose against plain passes.
-const LOSS_SHARE: f64 = 0.02;
+const LOSS_SHARE: f64 = 0.01;
 /// What the account for that holds at the start, in the time of plain passes.
-const ACCOUNT_START_PASSES: f64 = 3.0;
+const ACCOUNT_START_PASSES: f64 = 2.0;
 /// What it holds at most; gains above it are not saved up for later losses.
 const ACCOUNT_MAX_PASSES: f64 = 16.0;
 /// Share of drafted passes' time spent waiting for the disk from which on drafting ahead is worth it.
@@ -34,6 +35,10 @@ const PROBE_LEN: usize = 2;
 /// Passes in one measurement of plain decoding. The first follows a drafted pass, which leaves the
 /// processor's caches to the draft model and the target's threads asleep: it does not count.
 const PLAIN_PROBE_LEN: usize = 3;
+/// Share of the time spent that measuring plain passes again may lose while drafting pays, and what it may
+/// lose at the start, in the time of plain passes: a comparison that is won by far needs no sharp figure.
+const PLAIN_SHARE: f64 = 0.01;
+const PLAIN_START_PASSES: f64 = 0.5;
 /// Plain passes before the first measurement.
 const PLAIN_FIRST: u64 = 2;
 /// Passes after which what is not in use (plain passes or drafted ones) is measured again at first.
@@ -80,11 +85,14 @@ pub struct Plan {
     /// Whether the drafter may go on while the target verifies: where passes mostly wait for the disk, the
     /// processor has the time; elsewhere it would take the target's.
     pub run_ahead: bool,
+    /// The drafter is not to be asked: the draft is any token, for what verifying one costs. It tells whether a
+    /// drafter that would have to read a long text first has a chance.
+    pub is_blank: bool,
 }
 
 impl Plan {
     /// A pass without a draft.
-    pub const PLAIN: Plan = Plan { draft_len: 0, stop: StopRule::NEVER, run_ahead: false };
+    pub const PLAIN: Plan = Plan { draft_len: 0, stop: StopRule::NEVER, run_ahead: false, is_blank: false };
 }
 
 /// What one pass took and gave, measured by the engine.
@@ -113,6 +121,7 @@ pub struct Controller {
     config: ControllerConfig,
     passes: u64,
     planned: usize,
+    is_blank: bool,
     probe: Option<Probe>,
     kept: Vec<f32>, // confidence of the tokens being verified
     source: usize,  // who drafted them
@@ -127,9 +136,13 @@ pub struct Controller {
     last_drafted: u64,
     /// The drafter has not drafted on this text yet: what it takes first is reading.
     reads_text: bool,
+    prospect: Prospect,
+    knows_second_row: bool,
     drafted_passes: u64,
     account_s: f64,
-    last_probe: u64, // pass number
+    spent_s: f64,
+    plain_lost_s: f64, // in measurements of plain passes
+    last_probe: u64,   // pass number
     last_plain: u64,
     plain_patience: u64,
     off_patience: u64,
@@ -154,8 +167,9 @@ struct PassMean {
 
 impl Controller {
     /// A controller that has measured nothing yet, for a configuration that has passed
-    /// [`ControllerConfig::validate`].
-    pub fn new(config: ControllerConfig) -> Self {
+    /// [`ControllerConfig::validate`]. `token_share` is what one drafted token takes of the time of a plain pass that
+    /// waits for no expert, as far as sizes tell: 0 for drafters that take next to nothing.
+    pub fn new(config: ControllerConfig, token_share: f64) -> Self {
         let draft_len_max = config.draft_len_max.min(DRAFT_LEN_LIMIT);
         // A fixed length is measured too, for `explanation`.
         let width_max = match config.mode {
@@ -166,6 +180,7 @@ impl Controller {
             config: ControllerConfig { draft_len_max, ..config },
             passes: 0,
             planned: 0,
+            is_blank: false,
             probe: None,
             kept: Vec::with_capacity(width_max),
             source: 0,
@@ -179,8 +194,12 @@ impl Controller {
             planned_max: 0,
             last_drafted: 0,
             reads_text: true,
+            prospect: Prospect { token_share, ..Prospect::default() },
+            knows_second_row: false,
             drafted_passes: 0,
             account_s: 0.0,
+            spent_s: 0.0,
+            plain_lost_s: 0.0,
             last_probe: 0,
             last_plain: 0,
             plain_patience: EARLY_PASSES,
@@ -191,10 +210,14 @@ impl Controller {
         }
     }
 
-    /// Another text begins: what the drafter takes to read its prompt says nothing of what drafting costs.
-    pub fn begin_text(&mut self) {
+    /// Another text begins, whose prompt the target took `prefill_s` to read, `compute_s` of them computing. What
+    /// the drafter will take to read it says nothing of what drafting costs.
+    pub fn begin_text(&mut self, prefill_s: f64, compute_s: f64) {
         self.reads_text = true;
         self.last_drafted = self.passes;
+        let token_share = self.prospect.token_share;
+        self.prospect =
+            Prospect { token_share, prefill_s, prefill_compute_s: compute_s, unread_compute_s: 0.0 };
     }
 
     /// The plan for the next pass. `residency` is the expert cache as it stands.
@@ -205,8 +228,11 @@ impl Controller {
             DraftLen::Fixed(draft_len) => draft_len,
             DraftLen::Auto => self.auto(),
         };
-        let run_ahead = self.planned > 0 && self.drafted.stall_share.value() >= RUN_AHEAD_STALL_MIN;
-        Plan { draft_len: self.planned, stop: self.stop_rule(), run_ahead }
+        self.is_blank =
+            self.planned > 0 && self.config.mode == DraftLen::Auto && self.looks_without_drafter();
+        let run_ahead =
+            self.planned > 0 && !self.is_blank && self.drafted.stall_share.value() >= RUN_AHEAD_STALL_MIN;
+        Plan { draft_len: self.planned, stop: self.stop_rule(), run_ahead, is_blank: self.is_blank }
     }
 
     /// A draft is continued while the next token, if it stands as often as this drafter's do, is worth the
@@ -251,9 +277,11 @@ impl Controller {
         }
         self.passes += 1;
         self.learn_costs(outcome);
-        self.learn_acceptance(outcome);
+        if !self.is_blank {
+            self.learn_acceptance(outcome);
+        }
         self.settle(outcome);
-        self.reads_text &= self.planned == 0;
+        self.reads_text &= self.planned == 0 || self.is_blank;
     }
 
     /// One line on why drafting is off at the moment; `None` while it is on or still being measured.
@@ -264,7 +292,10 @@ impl Controller {
             DraftLen::Auto if self.config.draft_len_max == 0 => return Some("draft_len_max is 0".into()),
             DraftLen::Auto => {}
         }
-        if self.planned_max == 0 || self.best_affordable().0 > 0 {
+        if self.planned_max == 0 {
+            return self.not_looked_at();
+        }
+        if self.best_affordable().0 > 0 {
             return None;
         }
         if self.best().0 > 0 {
@@ -274,6 +305,27 @@ impl Controller {
             ));
         }
         self.explain()
+    }
+
+    /// Why the drafter was never asked, if that is so for a reason.
+    fn not_looked_at(&self) -> Option<String> {
+        let (plain_s, hoped) = (self.verify_s.expect(0)?, self.hoped()?);
+        if !self.knows_second_row {
+            None
+        } else if !Prospect::is_hopeful(hoped) {
+            Some(format!(
+                "the draft model is {:.2} of the target's size: even a good one would give {hoped:.2}x the tokens per \
+                 second here, so it was not asked to read the text",
+                self.prospect.token_share,
+            ))
+        } else if !self.prospect.is_affordable(plain_s) {
+            Some(format!(
+                "the draft model would take about {:.1} s to read the text, more than a small part of the time",
+                self.prospect.reading_s(),
+            ))
+        } else {
+            None
+        }
     }
 
     /// What was predicted, what was measured, and what follows: for `--explain` and reports.
@@ -367,6 +419,9 @@ impl Controller {
             }
         }
         let passes_left = if draft_len == 0 { PLAIN_PROBE_LEN } else { PROBE_LEN };
+        if draft_len == 0 {
+            self.plain_lost_s += self.plain_price(reference);
+        }
         self.probe = Some(Probe { draft_len, passes_left });
         draft_len
     }
@@ -391,11 +446,11 @@ impl Controller {
 
     /// A draft length whose measurement is due and can be paid for.
     fn worth_measuring(&self, best: usize, reference: f64) -> Option<usize> {
-        if best > 0 && self.plain_is_stale() {
+        if best > 0 && self.plain_is_stale() && self.plain_is_affordable(reference) {
             return Some(0);
         }
         if self.planned_max == 0 {
-            return Some(1);
+            return self.first_look();
         }
         let hopeful = self.most_promising(|c, k| c.rate_at_best(k));
         let draft_len = if best == 0 { hopeful } else { (2 * best).min(self.config.draft_len_max) };
@@ -411,6 +466,39 @@ impl Controller {
         let since = self.passes - self.last_plain;
         let drifted = (self.hit_rate - self.hit_rate_plain).abs() > HIT_RATE_DRIFT;
         since >= self.plain_patience || (drifted && since >= EARLY_PASSES)
+    }
+
+    /// The first measurement of a drafter, unless it is hopeless or has too much to read. Where reading is
+    /// dear, what a second row costs is measured without the drafter first.
+    fn first_look(&self) -> Option<usize> {
+        let plain_s = self.verify_s.expect(0)?;
+        if !self.prospect.reads_much(plain_s) || !self.verify_s.is_measured(1) {
+            return Some(1);
+        }
+        (Prospect::is_hopeful(self.hoped()?) && self.prospect.is_affordable(plain_s)).then_some(1)
+    }
+
+    /// Whether the next draft is any token: see [`Plan::is_blank`].
+    fn looks_without_drafter(&self) -> bool {
+        let plain_s = self.verify_s.expect(0).unwrap_or(0.0);
+        self.planned_max == 0 && self.prospect.reads_much(plain_s) && !self.knows_second_row
+    }
+
+    fn hoped(&self) -> Option<f64> {
+        let plain_s = self.verify_s.expect(0)?;
+        let compute_s = plain_s * (1.0 - self.plain.stall_share.value());
+        let verify_s = |width| self.verify_s.at_least(width).unwrap_or(plain_s);
+        Some(self.prospect.hoped((plain_s, compute_s), self.config.draft_len_max, verify_s))
+    }
+
+    fn plain_is_affordable(&self, reference: f64) -> bool {
+        let allowed_s = PLAIN_SHARE * self.spent_s + PLAIN_START_PASSES / self.rate(0);
+        self.plain_lost_s + self.plain_price(reference) <= allowed_s
+    }
+
+    /// Seconds that a measurement of plain passes loses against running at `reference`.
+    fn plain_price(&self, reference: f64) -> f64 {
+        PLAIN_PROBE_LEN as f64 * (1.0 / self.rate(0) - 1.0 / reference).max(0.0)
     }
 
     /// The draft length with the best `rate` among 1, 2, 4, ... up to twice the longest tried.
@@ -431,10 +519,10 @@ impl Controller {
         self.seconds(draft_len).map_or(0.0, |seconds| self.survival.tokens(draft_len) / seconds)
     }
 
-    /// Tokens per second if widths never tried cost no more than the widest one tried.
+    /// Tokens per second if verifying widths never tried costs no more than the widest one tried.
     fn rate_at_best(&self, draft_len: usize) -> f64 {
         let verify = self.survival.over_widths(draft_len, |width| self.verify_s.at_least(width));
-        let seconds = verify.and_then(|verify| Some(verify + self.draft_s.at_least(draft_len)?));
+        let seconds = verify.and_then(|verify| Some(verify + self.draft_s.expect(draft_len)?));
         seconds.map_or(0.0, |seconds| self.survival.tokens(draft_len) / seconds)
     }
 
@@ -493,7 +581,7 @@ impl Controller {
         } else {
             self.drafted.add(outcome);
         }
-        if self.planned == 0 {
+        if self.planned == 0 || self.is_blank {
             return;
         }
         let unread = self.passes - 1 - self.last_drafted;
@@ -529,6 +617,8 @@ impl Controller {
         if self.passes == PLAIN_FIRST {
             self.account_s = ACCOUNT_START_PASSES * plain_s;
         }
+        self.spent_s += spent;
+        self.prospect.unread_compute_s += (outcome.verify_s - outcome.stall_s).max(0.0);
         self.account_s += LOSS_SHARE * spent;
         if self.planned > 0 {
             self.account_s += as_plain - self.charged(outcome);
@@ -546,6 +636,7 @@ impl Controller {
                 self.plain_patience = (2 * self.plain_patience).min(STALE_PASSES);
             }
             self.probe = None;
+            self.knows_second_row |= self.is_blank;
         }
     }
 

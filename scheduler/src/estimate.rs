@@ -88,11 +88,6 @@ impl CostCurve {
         }
     }
 
-    /// The least that `width` can cost if wider is never cheaper.
-    pub(crate) fn at_least(&self, width: usize) -> Option<f64> {
-        self.measured_below(width).map(|(_, seconds)| seconds)
-    }
-
     fn measured_below(&self, width: usize) -> Option<(usize, f64)> {
         (0..=width).rev().find_map(|n| self.at[n].map(|mean| (n, mean.value)))
     }
@@ -212,7 +207,6 @@ mod tests {
         let curve = curve(&[(0, 1.0), (2, 2.0), (4, 2.2)]);
         assert_eq!((curve.expect(1), curve.expect(4)), (Some(1.5), Some(2.2)));
         assert!((curve.expect(8).expect("measured") - 3.4).abs() < 1e-12);
-        assert_eq!((curve.at_least(3), curve.at_least(8)), (Some(2.0), Some(2.2)));
     }
 
     #[test]
@@ -230,7 +224,7 @@ mod tests {
 
     #[test]
     fn an_unmeasured_curve_says_so() {
-        assert_eq!((CostCurve::new(4).expect(2), CostCurve::new(4).at_least(2)), (None, None));
+        assert_eq!(CostCurve::new(4).expect(2), None);
         assert_eq!(CostCurve::through_zero(4).expect(0), Some(0.0));
     }
 

@@ -19,6 +19,7 @@ mod fit;
 mod paired;
 mod prefetch;
 mod prefetch_mode;
+mod prospect;
 
 pub use budget::{BudgetError, MemoryPlan, Needs, PlanLine};
 pub use controller::{Controller, ControllerConfig, DRAFT_LEN_LIMIT, Plan, StepOutcome};

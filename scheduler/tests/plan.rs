@@ -5,7 +5,7 @@ use drafthorse_offload::Residency;
 use drafthorse_scheduler::{Controller, ControllerConfig, DraftLen, SchedulerError, StepOutcome};
 
 fn controller(mode: DraftLen) -> Controller {
-    Controller::new(ControllerConfig { mode, draft_len_max: 8 })
+    Controller::new(ControllerConfig { mode, draft_len_max: 8 }, 0.0)
 }
 
 fn residency(hit_rate_recent: f64) -> Residency {
@@ -168,7 +168,7 @@ fn lengths_beyond_the_limit_are_refused_by_name() {
     {
         assert!(matches!(config.validate(), Err(SchedulerError::Setting { field, .. }) if field == name));
     }
-    let mut none = Controller::new(config(DraftLen::Auto, 0));
+    let mut none = Controller::new(config(DraftLen::Auto, 0), 0.0);
     assert_eq!(run(&mut none, 10, |_| 1.0, 0.0, 0), vec![0; 10]);
     assert!(none.off_reason().is_some_and(|reason| reason.contains("draft_len_max")));
 }

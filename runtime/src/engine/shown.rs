@@ -47,6 +47,12 @@ impl Engine {
         Draft::default()
     }
 
+    /// Any token, for what verifying one takes; the drafter works no further.
+    pub(super) fn draft_blank(&mut self, context: &[TokenId]) -> Draft {
+        self.draft_nothing();
+        Draft::new(context.last().copied().into_iter().collect(), vec![0.0])
+    }
+
     /// Lets the drafter go on behind `draft` while the target verifies it.
     pub(super) fn draft_ahead(
         &mut self,

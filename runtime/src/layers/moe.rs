@@ -222,12 +222,7 @@ struct Window<'a> {
 
 impl<'a> Window<'a> {
     /// Nothing is computed yet; `scratch.branch` is what the experts' outputs are added to.
-    fn new(
-        weights: &'a Routed,
-        plan: &'a WindowPlan,
-        pass: &Pass<'a>,
-        scratch: &mut Scratch,
-    ) -> Window<'a> {
+    fn new(weights: &'a Routed, plan: &'a WindowPlan, pass: &Pass<'a>, scratch: &mut Scratch) -> Window<'a> {
         let branch = sized(&mut scratch.branch, pass.rows * weights.router.cols);
         let shared = weights.shared.as_ref().map(|shared| shared.resolve(pass.dense));
         if shared.is_none() {
@@ -285,7 +280,12 @@ impl<'a> Window<'a> {
     }
 
     /// `experts` ascend, so that each takes its part off the front of what is left of `hidden`.
-    fn ways_in<'w>(&'w self, experts: &[u32], lease: &'w Lease<'_>, hidden: &'w mut [f32]) -> Vec<GateUp<'w>> {
+    fn ways_in<'w>(
+        &'w self,
+        experts: &[u32],
+        lease: &'w Lease<'_>,
+        hidden: &'w mut [f32],
+    ) -> Vec<GateUp<'w>> {
         let shape = &self.weights.shape;
         let mut hidden = Cut { left: hidden, each: shape.gate.rows, at: 0 };
         let way_in = |expert: &u32| {

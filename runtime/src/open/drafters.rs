@@ -83,6 +83,20 @@ pub(super) fn suffix_bytes(options: &EngineOptions) -> u64 {
     if is_used { options.suffix.memory_bytes() } else { 0 }
 }
 
+impl DraftFiles {
+    /// What a drafted token takes of the time of a pass of `target` that waits for nothing, by the bytes both
+    /// multiply with; 0 for drafters that take next to nothing, and for chains, which ask them first.
+    pub fn token_share(&self, options: &EngineOptions, target: &Model) -> f64 {
+        match (&self.model, options.draft.members()) {
+            (Some(model), [_]) => {
+                let bytes = |blueprint: &Blueprint| blueprint.active_bytes_per_token().max(1) as f64;
+                bytes(model.blueprint()) / bytes(target.blueprint())
+            }
+            _ => 0.0,
+        }
+    }
+}
+
 /// Builds the drafter that the options ask for. A head makes `target` keep what it must be shown.
 ///
 /// # Errors
