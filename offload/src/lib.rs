@@ -21,6 +21,7 @@ pub mod policy;
 mod queue;
 pub mod reader;
 mod replay;
+mod shadow;
 mod slots;
 mod stats;
 mod trace;
@@ -35,6 +36,7 @@ pub use lease::{Arrival, Lease, Piece};
 pub use policy::{POLICIES, Policy, PolicyConfig, PolicyKind, WarmStats};
 pub use reader::{Completion, READERS, Read, ReadError, Reader, ReaderKind, ReaderOptions, open_reader};
 pub use replay::{Replay, Window, Workload};
+pub use shadow::{Shadow, ShadowMisses};
 pub use stats::{CacheStats, RECENT_PASSES, Residency};
 pub use trace::{Trace, TraceHeader, TraceRecorder};
 

@@ -71,6 +71,17 @@ impl Workload {
     /// # Errors
     /// A layer or an expert that does not exist. Nothing is added then.
     pub fn push(&mut self, layer: u32, picks: impl Iterator<Item = u32>) -> Result<(), OffloadError> {
+        let window = self.window(layer, picks)?;
+        self.windows.push(window);
+        Ok(())
+    }
+
+    /// A window as [`Workload::push`] would add it.
+    pub(crate) fn window(
+        &self,
+        layer: u32,
+        picks: impl Iterator<Item = u32>,
+    ) -> Result<Window, OffloadError> {
         let layers = self.experts.len();
         let known = *self.experts.get(layer as usize).ok_or(OffloadError::NoSuchLayer { layer, layers })?;
         let (mut experts, mut counts) = (Vec::new(), Vec::new());
@@ -87,8 +98,12 @@ impl Workload {
                 }
             }
         }
-        self.windows.push(Window { layer, experts, counts });
-        Ok(())
+        Ok(Window { layer, experts, counts })
+    }
+
+    /// Layers of the model.
+    pub(crate) fn layers(&self) -> usize {
+        self.experts.len()
     }
 
     /// The windows in order.
