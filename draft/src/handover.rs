@@ -2,8 +2,8 @@
 //!
 //! Owns the protocol: what is asked for is answered, once; any order ends what was begun ahead; a thread that
 //! is gone is told of and never waited for; who drops the desk has seen the thread end. Channels and thread
-//! come through [`Link`] and [`Post`], so that the tests can run it in every order that two threads can take
-//! (`handover_tests.rs`). It must not know models, or how a draft is made.
+//! come through [`Link`] and [`Post`], so that the tests can run it in the orders that two threads can take
+//! (`handover_tests.rs`, `scripts/handover-check.sh`). It must not know models, or how a draft is made.
 
 use crate::{Draft, DraftError, Sampler, StopRule, TokenId};
 use crossbeam_channel::{Receiver, Sender, bounded};
@@ -216,6 +216,6 @@ impl Post for Channels {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, shuttle))]
 #[path = "handover_tests.rs"]
 mod tests;

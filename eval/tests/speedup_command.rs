@@ -338,6 +338,35 @@ fn ctrl_c_keeps_what_was_measured() {
 }
 
 #[test]
+fn a_sweep_killed_at_any_moment_goes_on_to_the_table_of_one_that_was_not() {
+    let lines = "drafters = [\"ngram\"]\ndraft_lens = [2]\ncache = [8]\nstarts = [\"warm\"]";
+    let undisturbed = Bench::new();
+    let output = undisturbed.run(&undisturbed.sweep(lines), &undisturbed.engine(""), &[]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let runs = undisturbed.log().len();
+
+    let bench = Bench::new();
+    let (sweep, slow) = (bench.sweep(lines), bench.engine("sleep 0.2"));
+    // In its first run, and in a later one; the run under way is lost, nothing else.
+    for (begun, more) in [(1, &[][..]), (4, &["--resume"])] {
+        let mut command = bench.command(&sweep, &slow, more);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        while bench.log().len() < begun {
+            assert!(child.try_wait().unwrap().is_none(), "it ended before it was killed");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        child.kill().unwrap();
+        assert_eq!(child.wait().unwrap().code(), None, "killed");
+    }
+    let (made, kept) = (bench.log().len(), bench.out("runs.jsonl").lines().count() - 1);
+    assert!(made - kept <= 2 && !bench.path("out/speedup.csv").exists(), "{made} made, {kept} kept");
+    let output = bench.run(&sweep, &slow, &["--resume"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(bench.log().len() - made + kept, runs, "every run that was kept is not made again");
+    assert_eq!(bench.out("speedup.csv"), undisturbed.out("speedup.csv"));
+}
+
+#[test]
 fn a_scripted_drafter_gets_the_ids_of_the_run_without_a_draft() {
     let bench = Bench::new();
     let script = "script:accept=0.6,us=300";
