@@ -272,6 +272,12 @@ fn ids_that_differ_fail_the_command_and_are_named() {
     assert_eq!((&differing[0]["cache"], &differing[0]["draft_len"]), (&"16".into(), &"3".into()));
     // Block verification keeps the law of sampled text, not the text.
     assert_eq!(rows.iter().filter(|row| row["ids"] == "varies").count(), 4);
+    // Of 4 tokens after the first in 2 passes 1 a pass was drafted, whatever the rule.
+    let line = "| 0.8 | ngram | 3 | 1.00 | 1.00 | 1.00 |";
+    assert!(bench.out("speedup.md").contains(line), "{}", bench.out("speedup.md"));
+    let html = bench.out("report.html");
+    let heads = page(&html).descendants().filter(|node| node.has_tag_name("h2")).count();
+    assert!(html.contains("<td>3</td><td>1.00</td><td>1.00</td><td>1.00</td>") && heads == 3, "{html}");
     assert!(
         bench.out("speedup.md").contains("DIFFERS") && bench.out("report.html").contains("class=\"bad\"")
     );
