@@ -1,8 +1,9 @@
 #!/bin/sh
-# The whole check, as CI runs it: format, lints, crate edges, tests. Stops at the first failure.
+# The whole check, as CI runs it: format, lints, crate edges, tests, hand-over. Stops at the first failure.
 set -eu
 cd "$(dirname "$0")/.."
 cargo fmt --all -- --check
 cargo clippy --release --workspace --all-targets -- -D warnings
 sh scripts/crate-edges.sh
 cargo test --release --workspace
+sh scripts/handover-check.sh

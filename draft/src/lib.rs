@@ -19,6 +19,7 @@ mod chain;
 mod config;
 mod error;
 mod features;
+mod handover;
 mod heads;
 mod history;
 mod law;

@@ -1,8 +1,8 @@
 //! Drafting with a small model that lives on its own thread.
 //!
-//! Owns the thread, its channel and the draft model's token history: each request rolls the KV cache
-//! back to the prefix it shares with the new context, feeds the rest, and samples ahead with the
-//! sequence's own sampler. It must not know which architecture the model has or where it came from.
+//! Owns the draft model and its token history: each request rolls the KV cache back to the prefix it shares
+//! with the new context, feeds the rest, and samples ahead with the sequence's own sampler. It must not know
+//! which architecture the model has or where it came from, nor how requests reach the thread (`handover.rs`).
 //!
 //! While the target verifies, the thread can draft on ([`Drafter::run_ahead`]) as if all of the draft stood,
 //! its own guess of the target's next token included. What comes true of that is what would have been
@@ -13,21 +13,16 @@
 //! text without the tokens it does not know, and abstains right behind one; its own other tokens are never
 //! proposed, and a draft ends where the model would rather say one of them.
 
-use crate::{
-    Draft, DraftError, Drafter, History, LanguageModel, LogitRows, Request, Sampler, StopRule, TokenId,
-};
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crate::handover::{Desk, Job, Serve, Threaded};
+use crate::{Draft, DraftError, Drafter, History, LanguageModel, LogitRows, Request, Sampler, TokenId};
 use std::borrow::Cow;
-use std::thread::JoinHandle;
 
 /// Drafts with a [`LanguageModel`] on a thread of its own, joined on drop.
 ///
 /// An error of the model leaves the drafter usable; a panic ends the thread, and that call and every
 /// later one fail with [`DraftError::Stopped`].
 pub struct ModelDrafter {
-    link: Link,
-    /// Whether the thread may be drafting for nobody yet.
-    is_ahead: bool,
+    desk: Desk<Threaded>,
 }
 
 /// Which token ids mean the same to draft model and target: those below `shared` that are not in `except`.
@@ -63,32 +58,6 @@ impl SharedVocabulary {
     }
 }
 
-/// The two ends of a running thread, or why there is none.
-enum Link {
-    Up { orders: Sender<Order>, replies: Receiver<Result<Draft, DraftError>>, thread: JoinHandle<()> },
-    Down { reason: String },
-}
-
-/// What the thread is told to do.
-enum Order {
-    /// Draft, and reply.
-    Draft(Job),
-    /// Draft on behind a context that may come true, until the next order comes; no reply.
-    Ahead(Job),
-    /// Leave what was begun ahead.
-    Rest,
-    /// Forget every text, too.
-    Forget,
-}
-
-/// One request, owned so that it can cross to the thread.
-struct Job {
-    context: Vec<TokenId>,
-    max_tokens: usize,
-    sampler: Sampler,
-    stop: StopRule,
-}
-
 impl ModelDrafter {
     /// Moves `model` to a new thread.
     ///
@@ -106,56 +75,7 @@ impl ModelDrafter {
         model: Box<dyn LanguageModel>,
         vocabulary: Option<SharedVocabulary>,
     ) -> Result<ModelDrafter, DraftError> {
-        let (orders, inbox) = bounded::<Order>(1);
-        let (outbox, replies) = bounded(1);
-        let work = move || {
-            let mut worker = Worker::new(model, vocabulary);
-            // Either end going away ends the thread.
-            while let Ok(order) = inbox.recv() {
-                match order {
-                    Order::Ahead(job) => worker.run_ahead(job, &|| !inbox.is_empty()),
-                    Order::Draft(job) if outbox.send(worker.draft(&job)).is_err() => break,
-                    Order::Draft(_) | Order::Rest => {}
-                    Order::Forget => worker.forget(),
-                }
-            }
-        };
-        let thread =
-            std::thread::Builder::new().name("draft".into()).spawn(work).map_err(DraftError::Spawn)?;
-        Ok(ModelDrafter { link: Link::Up { orders, replies, thread }, is_ahead: false })
-    }
-
-    /// Hands an order to the thread; false when the thread is gone.
-    fn submit(&self, order: Order) -> bool {
-        match &self.link {
-            Link::Up { orders, .. } => orders.send(order).is_ok(),
-            Link::Down { .. } => false,
-        }
-    }
-
-    /// Waits for the thread's answer to the job in flight; `None` when the thread is gone.
-    fn collect(&self) -> Option<Result<Draft, DraftError>> {
-        match &self.link {
-            Link::Up { replies, .. } => replies.recv().ok(),
-            Link::Down { .. } => None,
-        }
-    }
-
-    /// Ends the thread, waiting for a draft in flight, and keeps the reason for later calls.
-    fn stop(&mut self) -> DraftError {
-        self.rest();
-        let down = Link::Down { reason: "it was told to end".into() };
-        let reason = match std::mem::replace(&mut self.link, down) {
-            Link::Down { reason } => reason,
-            Link::Up { orders, replies, thread } => {
-                drop((orders, replies));
-                thread
-                    .join()
-                    .map_or_else(|payload| panic_message(&*payload), |()| "it ended by itself".into())
-            }
-        };
-        self.link = Link::Down { reason: reason.clone() };
-        DraftError::Stopped { reason }
+        Ok(ModelDrafter { desk: Desk::new(Threaded::spawn(Worker::new(model, vocabulary))?) })
     }
 }
 
@@ -165,17 +85,12 @@ impl Drafter for ModelDrafter {
     }
 
     fn propose(&mut self, request: Request<'_>) -> Result<Draft, DraftError> {
-        if request.max_tokens == 0 || request.context.is_empty() {
-            self.rest();
+        let Request { context, max_tokens, sampler, stop, .. } = request;
+        if max_tokens == 0 || context.is_empty() {
+            self.desk.rest();
             return Ok(Draft::default());
         }
-        self.is_ahead = false;
-        let Request { context, max_tokens, sampler, stop, .. } = request;
-        let job = Job { context: context.to_vec(), max_tokens, sampler: *sampler, stop };
-        match self.submit(Order::Draft(job)).then(|| self.collect()).flatten() {
-            Some(reply) => reply,
-            None => Err(self.stop()),
-        }
+        self.desk.draft(Job { context: context.to_vec(), max_tokens, sampler: *sampler, stop })
     }
 
     fn run_ahead(&mut self, request: Request<'_>, draft: &Draft) {
@@ -185,37 +100,21 @@ impl Drafter for ModelDrafter {
         }
         let Request { context, max_tokens, sampler, stop, .. } = request;
         let context = [context, &draft.tokens].concat();
-        // One more: the target's own token comes first. A thread that is gone is told of by the next request.
-        self.submit(Order::Ahead(Job { context, max_tokens: max_tokens + 1, sampler: *sampler, stop }));
-        self.is_ahead = true;
+        // One more: the target's own token comes first.
+        self.desk.run_ahead(Job { context, max_tokens: max_tokens + 1, sampler: *sampler, stop });
     }
 
     fn rest(&mut self) {
-        if std::mem::take(&mut self.is_ahead) {
-            self.submit(Order::Rest);
-        }
+        self.desk.rest();
     }
 
     fn forget(&mut self) {
-        self.is_ahead = false;
-        self.submit(Order::Forget);
+        self.desk.forget();
     }
-}
-
-impl Drop for ModelDrafter {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
-    let text = payload.downcast_ref::<&str>().map(|s| (*s).to_owned());
-    let text = text.or_else(|| payload.downcast_ref::<String>().cloned());
-    format!("it panicked: {}", text.as_deref().unwrap_or("no message"))
 }
 
 /// The thread's state.
-struct Worker {
+pub(crate) struct Worker {
     model: Box<dyn LanguageModel>,
     vocabulary: Option<SharedVocabulary>,
     /// The tokens of the KV cache, row by row.
@@ -245,12 +144,7 @@ impl Ahead {
     }
 }
 
-impl Worker {
-    fn new(model: Box<dyn LanguageModel>, vocabulary: Option<SharedVocabulary>) -> Worker {
-        let (history, logits) = (Vec::new(), Vec::new());
-        Worker { model, vocabulary, history, logits, logits_len: 0, is_ours: true, ahead: None }
-    }
-
+impl Serve for Worker {
     fn forget(&mut self) {
         self.model.truncate(0);
         self.history.clear();
@@ -269,6 +163,14 @@ impl Worker {
         if let Ok(draft) = self.draft_from(Draft::default(), &job, is_told_to_stop) {
             self.ahead = Some(Ahead { sampler: job.sampler, context: job.context, draft });
         }
+    }
+}
+
+impl Worker {
+    /// A worker that has read nothing yet.
+    pub(crate) fn new(model: Box<dyn LanguageModel>, vocabulary: Option<SharedVocabulary>) -> Worker {
+        let (history, logits) = (Vec::new(), Vec::new());
+        Worker { model, vocabulary, history, logits, logits_len: 0, is_ours: true, ahead: None }
     }
 
     /// Draws out `draft`, guesses made already behind the job's context, as far as the job wants.
@@ -360,8 +262,8 @@ impl Worker {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test may stop at what it does not expect")]
     use super::*;
-    use crate::{ModelError, SamplerConfig};
-    use crossbeam_channel::unbounded;
+    use crate::{ModelError, SamplerConfig, StopRule};
+    use crossbeam_channel::{Receiver, Sender, unbounded};
     use std::time::Duration;
 
     /// Waits in its forward pass until the test lets it go on.
@@ -389,26 +291,6 @@ mod tests {
         fn truncate(&mut self, _: usize) {}
     }
 
-    #[test]
-    fn a_drafter_dropped_while_busy_waits_for_its_thread_and_no_longer() {
-        let (entered, has_entered) = unbounded();
-        let (open, gate) = unbounded();
-        let drafter = ModelDrafter::spawn(Box::new(Gated { entered, gate })).unwrap();
-        let sampler = Sampler::new(SamplerConfig::plain(0.0, 0));
-        let job = Job { context: vec![0], max_tokens: 1, sampler, stop: StopRule::NEVER };
-        assert!(drafter.submit(Order::Draft(job)));
-        has_entered.recv_timeout(Duration::from_secs(60)).unwrap();
-        let (done, dropped) = bounded(1);
-        let dropping = std::thread::spawn(move || {
-            drop(drafter);
-            done.send(()).unwrap();
-        });
-        open.send(()).unwrap();
-        dropped.recv_timeout(Duration::from_secs(60)).expect("no hang");
-        dropping.join().unwrap();
-        assert!(has_entered.recv().is_err(), "the thread ended and dropped the model");
-    }
-
     /// A drafter whose thread is in the first of up to six passes ahead; what tells of passes, and lets them go.
     fn ahead() -> (ModelDrafter, Receiver<()>, Sender<()>) {
         let (entered, has_entered) = unbounded();
@@ -420,18 +302,6 @@ mod tests {
         drafter.run_ahead(request, &Draft::new(vec![1], vec![1.0]));
         has_entered.recv_timeout(Duration::from_secs(60)).unwrap();
         (drafter, has_entered, open)
-    }
-
-    #[test]
-    fn a_wrong_branch_is_left_between_two_tokens() {
-        let (drafter, has_entered, open) = ahead();
-        let sampler = Sampler::new(SamplerConfig::plain(0.0, 0));
-        // The target chose otherwise, and says so while the thread is at it.
-        let job = Job { context: vec![0, 0], max_tokens: 1, sampler, stop: StopRule::NEVER };
-        assert!(drafter.submit(Order::Draft(job)));
-        (0..10).for_each(|_| open.send(()).unwrap());
-        assert_eq!(drafter.collect().unwrap().unwrap().tokens, [1]);
-        assert_eq!(has_entered.len(), 1, "the pass under way was the last; one more served the request");
     }
 
     #[test]

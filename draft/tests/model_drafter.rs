@@ -6,8 +6,8 @@ mod common;
 
 use common::{Fault, HashModel, mix, sampler};
 use drafthorse_draft::{
-    DraftError, Drafter, History, LanguageModel, LogitRows, ModelDrafter, ModelError, Request, Sampler,
-    SharedVocabulary, StopRule, TokenId,
+    ChainDrafter, DraftError, Drafter, History, LanguageModel, LogitRows, ModelDrafter, ModelError, Request,
+    Sampler, SharedVocabulary, StopRule, TokenId,
 };
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -59,6 +59,57 @@ fn a_panic_on_the_thread_is_an_error_now_and_later() {
             let error = propose(&mut drafter, &[1, 2, 3], 8).unwrap_err();
             assert!(matches!(error, DraftError::Stopped { .. }), "{error:?}");
             assert!(error.to_string().contains("out of cheese"), "{error}");
+        }
+    });
+}
+
+#[test]
+fn a_thread_that_panics_while_it_drafts_ahead_is_told_of_when_it_is_next_asked() {
+    within_a_minute(|| {
+        let model = HashModel { fault: Some((2, Fault::Panic)), ..HashModel::new(VOCAB, 1) };
+        let mut drafter = ModelDrafter::spawn(Box::new(model)).unwrap();
+        let (context, sampler) = ([1, 2, 3], sampler(0.8, 4));
+        let request = Request {
+            context: &context,
+            max_tokens: 2,
+            sampler: &sampler,
+            stop: StopRule::NEVER,
+            features: None,
+        };
+        let draft = drafter.propose(request).unwrap();
+        for _ in 0..3 {
+            // The first lets it panic; nothing here waits for a thread that is gone.
+            drafter.run_ahead(request, &draft);
+            drafter.rest();
+            drafter.forget();
+        }
+        let error = propose(&mut drafter, &context, 2).unwrap_err();
+        assert!(error.to_string().contains("out of cheese"), "{error}");
+    });
+}
+
+#[test]
+fn a_chain_goes_on_without_a_member_whose_thread_panicked() {
+    within_a_minute(|| {
+        let model = HashModel { fault: Some((3, Fault::Panic)), ..HashModel::new(VOCAB, 1) };
+        let dies = Box::new(ModelDrafter::spawn(Box::new(model)).unwrap());
+        let lives = Box::new(ModelDrafter::spawn(Box::new(HashModel::new(VOCAB, 1))).unwrap());
+        let mut chain = ChainDrafter::new(vec![dies, lives]);
+        let sampler = sampler(0.8, 4);
+        let mut notices = Vec::new();
+        for len in 2..8 {
+            let context: Vec<TokenId> = (0..len).collect();
+            let stop = StopRule::NEVER;
+            let request =
+                Request { context: &context, max_tokens: 2, sampler: &sampler, stop, features: None };
+            let draft = chain.propose(request).unwrap();
+            assert_eq!(draft.tokens.len(), 2, "somebody drafts");
+            chain.run_ahead(request, &draft);
+            notices.extend(chain.notices());
+        }
+        let [line] = &notices[..] else { unreachable!("one line: {notices:?}") };
+        for words in ["the model drafter failed and was put away, the others go on", "out of cheese"] {
+            assert!(line.contains(words) && !line.contains('\n'), "{line}");
         }
     });
 }

@@ -272,6 +272,12 @@ fn ids_that_differ_fail_the_command_and_are_named() {
     assert_eq!((&differing[0]["cache"], &differing[0]["draft_len"]), (&"16".into(), &"3".into()));
     // Block verification keeps the law of sampled text, not the text.
     assert_eq!(rows.iter().filter(|row| row["ids"] == "varies").count(), 4);
+    // Of 4 tokens after the first in 2 passes 1 a pass was drafted, whatever the rule.
+    let line = "| 0.8 | ngram | 3 | 1.00 | 1.00 | 1.00 |";
+    assert!(bench.out("speedup.md").contains(line), "{}", bench.out("speedup.md"));
+    let html = bench.out("report.html");
+    let heads = page(&html).descendants().filter(|node| node.has_tag_name("h2")).count();
+    assert!(html.contains("<td>3</td><td>1.00</td><td>1.00</td><td>1.00</td>") && heads == 3, "{html}");
     assert!(
         bench.out("speedup.md").contains("DIFFERS") && bench.out("report.html").contains("class=\"bad\"")
     );
@@ -335,6 +341,35 @@ fn ctrl_c_keeps_what_was_measured() {
     let output = bench.run(&sweep, &slow, &[&more[..], &["--resume"]].concat());
     assert!(output.status.success(), "{}", stderr(&output));
     assert_eq!(bench.log().len() - made + kept, 8, "1 untimed, 7 in turns");
+}
+
+#[test]
+fn a_sweep_killed_at_any_moment_goes_on_to_the_table_of_one_that_was_not() {
+    let lines = "drafters = [\"ngram\"]\ndraft_lens = [2]\ncache = [8]\nstarts = [\"warm\"]";
+    let undisturbed = Bench::new();
+    let output = undisturbed.run(&undisturbed.sweep(lines), &undisturbed.engine(""), &[]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let runs = undisturbed.log().len();
+
+    let bench = Bench::new();
+    let (sweep, slow) = (bench.sweep(lines), bench.engine("sleep 0.2"));
+    // In its first run, and in a later one; the run under way is lost, nothing else.
+    for (begun, more) in [(1, &[][..]), (4, &["--resume"])] {
+        let mut command = bench.command(&sweep, &slow, more);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        while bench.log().len() < begun {
+            assert!(child.try_wait().unwrap().is_none(), "it ended before it was killed");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        child.kill().unwrap();
+        assert_eq!(child.wait().unwrap().code(), None, "killed");
+    }
+    let (made, kept) = (bench.log().len(), bench.out("runs.jsonl").lines().count() - 1);
+    assert!(made - kept <= 2 && !bench.path("out/speedup.csv").exists(), "{made} made, {kept} kept");
+    let output = bench.run(&sweep, &slow, &["--resume"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(bench.log().len() - made + kept, runs, "every run that was kept is not made again");
+    assert_eq!(bench.out("speedup.csv"), undisturbed.out("speedup.csv"));
 }
 
 #[test]

@@ -7,10 +7,13 @@ mod common;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use common::synthetic::{Mixture, write_changed_copy};
 use common::{Notices, ask, generate, golden, local, open, plain_options, tokens};
 use drafthorse_draft::TokenId;
+use drafthorse_offload::reader::{DiskClock, DiskSpec, SimulatedDisk};
 use drafthorse_runtime::Error;
 use drafthorse_runtime::api::{DraftSource, EngineOptions, Generation, Silent};
 use drafthorse_runtime::engine::Engine;
@@ -297,6 +300,64 @@ fn the_memory_plan_counts_the_head_and_what_is_kept_for_it() {
             }
         };
         assert!(long > weights, "{name}: {long} bytes for {weights} of weights");
+    }
+}
+
+/// Time that passes only while somebody waits for the disk.
+#[derive(Clone, Default)]
+struct DiskTime(Arc<Mutex<Duration>>);
+
+impl DiskClock for DiskTime {
+    fn now(&self) -> Duration {
+        *self.0.lock().unwrap()
+    }
+
+    fn wait_until(&self, time: Duration) {
+        let mut now = self.0.lock().unwrap();
+        *now = time.max(*now);
+    }
+}
+
+#[test]
+fn a_simulated_disk_holds_back_what_is_read_of_a_head() {
+    const BYTES_PER_S: u64 = 1 << 20;
+    let seconds_to_open = |target: &Path, draft: &DraftSource| {
+        let (time, latency) = (DiskTime::default(), Duration::from_micros(1));
+        let spec = DiskSpec { bytes_per_s: BYTES_PER_S, latency };
+        let disk = Some(SimulatedDisk::with_clock(spec, Box::new(time.clone())));
+        open(&EngineOptions { simulate_disk: disk, ..drafted(target, draft, DraftLen::Fixed(2)) });
+        time.now().as_secs_f64()
+    };
+    for (name, target, draft) in heads() {
+        // A head's experts are read when they are wanted, all else at once.
+        let is_heads =
+            |tensor: &str| name != "mtp" || tensor.starts_with("blk.2.") && !tensor.contains("_exps");
+        let gguf = Gguf::open(&head_file(name)).unwrap();
+        let tensors = gguf.tensors.iter().filter(|info| is_heads(&info.name));
+        let bytes: u64 = tensors.map(|info| info.bytes).sum();
+        let plain = seconds_to_open(&target, &DraftSource::None);
+        let least = bytes as f64 / BYTES_PER_S as f64;
+        let taken = seconds_to_open(&target, &draft) - plain;
+        assert!(plain > 0.0 && taken >= least, "{name}: {taken} s for {bytes} bytes, {plain} s without");
+    }
+}
+
+#[test]
+fn a_head_that_was_shown_nothing_cannot_be_asked_to_draft_later() {
+    for (name, target, draft) in heads() {
+        let mut engine = open(&drafted(&target, &draft, DraftLen::Fixed(0)));
+        let plain = generate(&mut engine, &tokens(3, 9), &ask(12, 0.0)).tokens;
+        for mode in [DraftLen::Fixed(1), DraftLen::Fixed(7), DraftLen::Auto] {
+            let error = engine.set_draft_len(mode).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{error}");
+            assert!(error.to_string().contains("its head was shown nothing"), "{name}, {mode}: {error}");
+        }
+        engine.set_draft_len(DraftLen::Fixed(0)).unwrap();
+        assert_eq!(generate(&mut engine, &tokens(3, 9), &ask(12, 0.0)).tokens, plain, "{name}");
+        let mut drafting = open(&drafted(&target, &draft, DraftLen::Fixed(2)));
+        drafting.set_draft_len(DraftLen::Fixed(1)).unwrap();
+        let got = generate(&mut drafting, &tokens(3, 9), &ask(12, 0.0));
+        assert!(got.tokens == plain && got.speculation.proposed > 0, "{name}");
     }
 }
 

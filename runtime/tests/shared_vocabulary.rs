@@ -8,6 +8,7 @@ mod common;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use common::synthetic::write_changed_copy;
 use common::{ask, generate, golden, open, plain_options};
 use drafthorse_draft::TokenId;
 use drafthorse_runtime::Error;
@@ -154,5 +155,29 @@ fn a_token_of_text_that_one_side_lacks_is_refused_by_name() {
         assert!(matches!(error, Error::Vocabulary { .. }) && error.exit_code() == 2, "{error:?}");
         let text = error.to_string();
         assert!(text.contains("token 289 is") && text.contains("\"word\"") && text.contains("288"), "{text}");
+    }
+}
+
+#[test]
+fn a_token_list_longer_than_the_embedding_is_refused_by_file_and_numbers() {
+    let files = files();
+    let path = files.folder.path().join("long.gguf");
+    let gguf = Gguf::open(&golden("llama")).unwrap();
+    let tokens = gguf.metadata.strings(TOKENS).unwrap().unwrap();
+    let listed = tokens.iter().chain([&b"<|a|>"[..], b"<|b|>"]);
+    write_changed_copy(
+        &golden("llama"),
+        &path,
+        &[(TOKENS, Value::from(Strings::try_from_iter(listed).unwrap()))],
+        None,
+    );
+    let pairs = [drafted(&golden("llama"), &path), drafted(&path, &golden("llama")), plain_options(&path)];
+    for options in pairs {
+        let error = Engine::open(&options, &mut Silent).err().unwrap();
+        assert_eq!(error.exit_code(), 3, "{error}");
+        let text = error.to_string();
+        for words in ["long.gguf", TOKENS, "290 tokens, the embedding has 288"] {
+            assert!(text.contains(words), "{words} in {text}");
+        }
     }
 }

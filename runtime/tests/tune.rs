@@ -179,4 +179,31 @@ fn an_open_engine_takes_other_draft_lengths_and_the_text_stays() {
     let error = engine.set_draft_len(DraftLen::Fixed(10)).unwrap_err();
     assert!(error.to_string().contains("opened for at most 9"), "{error}");
     assert_eq!(generate(&mut engine, &prompt, &ask(24, 0.0)).tokens, plain, "the refusal changed nothing");
+
+    // Auto may plan the longest draft there is: an engine that was opened for less cannot.
+    let mut short = open(&EngineOptions { draft_len: DraftLen::Fixed(8), ..ngram });
+    let error = short.set_draft_len(DraftLen::Auto).unwrap_err();
+    assert!(error.exit_code() == 2 && error.to_string().contains("draft length 9"), "{error}");
+    assert!(error.to_string().contains("opened for at most 8"), "{error}");
+    short.set_draft_len(DraftLen::Fixed(8)).unwrap();
+    assert_eq!(generate(&mut short, &prompt, &ask(24, 0.0)).tokens, plain);
+}
+
+/// The same texts are drawn again and again: who looks tokens up would find the last measurement's.
+#[test]
+fn a_drafter_that_remembers_texts_does_not_find_an_earlier_measurement() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = drafthorse(&["tune", local("demo/target.gguf").to_str().unwrap(), "--json"]);
+    command.arg("-o").arg(folder.path().join("t.toml"));
+    command.args(["--draft", "suffix", "--draft-len", "4", "--slots", "60", "--threads", "1", "--seed", "5"]);
+    command.args(["--memory", "60MiB", "--context", "256", "--minutes", "0.05"]);
+    let report = succeeded(&command.output().unwrap());
+    let cells = report["stages"][0]["cells"].as_array().unwrap();
+    let given = cells.iter().find(|cell| cell["drafter"] == "given").unwrap();
+    let accepted = given["accepted_per_pass"].as_f64().unwrap();
+    // Of 4 tokens: a text that was said before is guessed whole.
+    assert!(
+        accepted < 1.5,
+        "{accepted} of 4 tokens stand in a text that is drawn for the first time: {given}"
+    );
 }

@@ -252,3 +252,58 @@ fn what_drafting_lost_keeps_it_off_until_time_has_paid_for_it() {
     // What had been gained may be lost (at most 16 passes), and 2 % of the time; one pass may overshoot.
     assert!(lost <= 16.0 + 0.02 * time + 2.0 * 6.0, "{drafted} passes lost {lost} of {time}");
 }
+
+/// Runs passes as planned whose drafts all stand; drafting takes `draft_s` a pass.
+fn run_standing(c: &mut Controller, passes: usize, draft_s: f64) -> Vec<usize> {
+    let pass = |_| {
+        let planned = c.plan(&residency(0.5)).draft_len;
+        let kept = c.keep(&draft(&vec![0.9; planned]));
+        let draft_s = if planned > 0 { draft_s } else { 0.0 };
+        let verify_s = 1.0 + 0.1 * kept as f64;
+        c.observe(&StepOutcome { draft_len: kept, accepted: kept, draft_s, verify_s, ..Default::default() });
+        planned
+    };
+    (0..passes).map(pass).collect()
+}
+
+/// What a pass of the longest draft tried is predicted to take.
+fn predicted(c: &Controller) -> f64 {
+    c.explanation().lengths.last().and_then(|length| length.predicted_s).expect("measured")
+}
+
+#[test]
+fn reading_another_prompt_is_not_what_drafting_costs() {
+    let run_in = |c: &mut Controller| run_standing(c, 100, 0.1);
+    let read = |c: &mut Controller| while run_standing(c, 1, 20.0) == [0] {};
+    let mut told = controller(DraftLen::Auto);
+    run_in(&mut told);
+    let before = predicted(&told);
+    for _ in 0..10 {
+        told.begin_text();
+        read(&mut told);
+        assert!((predicted(&told) / before - 1.0).abs() < 0.01, "{} after {before}", predicted(&told));
+        let next = run_standing(&mut told, 20, 0.1);
+        assert!(next.iter().filter(|plan| **plan == 8).count() >= 15, "it goes on as before: {next:?}");
+    }
+    assert_eq!(told.off_reason(), None);
+    // The same drafts in the midst of a text are dear ones.
+    let mut untold = controller(DraftLen::Auto);
+    run_in(&mut untold);
+    (0..2).for_each(|_| read(&mut untold));
+    assert!(predicted(&untold) > 1.01 * before, "{} after {before}", predicted(&untold));
+}
+
+#[test]
+fn a_chain_whose_dear_member_takes_over_is_soon_known_to_be_dear() {
+    // Looked up for next to nothing, then drafted by a model at half the time of a plain pass.
+    let mut fixed = controller(DraftLen::Fixed(4));
+    run_standing(&mut fixed, 60, 1e-6);
+    let cheap = predicted(&fixed);
+    run_standing(&mut fixed, 16, 0.5);
+    assert!(predicted(&fixed) > cheap + 0.25, "{} after 16 dear passes, {cheap} before", predicted(&fixed));
+    // One that stalls is still believed no more than a plain pass's time.
+    let mut stalled = controller(DraftLen::Fixed(4));
+    run_standing(&mut stalled, 60, 1e-6);
+    run_standing(&mut stalled, 1, 1000.0);
+    assert!(predicted(&stalled) < cheap + 0.15, "{} after one stall", predicted(&stalled));
+}

@@ -4,6 +4,7 @@
 //! Pure. A sweep without "auto", or without a length to hold it against, has nothing to say here.
 
 use super::report::{ALL_TASKS, Row};
+use super::side_table::SideTable;
 
 /// Of the speed without a draft that "auto" may cost (DESIGN I4, and the speed targets there).
 const OFF_MIN: f64 = 0.98;
@@ -13,7 +14,7 @@ const BEST_MIN: f64 = 0.95;
 const PREDICTED_WITHIN: f64 = 0.10;
 
 /// Names of the columns.
-pub const HEADS: [&str; 11] = [
+const HEADS: [&str; 11] = [
     "task",
     "cache",
     "start",
@@ -28,7 +29,7 @@ pub const HEADS: [&str; 11] = [
 ];
 
 /// "auto" at one setting.
-pub struct Auto<'a> {
+struct Auto<'a> {
     row: &'a Row,
     speedup: f64,
     /// Name and speedup of the best fixed length.
@@ -48,7 +49,7 @@ impl Auto<'_> {
     }
 
     /// A cell for each head.
-    pub fn cells(&self) -> Vec<String> {
+    fn cells(&self) -> Vec<String> {
         let row = self.row;
         let maybe =
             |number: Option<f64>| number.map_or_else(|| "-".to_owned(), |number| format!("{number:.2}"));
@@ -68,8 +69,19 @@ impl Auto<'_> {
     }
 }
 
+/// The table of "auto" against fixed lengths; `None` where the sweep has not both.
+pub fn table(rows: &[Row]) -> Option<SideTable> {
+    let autos = autos(rows);
+    (!autos.is_empty()).then(|| SideTable {
+        title: "auto against fixed lengths",
+        line: summary(&autos),
+        heads: HEADS.to_vec(),
+        rows: autos.iter().map(Auto::cells).collect(),
+    })
+}
+
 /// Every setting with "auto" and its fixed lengths: over all tasks, where there are several.
-pub fn autos(rows: &[Row]) -> Vec<Auto<'_>> {
+fn autos(rows: &[Row]) -> Vec<Auto<'_>> {
     let has_all = rows.iter().any(|row| row.task == ALL_TASKS);
     let rows = || rows.iter().filter(move |row| !has_all || row.task == ALL_TASKS);
     let median = |row: &Row| row.speedup.map(|spread| spread.median);
@@ -92,7 +104,7 @@ fn is_same(a: &Row, b: &Row) -> bool {
 }
 
 /// How often it holds, in one line.
-pub fn summary(autos: &[Auto<'_>]) -> String {
+fn summary(autos: &[Auto<'_>]) -> String {
     let all = autos.len();
     let count = |holds: &dyn Fn(&Auto<'_>) -> bool| autos.iter().filter(|auto| holds(auto)).count();
     let (off, best) = (count(&|auto| auto.speedup >= OFF_MIN), count(&|auto| auto.of_best() >= BEST_MIN));

@@ -2,9 +2,9 @@
 //!
 //! Well-formed as XML, no script, no address anywhere: it opens from a disk years later as it did today.
 
-use super::auto::{HEADS, autos, summary};
 use super::plot::{PlotError, all};
 use super::report::{Identity, Report};
+use super::side_table::{SideTable, side_tables};
 use super::table::{LEGEND, cells, facts, heads};
 
 const STYLE: &str = "body{font-family:sans-serif;max-width:100em;margin:2em auto;padding:0 1em;color:#222}\
@@ -37,7 +37,7 @@ pub fn page(report: &Report) -> Result<String, PlotError> {
     }
     page.push_str("</table>\n</div>\n");
     LEGEND.iter().for_each(|line| page.push_str(&format!("<p>{}</p>\n", escaped(line))));
-    page.push_str(&auto_table(report));
+    side_tables(&report.rows).iter().for_each(|table| page.push_str(&side(table)));
     page.push_str("<h2>Plots</h2>\n");
     for plot in all(&report.rows)? {
         page.push_str(&format!("<h3>{}</h3>\n{}\n", escaped(&plot.title), plot.svg.trim()));
@@ -46,21 +46,16 @@ pub fn page(report: &Report) -> Result<String, PlotError> {
     Ok(page)
 }
 
-fn auto_table(report: &Report) -> String {
-    let autos = autos(&report.rows);
-    if autos.is_empty() {
-        return String::new();
-    }
-    let line = |tag: &str, cells: &[String]| {
-        let cells: String = cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escaped(cell))).collect();
+fn side(table: &SideTable) -> String {
+    let line = |tag: &str, cells: &mut dyn Iterator<Item = &str>| {
+        let cells: String = cells.map(|cell| format!("<{tag}>{}</{tag}>", escaped(cell))).collect();
         format!("<tr>{cells}</tr>\n")
     };
-    let rows: String = autos.iter().map(|auto| line("td", &auto.cells())).collect();
-    let heads = line("th", &HEADS.map(str::to_owned));
-    format!(
-        "<h2>auto against fixed lengths</h2>\n<p>{}</p>\n<table>\n{heads}{rows}</table>\n",
-        escaped(&summary(&autos))
-    )
+    let heads = line("th", &mut table.heads.iter().copied());
+    let rows: String =
+        table.rows.iter().map(|cells| line("td", &mut cells.iter().map(String::as_str))).collect();
+    let (title, says) = (escaped(table.title), escaped(&table.line));
+    format!("<h2>{title}</h2>\n<p>{says}</p>\n<table>\n{heads}{rows}</table>\n")
 }
 
 /// Text that means itself in HTML and XML; what XML cannot hold is replaced.

@@ -4,8 +4,8 @@
 
 use drafthorse_runtime::units::format_bytes;
 
-use super::auto::{HEADS, autos, summary};
 use super::report::{ALL_TASKS, Identity, Report, Row};
+use super::side_table::{SideTable, side_tables};
 use super::stats::Spread;
 
 /// A column for people.
@@ -210,29 +210,25 @@ pub fn markdown(report: &Report) -> String {
     let (over_all, by_task): (Vec<&Row>, Vec<&Row>) =
         report.rows.iter().partition(|row| row.task == ALL_TASKS);
     let long = grid(&COLUMNS.iter().collect::<Vec<_>>(), &by_task);
-    let autos = auto_table(report);
+    let sides: String = side_tables(&report.rows).iter().map(side).collect();
     let facts: String = facts(report).iter().map(|fact| format!("- {fact}\n")).collect();
     if over_all.is_empty() {
-        text.push_str(&format!("{long}\n{facts}\n{autos}"));
+        text.push_str(&format!("{long}\n{facts}\n{sides}"));
     } else {
         let short: Vec<&Column> = COLUMNS.iter().filter(|column| SHORT.contains(&column.name)).collect();
         let short = grid(&short, &over_all);
-        text.push_str(&format!("{short}\n{facts}\n{autos}## Task by task\n\n{long}\n"));
+        text.push_str(&format!("{short}\n{facts}\n{sides}## Task by task\n\n{long}\n"));
     }
     LEGEND.iter().for_each(|line| text.push_str(&format!("{line}\n\n")));
     text.truncate(text.trim_end().len());
     text + "\n"
 }
 
-/// The scheduler's own lengths against fixed ones; nothing where the sweep has not both.
-fn auto_table(report: &Report) -> String {
-    let autos = autos(&report.rows);
-    if autos.is_empty() {
-        return String::new();
-    }
-    let mut text = format!("## auto against fixed lengths\n\n{}\n\n", summary(&autos));
-    text.push_str(&format!("| {} |\n|{}\n", HEADS.join(" | "), "---|".repeat(HEADS.len())));
-    autos.iter().for_each(|auto| text.push_str(&format!("| {} |\n", plain(&auto.cells()).join(" | "))));
+fn side(table: &SideTable) -> String {
+    let SideTable { title, line, heads, rows } = table;
+    let mut text = format!("## {title}\n\n{line}\n\n");
+    text.push_str(&format!("| {} |\n|{}\n", heads.join(" | "), "---|".repeat(heads.len())));
+    rows.iter().for_each(|cells| text.push_str(&format!("| {} |\n", plain(cells).join(" | "))));
     text + "\n"
 }
 
