@@ -6,6 +6,7 @@
 
 mod ahead;
 mod draft_len;
+mod elastic;
 mod forced;
 mod report;
 mod shown;
@@ -16,7 +17,7 @@ use std::time::Instant;
 use drafthorse_draft::{AcceptanceStats, Drafter, History, LanguageModel, LogitRows, Sampler, TokenId};
 use drafthorse_offload::reader::SimulatedDisk;
 use drafthorse_offload::{CacheStats, Residency};
-use drafthorse_scheduler::{Controller, ControllerConfig, MemoryPlan, Plan, StepOutcome};
+use drafthorse_scheduler::{Controller, ControllerConfig, ElasticMode, MemoryPlan, Plan, StepOutcome};
 
 use crate::Error;
 use crate::api::{EngineOptions, FinishReason, GenerateOptions, Generation, Progress};
@@ -46,6 +47,7 @@ pub struct Engine {
     recording: Option<Recording>,
     stats: Option<StatsFile>,
     read_ahead: ReadAhead,
+    elastic: ElasticMode,
     /// Tokens whose rows the target's cache holds.
     cached: Vec<TokenId>,
     prefill_chunk: usize,
@@ -73,6 +75,7 @@ struct Tally {
     /// Counters when the prompt was done, and when the text was.
     decode_cache: [CacheStats; 2],
     rejected_only_bytes: u64,
+    rows_dropped: u64,
 }
 
 impl Engine {
@@ -97,6 +100,7 @@ impl Engine {
         let drafter = drafter(options, prepared.draft, &mut target, progress)?;
         Ok(Engine {
             read_ahead: ReadAhead::new(options.prefetch, &target),
+            elastic: options.elastic,
             target,
             drafter_missing: drafter.is_none().then(|| "no drafter was asked for".into()),
             drafter,
@@ -151,8 +155,7 @@ impl Engine {
         self.target.clock().lap(Phase::Draft);
         let before = self.cache_stats();
 
-        let rows = sequence.pending(&draft);
-        self.decode_pass(&rows, LogitRows::All)?;
+        let dropped = self.verify_pass(sequence, &mut draft)?;
         let vocab = self.target.vocab();
         let logits = |row: usize| &self.logits[row * vocab..(row + 1) * vocab];
         let verdict = sequence.sampler.verify(sequence.tokens(), &draft, logits);
@@ -160,6 +163,7 @@ impl Engine {
         self.target.truncate(sequence.len() - 1);
 
         tally.acceptance.record(draft.tokens.len(), verdict.accepted);
+        tally.rows_dropped += dropped as u64;
         tally.rejected_only_bytes += self.target.demand().bytes_after(verdict.accepted);
         self.record_routes(committed)?;
         let after = self.cache_stats();
@@ -167,6 +171,7 @@ impl Engine {
         if self.drafter.is_some() && wanted < room {
             self.controller.observe(&StepOutcome {
                 draft_len: draft.tokens.len(),
+                dropped,
                 accepted: verdict.accepted,
                 draft_s: (drafted - started).as_secs_f64(),
                 verify_s: drafted.elapsed().as_secs_f64(),

@@ -44,6 +44,7 @@ impl Engine {
                 predicted_speedup: explanation.as_ref().and_then(|explanation| explanation.speedup),
                 t_ratio: explanation.as_ref().and_then(|explanation| explanation.t_ratio),
                 explanation,
+                rows_dropped: tally.rows_dropped,
                 acceptance_by_position: tally.acceptance.by_position(),
             },
             offload: Offload {
