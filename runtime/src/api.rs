@@ -10,7 +10,7 @@ use drafthorse_draft::{NgramConfig, PositionAcceptance, SamplerConfig, ScriptCon
 use drafthorse_offload::reader::SimulatedDisk;
 use drafthorse_offload::{PolicyKind, ReaderOptions};
 pub use drafthorse_scheduler::{CostTerms, Explanation, LengthReport};
-use drafthorse_scheduler::{DraftLen, PrefetchMode};
+use drafthorse_scheduler::{DraftLen, ElasticMode, PrefetchMode};
 use serde::Serialize;
 
 pub use crate::clock::Spans;
@@ -91,6 +91,8 @@ pub struct EngineOptions {
     pub draft_len: DraftLen,
     /// The longest draft `DraftLen::Auto` may choose.
     pub draft_len_max: usize,
+    /// Whether rows of a drafted pass may be dropped while it runs; never in block verification.
+    pub elastic: ElasticMode,
     /// Match lengths of the n-gram drafter.
     pub ngram: NgramConfig,
     /// Bounds of the suffix drafter; its memory is a part of the plan.
@@ -220,7 +222,7 @@ pub struct Timings {
 pub struct Speculation {
     /// Drafted tokens a pass on average, passes without a draft included.
     pub draft_len_mean: f64,
-    /// Drafted tokens that were verified.
+    /// Drafted tokens that were verified; those whose rows were dropped on the way are not among them.
     pub proposed: u64,
     /// Drafted tokens that stood.
     pub accepted: u64,
@@ -238,6 +240,8 @@ pub struct Speculation {
     pub t_ratio: Option<f64>,
     /// What the controller predicted and measured, since the model was loaded; None without a drafter.
     pub explanation: Option<Explanation>,
+    /// Drafted tokens whose rows were dropped while their pass ran (`--elastic`).
+    pub rows_dropped: u64,
     /// How each place of the draft fared, the first drafted token first.
     pub acceptance_by_position: Vec<PositionAcceptance>,
 }
@@ -269,7 +273,7 @@ pub struct Offload {
     pub prefetch_used: u64,
     /// Bytes read ahead, used or not.
     pub prefetch_bytes: u64,
-    /// Bytes of experts that were read at once and that only rejected drafts wanted.
+    /// Bytes of experts that were read at once and that only rejected or dropped drafts wanted.
     pub rejected_only_bytes: u64,
     /// What of this was decoding: the prompt is left out.
     pub decode: DecodeOffload,

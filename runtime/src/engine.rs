@@ -6,7 +6,9 @@
 
 mod ahead;
 mod draft_len;
+mod elastic;
 mod forced;
+mod report;
 mod shown;
 
 use std::ops::ControlFlow;
@@ -15,12 +17,10 @@ use std::time::Instant;
 use drafthorse_draft::{AcceptanceStats, Drafter, History, LanguageModel, LogitRows, Sampler, TokenId};
 use drafthorse_offload::reader::SimulatedDisk;
 use drafthorse_offload::{CacheStats, Residency};
-use drafthorse_scheduler::{Controller, ControllerConfig, MemoryPlan, Plan, StepOutcome};
+use drafthorse_scheduler::{Controller, ControllerConfig, ElasticMode, MemoryPlan, Plan, StepOutcome};
 
-use crate::api::{
-    Attribution, DecodeOffload, EngineOptions, FinishReason, GenerateOptions, Generation, Memory, Offload,
-    Progress, Speculation, Timings,
-};
+use crate::Error;
+use crate::api::{EngineOptions, FinishReason, GenerateOptions, Generation, Progress};
 use crate::clock::{Phase, Spans};
 use crate::models::Model;
 use crate::open::{CacheChoice, drafter, logit_rows, prepare};
@@ -28,7 +28,6 @@ use crate::recorder::Recording;
 use crate::sequence::Sequence;
 use crate::stats_file::StatsFile;
 use crate::tokenizer::{AddSpecial, Tokenizer};
-use crate::{Error, host};
 use ahead::ReadAhead;
 use draft_len::Lengths;
 
@@ -50,6 +49,7 @@ pub struct Engine {
     recording: Option<Recording>,
     stats: Option<StatsFile>,
     read_ahead: ReadAhead,
+    elastic: ElasticMode,
     /// Tokens whose rows the target's cache holds.
     cached: Vec<TokenId>,
     prefill_chunk: usize,
@@ -77,6 +77,7 @@ struct Tally {
     /// Counters when the prompt was done, and when the text was.
     decode_cache: [CacheStats; 2],
     rejected_only_bytes: u64,
+    rows_dropped: u64,
 }
 
 impl Engine {
@@ -102,6 +103,7 @@ impl Engine {
         let drafter = drafter(options, prepared.draft, &mut target, progress)?;
         Ok(Engine {
             read_ahead: ReadAhead::new(options.prefetch, &target),
+            elastic: options.elastic,
             target,
             drafter_missing: drafter.is_none().then(|| "no drafter was asked for".into()),
             drafter,
@@ -158,8 +160,7 @@ impl Engine {
         self.target.clock().lap(Phase::Draft);
         let before = self.cache_stats();
 
-        let rows = sequence.pending(&draft);
-        self.decode_pass(&rows, LogitRows::All)?;
+        let dropped = self.verify_pass(sequence, &mut draft)?;
         let vocab = self.target.vocab();
         let logits = |row: usize| &self.logits[row * vocab..(row + 1) * vocab];
         let verdict = sequence.sampler.verify(sequence.tokens(), &draft, logits);
@@ -167,6 +168,7 @@ impl Engine {
         self.target.truncate(sequence.len() - 1);
 
         tally.acceptance.record(draft.tokens.len(), verdict.accepted);
+        tally.rows_dropped += dropped as u64;
         tally.rejected_only_bytes += self.target.demand().bytes_after(verdict.accepted);
         self.record_routes(committed)?;
         let after = self.cache_stats();
@@ -174,6 +176,7 @@ impl Engine {
         if self.drafter.is_some() && wanted < room {
             self.controller.observe(&StepOutcome {
                 draft_len: draft.tokens.len(),
+                dropped,
                 accepted: verdict.accepted,
                 draft_s: (drafted - started).as_secs_f64(),
                 verify_s: drafted.elapsed().as_secs_f64(),
@@ -451,92 +454,5 @@ impl Engine {
     fn residency(&self) -> Residency {
         let resident = Residency { slots: 0, resident: 0, experts_total: 0, hit_rate_recent: 1.0 };
         self.target.residency().unwrap_or(resident)
-    }
-
-    fn report(
-        &self,
-        sequence: &Sequence,
-        tally: Tally,
-        finish_reason: FinishReason,
-        before: CacheStats,
-    ) -> Generation {
-        let tokens = sequence.generated().to_vec();
-        let per_second =
-            |count: usize, seconds: f64| if seconds > 0.0 { count as f64 / seconds } else { 0.0 };
-        let explanation = self.drafter.is_some().then(|| self.controller.explanation());
-        Generation {
-            prompt_tokens: sequence.len() - tokens.len(),
-            finish_reason,
-            timings: Timings {
-                load_s: self.load_s,
-                prefill_s: tally.prefill_s,
-                decode_s: tally.decode_s,
-                prefill_tps: per_second(tally.prefilled, tally.prefill_s),
-                decode_tps: per_second(tokens.len().saturating_sub(1), tally.decode_s),
-            },
-            attribution: Attribution { spans: tally.decode, wall_s: tally.decode_s },
-            speculation: Speculation {
-                draft_len_mean: tally.acceptance.draft_len_mean(),
-                proposed: tally.acceptance.proposed,
-                accepted: tally.acceptance.accepted,
-                target_passes: tally.acceptance.passes,
-                accepted_per_pass: tally.acceptance.accepted_per_pass(),
-                off_reason: self.drafter_missing.clone().or_else(|| self.controller.off_reason()),
-                predicted_speedup: explanation.as_ref().and_then(|explanation| explanation.speedup),
-                t_ratio: explanation.as_ref().and_then(|explanation| explanation.t_ratio),
-                explanation,
-                acceptance_by_position: tally.acceptance.by_position(),
-            },
-            offload: Offload {
-                rejected_only_bytes: tally.rejected_only_bytes,
-                decode: decode_offload(tally.decode_cache),
-                ..self.offload_report(before)
-            },
-            memory: Memory {
-                budget_bytes: self.plan.budget_bytes,
-                planned_bytes: self.plan.planned_bytes,
-                peak_rss_bytes: host::peak_rss_bytes(),
-            },
-            tokens,
-        }
-    }
-
-    /// What the cache has done since its counters stood at `before`.
-    fn offload_report(&self, before: CacheStats) -> Offload {
-        let after = self.cache_stats();
-        let (hits, misses) = (after.hits - before.hits, after.misses - before.misses);
-        let since = CacheStats { hits, misses, ..after };
-        Offload {
-            experts_total: after.experts_total as u64,
-            slots: after.slots as u64,
-            slot_bytes: after.slot_bytes as u64,
-            hits,
-            misses,
-            hit_rate: since.hit_rate(),
-            bytes_read: after.bytes_read - before.bytes_read,
-            read_s: after.read_s - before.read_s,
-            stall_s: after.stall_s - before.stall_s,
-            prefetch_issued: after.prefetch_issued - before.prefetch_issued,
-            prefetch_used: after.prefetch_used - before.prefetch_used,
-            prefetch_bytes: after.prefetch_bytes - before.prefetch_bytes,
-            prefetch_off_reason: self.read_ahead.off_reason().filter(|_| after.experts_total > 0),
-            simulated_disk: self.disk.as_ref().map(|disk| disk.spec().to_string()),
-            simulated_late_reads: after.late_reads - before.late_reads,
-            rejected_only_bytes: 0,
-            decode: DecodeOffload::default(),
-        }
-    }
-}
-
-/// What the cache did between two readings of its counters.
-fn decode_offload([before, after]: [CacheStats; 2]) -> DecodeOffload {
-    let (hits, misses) = (after.hits - before.hits, after.misses - before.misses);
-    DecodeOffload {
-        hits,
-        misses,
-        hit_rate: CacheStats { hits, misses, ..after }.hit_rate(),
-        bytes_read: after.bytes_read - before.bytes_read,
-        prefetch_bytes: after.prefetch_bytes - before.prefetch_bytes,
-        prefetch_used_bytes: after.prefetch_used_bytes - before.prefetch_used_bytes,
     }
 }

@@ -9,7 +9,7 @@ mod drafters;
 use drafthorse_draft::{DRAFT_LAW_TOKENS_MAX, Law};
 use drafthorse_offload::reader::SimulatedDisk;
 use drafthorse_offload::{OffloadError, PolicyConfig, PolicyKind, Reader, ReaderOptions, open_reader};
-use drafthorse_scheduler::{DraftLen, MemoryPlan, Needs};
+use drafthorse_scheduler::{DraftLen, ElasticMode, MemoryPlan, Needs};
 
 use crate::api::{DraftSource, EngineOptions, Progress};
 use crate::gguf::{Gguf, Strings};
@@ -215,6 +215,7 @@ pub fn prepare(options: &EngineOptions) -> Result<Prepared, Error> {
     let mut target = Opened::new(&gguf, blueprint, shape.options(threads, "target", kv));
     let mut draft = draft_files(options, (&gguf, &target.blueprint), shape, &mut notices)?;
     notices.extend(heads_notice(options, &target.blueprint));
+    notices.extend(elastic_notice(options, &target.blueprint));
     let tokenizer = tokenizer(&gguf, &target.blueprint)?;
     notices.extend(tokenizer.iter().flat_map(|tokenizer| tokenizer.notices().iter().cloned()));
     let has_experts = target.blueprint.experts.is_some();
@@ -234,6 +235,12 @@ fn heads_notice(options: &EngineOptions, target: &Blueprint) -> Option<String> {
         (heads, true) => Some(format!("of {heads} prediction heads the first drafts every token")),
         (_, false) => Some("the file has a prediction head, which is not used (--draft mtp)".into()),
     }
+}
+
+/// Rows are dropped for the experts they want.
+fn elastic_notice(options: &EngineOptions, target: &Blueprint) -> Option<String> {
+    let is_idle = options.elastic == ElasticMode::Auto && target.experts.is_none();
+    is_idle.then(|| "the model has no routed experts: elastic verification changes nothing".into())
 }
 
 /// What bounds the passes of target and draft alike.

@@ -134,6 +134,8 @@ fn settings_that_change_nothing_or_more_than_they_say_are_pointed_out() {
         (&["--verify", "block", "--temp", "0.8"][..], "nothing is drafted (--draft): block verification"),
         (&drafted[..4], "temperature 0 takes the likeliest token: block"),
         (&drafted, "one seed may give different texts"),
+        (&[&drafted[..], &["--elastic", "auto"]].concat(), "elastic verification is off"),
+        (&["--elastic", "auto"], "nothing is drafted (--draft): elastic verification"),
         (&["--repeat-last-n", "9"], "no penalty is set: repeat-last-n changes nothing"),
         (&["--repeat-last-n", "0", "--presence-penalty", "-0.5"], "looks at no token"),
     ] {
@@ -156,6 +158,7 @@ fn values_beyond_the_limits_are_refused_by_name() {
         (&["--presence-penalty", "-11"], "--presence-penalty = -11.0: must be -10 to 10"),
         (&["--frequency-penalty", "11"], "--frequency-penalty = 11.0: must be -10 to 10"),
         (&["--repeat-last-n", "9999999"], "--repeat-last-n = 9999999: must be 0 to 2097152"),
+        (&["--elastic", "on"], "--elastic = \"on\": unknown variant"),
         (&["--verify", "typical"], "--verify = \"typical\": unknown variant"),
     ] {
         let (stdout, stderr, code) = program(arguments);

@@ -10,6 +10,7 @@
 
 use crate::calibration::Calibration;
 use crate::cost::{CostModel, PassSample};
+use crate::elastic::{DropCosts, RowRule};
 use crate::estimate::{CostCurve, Mean, Survival};
 use crate::explain::{Explanation, Ledger, LengthReport};
 use crate::prospect::Prospect;
@@ -101,8 +102,10 @@ impl Plan {
 /// What one pass took and gave, measured by the engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StepOutcome {
-    /// Drafted tokens that were verified: what [`Controller::keep`] left.
+    /// Drafted tokens that were verified: what [`Controller::keep`] and [`Controller::row_rule`] left.
     pub draft_len: usize,
+    /// Drafted tokens whose rows the rule dropped while the pass ran.
+    pub dropped: usize,
     /// How many of them stood.
     pub accepted: usize,
     /// Seconds spent drafting.
@@ -130,6 +133,7 @@ pub struct Controller {
     source: usize,  // who drafted them
     verify_s: CostModel,
     draft_s: CostCurve,
+    drop_s: DropCosts,
     catch_up_s: Option<Mean>, // extra drafting time for each pass before it without a draft
     survival: Survival,
     calibration: Calibration,
@@ -189,6 +193,7 @@ impl Controller {
             source: 0,
             verify_s: CostModel::new(width_max),
             draft_s: CostCurve::through_zero(width_max),
+            drop_s: DropCosts::new(width_max),
             catch_up_s: None,
             survival: Survival::new(),
             calibration: Calibration::new(),
@@ -270,11 +275,25 @@ impl Controller {
         kept
     }
 
+    /// Which rows of what was kept are to be dropped while the pass runs; `None` where all go through, in
+    /// measurements and before anything is known.
+    pub fn row_rule(&self) -> Option<RowRule> {
+        let rate = self.best().1;
+        if self.probe.is_some() || self.kept.is_empty() || rate <= 0.0 {
+            return None;
+        }
+        let stands = |before: &mut f64, (i, confidence): (usize, &f32)| {
+            *before *= self.calibration.acceptance(self.source, i, *confidence);
+            Some(*before)
+        };
+        Some(RowRule::new(self.kept.iter().enumerate().scan(1.0, stands), 1.0 / rate, &self.verify_s))
+    }
+
     /// Learns from the pass that the last plan led to. Times and lengths that cannot be teach nothing.
     pub fn observe(&mut self, outcome: &StepOutcome) {
         let valid = |seconds: f64| seconds.is_finite() && seconds >= 0.0;
         let times_valid = valid(outcome.draft_s) && valid(outcome.verify_s) && outcome.verify_s > 0.0;
-        let lengths_valid = outcome.accepted <= outcome.draft_len && outcome.draft_len <= self.planned;
+        let lengths_valid = outcome.accepted <= outcome.draft_len && outcome.rows_drafted() <= self.planned;
         if !times_valid || !lengths_valid {
             return;
         }
@@ -514,7 +533,7 @@ impl Controller {
     /// Expected seconds of a pass planned with `draft_len`, drafting included.
     fn seconds(&self, draft_len: usize) -> Option<f64> {
         let verify = self.survival.over_widths(draft_len, |width| self.verify_s.expect(width))?;
-        Some(verify + self.draft_s.expect(draft_len)?)
+        Some(verify + self.drop_s.expect(draft_len) + self.draft_s.expect(draft_len)?)
     }
 
     /// Expected tokens per second; 0 before anything is measured.
@@ -572,14 +591,8 @@ impl Controller {
         if follows_draft && self.verify_s.is_measured(0) {
             return;
         }
-        self.verify_s.add(PassSample {
-            width: outcome.draft_len,
-            seconds: outcome.verify_s,
-            stall_s: outcome.stall_s.clamp(0.0, outcome.verify_s),
-            experts: outcome.experts as f64,
-            misses: outcome.misses as f64,
-        });
-        if outcome.draft_len == 0 {
+        self.learn_pass(outcome);
+        if outcome.rows_drafted() == 0 {
             self.plain.add(outcome);
         } else {
             self.drafted.add(outcome);
@@ -601,6 +614,22 @@ impl Controller {
         self.last_drafted = self.passes;
         self.drafted_passes += 1;
         self.planned_max = self.planned_max.max(self.planned);
+    }
+
+    /// A pass that dropped rows is none of any width's: what it took beyond the width it ended with is a cost of
+    /// its plan. Widths then cost what passes took that kept their rows, and a plan the mean of both kinds.
+    fn learn_pass(&mut self, outcome: &StepOutcome) {
+        let stall_s = outcome.stall_s.clamp(0.0, outcome.verify_s);
+        let (experts, misses) = (outcome.experts as f64, outcome.misses as f64);
+        if outcome.dropped == 0 {
+            let (width, seconds) = (outcome.draft_len, outcome.verify_s);
+            self.verify_s.add(PassSample { width, seconds, stall_s, experts, misses });
+            self.drop_s.add(self.planned, 0.0);
+        } else {
+            self.verify_s.learn_waiting(stall_s, misses);
+            let ended_as = self.verify_s.expect(outcome.draft_len).unwrap_or(outcome.verify_s);
+            self.drop_s.add(self.planned, outcome.verify_s - ended_as);
+        }
     }
 
     fn learn_acceptance(&mut self, outcome: &StepOutcome) {
@@ -629,7 +658,7 @@ impl Controller {
             self.last_probe = if self.probe.is_some() { self.passes } else { self.last_probe };
         }
         self.account_s = self.account_s.min(ACCOUNT_MAX_PASSES * plain_s);
-        if outcome.draft_len == 0 {
+        if outcome.rows_drafted() == 0 {
             self.last_plain = self.passes;
             self.hit_rate_plain = self.hit_rate;
         }
@@ -651,6 +680,13 @@ impl Controller {
         let expected = expected.max(self.verify_s.expect(0).unwrap_or(0.0) + outcome.draft_s);
         let drafting = if self.reads_text { 0.0 } else { outcome.draft_s };
         (outcome.verify_s + drafting).min(CHARGE_MAX * expected)
+    }
+}
+
+impl StepOutcome {
+    /// Drafted tokens that the pass began with.
+    fn rows_drafted(&self) -> usize {
+        self.draft_len + self.dropped
     }
 }
 

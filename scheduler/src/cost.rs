@@ -105,6 +105,14 @@ impl CostModel {
         self.expected = (0..self.measured.len()).map(|width| self.estimate(width)).collect();
     }
 
+    /// A pass that changed its width on the way teaches what a miss makes it wait, and nothing of any width.
+    pub(crate) fn learn_waiting(&mut self, stall_s: f64, misses: f64) {
+        if misses > 0.0 {
+            self.miss_s.add(stall_s / misses, MEMORY);
+            self.expected = (0..self.measured.len()).map(|width| self.estimate(width)).collect();
+        }
+    }
+
     fn forget_first(&mut self, width: usize) {
         self.measured[width] = None;
         if self.samples == 1 {

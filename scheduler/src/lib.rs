@@ -1,4 +1,5 @@
-//! Decides and never acts: how many tokens to draft and verify, what to read ahead, what fits the budget.
+//! Decides and never acts: how many tokens to draft, to verify and to drop again, what to read ahead, what fits the
+//! budget.
 //!
 //! Owns the draft-length [`Controller`], the [`PrefetchController`] and the memory-budget arithmetic of
 //! [`MemoryPlan`]. Plain data in, plain data out: it performs no I/O, starts no thread and reads no
@@ -12,6 +13,7 @@ mod calibration;
 mod controller;
 mod cost;
 mod draft_len;
+mod elastic;
 mod error;
 mod estimate;
 mod explain;
@@ -25,6 +27,7 @@ pub use budget::{BudgetError, MemoryPlan, Needs, PlanLine};
 pub use controller::{Controller, ControllerConfig, DRAFT_LEN_LIMIT, Plan, StepOutcome};
 pub use cost::CostTerms;
 pub use draft_len::DraftLen;
+pub use elastic::{ElasticMode, RowRule, RowsSeen};
 pub use error::SchedulerError;
 pub use explain::{Explanation, LengthReport};
 pub use prefetch::{PREFETCH_RANKS_MAX, PrefetchController, PrefetchOutcome, PrefetchPlan, RankOutcome};

@@ -76,6 +76,7 @@ impl World {
             unread = if asked { 0 } else { unread + 1 };
             let outcome = StepOutcome {
                 draft_len: kept,
+                dropped: 0,
                 accepted,
                 draft_s,
                 verify_s,

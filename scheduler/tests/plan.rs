@@ -2,7 +2,7 @@
 
 use drafthorse_draft::Draft;
 use drafthorse_offload::Residency;
-use drafthorse_scheduler::{Controller, ControllerConfig, DraftLen, SchedulerError, StepOutcome};
+use drafthorse_scheduler::{Controller, ControllerConfig, DraftLen, RowsSeen, SchedulerError, StepOutcome};
 
 fn controller(mode: DraftLen) -> Controller {
     Controller::new(ControllerConfig { mode, draft_len_max: 8 }, 0.0)
@@ -30,6 +30,7 @@ fn run(
         let kept = c.keep(&draft(&vec![0.9; planned]));
         c.observe(&StepOutcome {
             draft_len: kept,
+            dropped: 0,
             accepted: kept.min(stands),
             draft_s: draft_s * planned as f64,
             verify_s: verify(kept),
@@ -185,6 +186,7 @@ fn run_doubtful(c: &mut Controller, passes: usize, stall_share: f64) -> Vec<draf
         let verify_s = 1.0 + 0.2 * kept as f64;
         c.observe(&StepOutcome {
             draft_len: kept,
+            dropped: 0,
             accepted,
             draft_s: 0.1 * plan.draft_len as f64,
             verify_s,
@@ -279,7 +281,7 @@ fn reading_another_prompt_is_not_what_drafting_costs() {
     run_in(&mut told);
     let before = predicted(&told);
     for _ in 0..10 {
-        told.begin_text();
+        told.begin_text(0.0, 0.0);
         read(&mut told);
         assert!((predicted(&told) / before - 1.0).abs() < 0.01, "{} after {before}", predicted(&told));
         let next = run_standing(&mut told, 20, 0.1);
@@ -306,4 +308,54 @@ fn a_chain_whose_dear_member_takes_over_is_soon_known_to_be_dear() {
     run_standing(&mut stalled, 60, 1e-6);
     run_standing(&mut stalled, 1, 1000.0);
     assert!(predicted(&stalled) < cheap + 0.15, "{} after one stall", predicted(&stalled));
+}
+
+/// Half of the passes drop three of four rows on the way: they take 2 s and end as wide as one drafted token,
+/// the others 1.4 s.
+fn dropping(passes: usize) -> Controller {
+    let mut c = controller(DraftLen::Fixed(4));
+    for pass in 0..passes {
+        let planned = c.plan(&residency(0.5)).draft_len;
+        let kept = c.keep(&draft(&vec![0.9; planned]));
+        let dropped = if pass % 2 == 0 { 0 } else { 3 };
+        c.observe(&StepOutcome {
+            draft_len: kept - dropped,
+            dropped,
+            accepted: 1,
+            verify_s: if dropped == 0 { 1.4 } else { 2.0 },
+            stall_s: 0.7,
+            experts: 40,
+            misses: 14,
+            ..StepOutcome::default()
+        });
+    }
+    c
+}
+
+#[test]
+fn a_plan_costs_the_mean_of_its_passes_those_that_dropped_rows_among_them() {
+    let c = dropping(60);
+    let lengths = c.explanation().lengths;
+    assert_eq!(lengths.iter().map(|length| (length.draft_len, length.passes)).collect::<Vec<_>>(), [(4, 60)]);
+    assert!((lengths[0].predicted_s.unwrap_or(0.0) / 1.7 - 1.0).abs() < 0.05, "{lengths:?}");
+    assert!((lengths[0].predicted_tokens / 2.0 - 1.0).abs() < 0.1, "dropped rows yield nothing: {lengths:?}");
+}
+
+#[test]
+fn rows_whose_misses_are_dear_are_dropped_by_a_rule_made_of_what_was_measured() {
+    let mut untried = controller(DraftLen::Fixed(4));
+    untried.plan(&residency(0.5));
+    untried.keep(&draft(&[0.9; 4]));
+    assert_eq!(untried.row_rule(), None, "nothing is known of costs");
+    let mut c = dropping(60);
+    c.plan(&residency(0.5));
+    assert_eq!(c.row_rule(), None, "nothing was drafted yet");
+    c.keep(&draft(&[0.9; 4]));
+    let rule = c.row_rule().expect("there are rows and costs");
+    let keep = |misses: [u32; 5]| {
+        rule.keep_rows(&RowsSeen { layers_done: 3, layers: 8, misses: &misses, here: &[0; 5] })
+    };
+    assert_eq!(keep([9, 0, 0, 0, 0]), 5);
+    // The second drafted token never stood, and a miss takes 50 ms.
+    assert_eq!(keep([9, 0, 20, 20, 20]), 2);
 }

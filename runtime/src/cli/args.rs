@@ -106,6 +106,10 @@ pub struct DraftArgs {
     /// Tokens drafted a step: auto (measured) or a number
     #[arg(long, value_name = "auto|N", value_parser = auto_or_number, help_heading = "Drafting")]
     pub draft_len: Option<Value>,
+    /// Drop drafted rows of a pass whose experts turn out to cost more to read than they are worth: auto or
+    /// off (the default, until it measures better)
+    #[arg(long, value_name = "auto|off", help_heading = "Drafting")]
+    pub elastic: Option<String>,
     /// Compute threads of the draft model, or auto
     #[arg(long, value_name = "N", value_parser = auto_or_number, help_heading = "Drafting")]
     pub draft_threads: Option<Value>,
@@ -360,6 +364,7 @@ impl DraftArgs {
     fn add_to(&self, layer: &mut Layer) {
         layer.flag("--draft", ("draft", "source"), self.draft.clone());
         layer.flag("--draft-len", ("scheduler", "draft_len"), self.draft_len.clone());
+        layer.flag("--elastic", ("scheduler", "elastic"), self.elastic.clone());
         layer.flag("--draft-threads", ("draft", "threads"), self.draft_threads.clone());
     }
 }
@@ -459,6 +464,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use clap::CommandFactory as _;
     use drafthorse_draft::{SamplerConfig, VerifyRule};
+    use drafthorse_scheduler::ElasticMode;
 
     use super::*;
 
@@ -478,15 +484,15 @@ mod tests {
     #[test]
     fn flags_set_what_they_say_and_nothing_else() {
         let plain = run_args(&["m.gguf"]).config().unwrap();
-        let words =
-            "m.gguf --temp 0.5 --top-k 5 --seed 9 -n 3 --draft-len 2 --slots auto --no-stats --policy lru";
+        let words = "m.gguf --temp 0.5 --top-k 5 --seed 9 -n 3 --draft-len 2 --slots auto --no-stats --policy lru --elastic auto";
         let mut set = run_args(&words.split(' ').collect::<Vec<_>>()).config().unwrap();
         assert_eq!((set.sampling.temperature, set.sampling.top_k, set.sampling.seed), (0.5, 5, 9));
         assert_eq!((set.run.max_tokens, set.run.stats), (3, false));
         set.sampling = plain.sampling.clone();
         set.run = plain.run.clone();
         set.offload.policy = plain.offload.policy;
-        set.scheduler.draft_len = plain.scheduler.draft_len;
+        assert_eq!((plain.scheduler.elastic, set.scheduler.elastic), (ElasticMode::Off, ElasticMode::Auto));
+        set.scheduler = plain.scheduler.clone();
         assert_eq!(set, plain);
     }
 

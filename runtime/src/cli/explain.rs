@@ -7,7 +7,7 @@ use drafthorse_runtime::api::{CostTerms, Explanation, LengthReport, Speculation}
 /// The table, or the reason why there is none.
 pub fn block(speculation: &Speculation) -> String {
     match &speculation.explanation {
-        Some(explanation) => table(explanation),
+        Some(explanation) => [table(explanation), dropped(speculation)].concat(),
         None => {
             let why = speculation.off_reason.as_deref().unwrap_or("nothing was drafted");
             format!("explain   no draft length to explain: {why}")
@@ -27,6 +27,18 @@ fn table(explanation: &Explanation) -> String {
     );
     lines.extend(explanation.lengths.iter().map(row));
     lines.join("\n")
+}
+
+/// A line on elastic verification, where it did something.
+fn dropped(speculation: &Speculation) -> String {
+    let Speculation { rows_dropped, proposed, .. } = speculation;
+    if *rows_dropped == 0 {
+        return String::new();
+    }
+    let drafted = proposed + rows_dropped;
+    format!(
+        "\n          {rows_dropped} of {drafted} drafted rows were dropped on the way: their experts cost more than they promised"
+    )
 }
 
 fn terms(terms: &CostTerms) -> String {
@@ -83,6 +95,8 @@ mod tests {
         assert_eq!(lines.len(), 6, "{text}");
         assert!(lines[4].contains(" - ") && lines[5].contains("12.50"), "{text}");
         assert!(lines[5].len() <= lines[3].len(), "columns stand under their headings:\n{text}");
+        let elastic = block(&Speculation { rows_dropped: 3, proposed: 9, ..speculation });
+        assert!(elastic.starts_with(&text) && elastic.contains("3 of 12 drafted rows"), "{elastic}");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use drafthorse_runtime::api::{EngineOptions, Progress as _};
 use drafthorse_runtime::config::{Auto, Config, DraftChoice};
 use drafthorse_runtime::engine::Engine;
 use drafthorse_runtime::units::format_bytes;
-use drafthorse_scheduler::MemoryPlan;
+use drafthorse_scheduler::{ElasticMode, MemoryPlan};
 
 use super::interrupt::Interrupt;
 use super::output;
@@ -50,6 +50,7 @@ fn idle_settings(config: &Config) -> Vec<String> {
     }
     lines.extend(idle_penalties(config).map(str::to_owned));
     lines.extend(about_blocks(config).map(str::to_owned));
+    lines.extend(idle_elastic(config).map(str::to_owned));
     if config.draft.source == DraftChoice::None && matches!(config.scheduler.draft_len, Auto::Value(1..)) {
         lines.push("a draft length was given without a drafter: nothing is drafted (--draft)".into());
     }
@@ -82,6 +83,19 @@ fn about_blocks(config: &Config) -> Option<&'static str> {
         Some(
             "block verification with a measured draft length: one seed may give different texts (--draft-len N fixes it)",
         )
+    } else {
+        None
+    }
+}
+
+/// Elastic verification where there is nothing to drop, or where dropping would bend the law.
+fn idle_elastic(config: &Config) -> Option<&'static str> {
+    if config.scheduler.elastic == ElasticMode::Off {
+        None
+    } else if !config.generate_options().sampler.stands_by_equality() {
+        Some("block verification needs all that was drafted: elastic verification is off")
+    } else if config.draft.source == DraftChoice::None {
+        Some("nothing is drafted (--draft): elastic verification changes nothing")
     } else {
         None
     }

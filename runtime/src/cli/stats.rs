@@ -102,6 +102,9 @@ fn draft_line(speculation: &Speculation) -> String {
         speculation.accepted_per_pass,
         speculation.target_passes,
     );
+    if speculation.rows_dropped > 0 {
+        line.push_str(&format!(", {} more dropped on the way", speculation.rows_dropped));
+    }
     if let Some(off) = off {
         line.push_str(&format!("; now {off}"));
     }
@@ -195,7 +198,7 @@ mod tests {
         assert_eq!(keys(&report["timings"]), "load_s prefill_s decode_s prefill_tps decode_tps");
         assert_eq!(
             keys(&report["speculation"]),
-            "draft_len_mean proposed accepted target_passes accepted_per_pass off_reason predicted_speedup t_ratio explanation acceptance_by_position"
+            "draft_len_mean proposed accepted target_passes accepted_per_pass off_reason predicted_speedup t_ratio explanation rows_dropped acceptance_by_position"
         );
         assert_eq!(
             report["speculation"]["acceptance_by_position"],

@@ -13,7 +13,7 @@ mod value;
 
 use drafthorse_draft::VerifyRule;
 use drafthorse_offload::PolicyKind;
-use drafthorse_scheduler::PrefetchMode;
+use drafthorse_scheduler::{ElasticMode, PrefetchMode};
 use serde::Deserialize;
 
 pub use draft_choice::DraftChoice;
@@ -97,6 +97,7 @@ pub struct DraftSection {
 pub struct SchedulerSection {
     pub draft_len: Auto<usize>,
     pub draft_len_max: usize,
+    pub elastic: ElasticMode,
 }
 
 /// `[offload]`: the expert cache.

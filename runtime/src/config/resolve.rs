@@ -65,6 +65,7 @@ impl Config {
             draft_threads: draft.threads.value().unwrap_or(0),
             draft_len: scheduler.draft_len.value().map_or(DraftLen::Auto, DraftLen::Fixed),
             draft_len_max: scheduler.draft_len_max,
+            elastic: scheduler.elastic,
             ngram: NgramConfig { min_match: draft.ngram_min_match, max_match: draft.ngram_max_match },
             suffix: SuffixConfig { min_match: draft.suffix_min_match, tokens_max: draft.suffix_tokens_max },
             policy: offload.policy,

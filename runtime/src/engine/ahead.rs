@@ -8,7 +8,7 @@ use std::time::Instant;
 use drafthorse_draft::{LogitRows, TokenId};
 use drafthorse_offload::{CacheStats, ExpertCache};
 use drafthorse_scheduler::{
-    PREFETCH_RANKS_MAX, PrefetchController, PrefetchMode, PrefetchOutcome, RankOutcome,
+    PREFETCH_RANKS_MAX, PrefetchController, PrefetchMode, PrefetchOutcome, RankOutcome, RowRule,
 };
 
 use super::Engine;
@@ -39,13 +39,24 @@ impl ReadAhead {
 }
 
 impl Engine {
-    /// A pass of the target over a decoding step's rows, read ahead for as planned.
-    pub(super) fn decode_pass(&mut self, rows: &[TokenId], which: LogitRows) -> Result<(), PassError> {
+    /// A pass of the target over a decoding step's rows, read ahead for as planned. With a `rule` (and then the
+    /// logits of every row) it may drop rows. Returns how many were completed.
+    pub(super) fn decode_pass(
+        &mut self,
+        rows: &[TokenId],
+        which: LogitRows,
+        rule: Option<&RowRule>,
+    ) -> Result<usize, PassError> {
         let plan = self.read_ahead.controller.plan();
         self.target.set_prefetch(if plan.enabled { plan.ranks } else { 0 });
         let (before, ranks) = (self.cache_stats(), *self.target.prediction_counts());
         let started = Instant::now();
-        self.target.pass(rows, which, &mut self.logits)?;
+        let completed = match rule {
+            Some(rule) => {
+                self.target.elastic_pass(rows, &mut |seen| rule.keep_rows(seen), &mut self.logits)?
+            }
+            None => self.target.pass(rows, which, &mut self.logits).map(|()| rows.len())?,
+        };
         let seconds = started.elapsed().as_secs_f64();
         let after = self.cache_stats();
         let mut by_rank = [RankOutcome::default(); PREFETCH_RANKS_MAX];
@@ -59,7 +70,7 @@ impl Engine {
             by_rank,
             ..between(&before, &after)
         });
-        Ok(())
+        Ok(completed)
     }
 
     /// As `step` and `replay_ids` end: nothing is predicted for passes that are not decoding.

@@ -47,7 +47,7 @@ impl Engine {
         progress.begin("decode", ids.len() as u64);
         let started = Instant::now();
         let outcome = ids.iter().try_for_each(|&id| {
-            self.decode_pass(&[id], LogitRows::Last)?;
+            self.decode_pass(&[id], LogitRows::Last, None)?;
             progress.advance(1);
             self.record_routes(1)
         });

@@ -12,6 +12,7 @@ mod moe;
 mod pieces;
 mod rope;
 mod route;
+mod row_gate;
 mod scratch;
 
 pub use attention::{Attention, Gqa, Mla, MlaQuery};
@@ -21,6 +22,7 @@ pub use lookahead::{Lookahead, RANKS_MAX, Target};
 pub use moe::{ExpertShape, MoeLayer, PartShape, RouteSink};
 pub use rope::{Rope, RopeTable};
 pub use route::{Route, route};
+pub use row_gate::RowGate;
 pub use scratch::{Scratch, ScratchPlan, sized};
 
 use crate::clock::Clock;
@@ -38,7 +40,7 @@ pub struct Pass<'a> {
     pub kv: &'a mut KvCache,
     /// Rotations of this pass's positions.
     pub rope: &'a RopeTable,
-    /// Rows in this pass; row `m` is position `kv.len() + m`.
+    /// Rows in this pass; row `m` is position `kv.len() + m`. A layer may leave fewer than it was given.
     pub rows: usize,
     /// RMS norm epsilon.
     pub norm_eps: f32,

@@ -4,7 +4,8 @@
 //! memory as one job, then down of every expert whose down is, while the disk brings the rest. The shared
 //! expert is one more in the first two of these jobs: every job is a meeting of threads. Which
 //! experts are resident changes only the order of computing: outputs are kept apart and added by
-//! router rank (DESIGN I2). A read that fails leaves nothing behind but its error.
+//! router rank (DESIGN I2). A read that fails leaves nothing behind but its error. Rows that are not worth what
+//! they would read are dropped before it is asked for.
 
 use drafthorse_offload::{ExpertCache, ExpertId, Lease, OffloadError, Piece};
 
@@ -19,6 +20,7 @@ use super::demand::DemandLoads;
 use super::ffn::{FeedForward, LoadedFeedForward};
 use super::lookahead::{Lookahead, Target};
 use super::route::{Route, route};
+use super::row_gate::RowGate;
 use super::scratch::{Scratch, sized};
 
 /// Format and size of one matrix of an expert.
@@ -69,7 +71,7 @@ pub trait RouteSink {
 }
 
 /// A routed feed-forward layer at work in one pass.
-pub struct MoeLayer<'a> {
+pub struct MoeLayer<'a, 'g> {
     /// Routing rule.
     pub spec: &'a MoeSpec,
     /// Dense weights of the layer.
@@ -82,26 +84,30 @@ pub struct MoeLayer<'a> {
     pub demand: &'a mut DemandLoads,
     /// The next block's routed layer, to be predicted.
     pub next: Option<Target<'a>>,
+    /// Says how many rows go on; `None`: all.
+    pub gate: Option<&'a mut RowGate<'g>>,
 }
 
-impl MoeLayer<'_> {
-    /// Runs the pass's rows (`scratch.normed`) and writes `[rows, width]` to `scratch.branch`.
+impl MoeLayer<'_, '_> {
+    /// Runs the pass's rows (`scratch.normed`) and writes `[rows, width]` to `scratch.branch`. `pass.rows` is then
+    /// how many went through: a gate may drop some at the end.
     ///
     /// # Errors
     /// An expert that could not be read.
     pub fn forward(
-        self,
+        mut self,
         pass: &mut Pass<'_>,
         scratch: &mut Scratch,
         sink: Option<&mut dyn RouteSink>,
     ) -> Result<(), OffloadError> {
-        let routes = self.route(pass, scratch);
+        let mut routes = self.route(pass, scratch);
         let layer = self.weights.layer;
+        let mut plan = WindowPlan::new(&routes, (self.spec.experts, self.spec.used));
+        self.lookahead.settle(layer, &plan.experts);
+        self.drop_rows(pass, &mut routes, &mut plan);
         if let Some(sink) = sink {
             sink.routed(layer, self.spec.used, &routes);
         }
-        let plan = WindowPlan::new(&routes, (self.spec.experts, self.spec.used));
-        self.lookahead.settle(layer, &plan.experts);
         note_demand(self.demand, self.experts, self.weights, &plan);
         let mut lease = self.experts.acquire(layer, &plan.experts, &plan.counts())?;
         pass.clock.lap(Phase::Router);
@@ -121,6 +127,18 @@ impl MoeLayer<'_> {
         Ok(())
     }
 
+    /// Drops the rows that the gate does not let through, before anything is read for them.
+    fn drop_rows(&mut self, pass: &mut Pass<'_>, routes: &mut Vec<Route>, plan: &mut WindowPlan) {
+        let Some(gate) = &mut self.gate else { return };
+        let first_rows: Vec<usize> = missing(self.experts, self.weights.layer, plan).collect();
+        let kept = gate.ask(pass.rows, &first_rows);
+        if kept < pass.rows {
+            pass.rows = kept;
+            routes.truncate(kept * self.spec.used);
+            *plan = WindowPlan::new(routes, (self.spec.experts, self.spec.used));
+        }
+    }
+
     /// Router logits and choices of every row, `used` a row.
     fn route(&self, pass: &mut Pass<'_>, scratch: &mut Scratch) -> Vec<Route> {
         let router = pass.dense.matrix(&self.weights.router);
@@ -132,12 +150,14 @@ impl MoeLayer<'_> {
 
 /// Notes the experts of the window that are neither in memory nor on their way.
 fn note_demand(demand: &mut DemandLoads, cache: &ExpertCache, weights: &Routed, plan: &WindowPlan) {
-    let layer = weights.layer;
-    for &expert in plan.experts.iter().filter(|expert| !cache.holds(ExpertId { layer, expert: **expert })) {
-        // Places of an expert are filled row by row, so the first is the earliest row's.
-        let row = plan.rows[plan.places(expert).start] as usize;
-        demand.note(row, weights.shape.bytes());
-    }
+    missing(cache, weights.layer, plan).for_each(|row| demand.note(row, weights.shape.bytes()));
+}
+
+/// The first row that wants each expert of the window that is neither in memory nor on its way.
+fn missing(cache: &ExpertCache, layer: u32, plan: &WindowPlan) -> impl Iterator<Item = usize> {
+    let is_missing = move |expert: &&u32| !cache.holds(ExpertId { layer, expert: **expert });
+    // Places of an expert are filled row by row, so the first is the earliest row's.
+    plan.experts.iter().filter(is_missing).map(move |expert| plan.rows[plan.places(*expert).start] as usize)
 }
 
 /// What the layer's router chooses for the rows of `x`, `used` a row; `logits` is `[rows, experts]`.

@@ -8,7 +8,7 @@ use drafthorse_offload::{ExpertCache, OffloadError};
 use crate::clock::Phase;
 use crate::kernels::{Input, add_scaled, rms_norm};
 use crate::layers::{
-    DemandLoads, Lookahead, MoeLayer, Pass, RouteSink, Scratch, Target, feed_forward, sized,
+    DemandLoads, Lookahead, MoeLayer, Pass, RouteSink, RowGate, Scratch, Target, feed_forward, sized,
 };
 
 use super::MoeSpec;
@@ -33,7 +33,7 @@ pub struct BlockStep<'a> {
 }
 
 /// What a routed block needs beside its own weights.
-pub struct Mixture<'a> {
+pub struct Mixture<'a, 'g> {
     /// Routing rule.
     pub spec: &'a MoeSpec,
     /// Where the experts come from.
@@ -46,6 +46,8 @@ pub struct Mixture<'a> {
     pub next: Option<Target<'a>>,
     /// Hears the choices.
     pub sink: Option<&'a mut dyn RouteSink>,
+    /// Says how many rows go on.
+    pub gate: Option<&'a mut RowGate<'g>>,
 }
 
 impl BlockStep<'_> {
@@ -64,17 +66,22 @@ impl BlockStep<'_> {
         pass.clock.lap(Phase::Dense);
     }
 
-    /// The feed-forward part, routed or dense.
+    /// The feed-forward part, routed or dense. A gate may leave fewer rows in `pass`.
     ///
     /// # Errors
     /// An expert that could not be read.
-    pub fn feed_forward(&mut self, pass: &mut Pass<'_>, mixture: Mixture<'_>) -> Result<(), OffloadError> {
+    pub fn feed_forward(
+        &mut self,
+        pass: &mut Pass<'_>,
+        mixture: Mixture<'_, '_>,
+    ) -> Result<(), OffloadError> {
         let Ffn::Routed(weights) = &self.block.ffn else {
             self.dense(pass);
             return Ok(());
         };
-        let Mixture { spec, experts, lookahead, demand, next, sink } = mixture;
-        MoeLayer { spec, weights, experts, lookahead, demand, next }.forward(pass, self.scratch, sink)?;
+        let Mixture { spec, experts, lookahead, demand, next, sink, gate } = mixture;
+        let layer = MoeLayer { spec, weights, experts, lookahead, demand, next, gate };
+        layer.forward(pass, self.scratch, sink)?;
         self.add_branch(pass.rows);
         Ok(())
     }

@@ -291,7 +291,7 @@ impl Head {
         let lookahead = &mut self.lookahead;
         // Nobody asks what a guess read: all of a head's experts stay in memory.
         let demand = &mut DemandLoads::default();
-        let mixture = Mixture { spec: moe, experts, lookahead, demand, next: None, sink: None };
+        let mixture = Mixture { spec: moe, experts, lookahead, demand, next: None, sink: None, gate: None };
         step.feed_forward(&mut pass, mixture)?;
         Ok(())
     }

@@ -1,8 +1,10 @@
-//! A loaded model: weights, cache, experts, and the forward pass over them.
+//! A loaded model: weights, cache, experts, and the forward pass over them (`model/pass.rs`).
 //!
 //! Owns everything one sequence needs and implements [`LanguageModel`], so that the same type is
 //! target or draft. The pass is layer-major: all rows of a window go through a layer together, and
 //! each expert they need is brought in once for all of them.
+
+mod pass;
 
 use std::sync::Arc;
 
@@ -11,34 +13,19 @@ use drafthorse_offload::{
     CacheConfig, CacheStats, ExpertCache, ExpertId, Policy, Reader, Residency, WarmStats,
 };
 use drafthorse_scheduler::RankOutcome;
-use thiserror::Error;
 
-use crate::clock::{Clock, Phase, Spans};
+use crate::clock::{Clock, Spans};
 use crate::gguf::TensorInfo;
-use crate::kernels::{Input, Pool, matmul, rms_norm};
+use crate::kernels::Pool;
 use crate::kv::{KvCache, KvShape};
-use crate::layers::{DemandLoads, Lookahead, Pass, RANKS_MAX, Rope, RouteSink, Scratch, ScratchPlan, sized};
+use crate::layers::{DemandLoads, Lookahead, RANKS_MAX, Rope, RouteSink, Scratch, ScratchPlan};
 use crate::weights::{DenseStore, Matrix, Vector};
 
 use super::assemble::Blueprint;
-use super::block::{BlockStep, Mixture, target};
 use super::features::FeatureTape;
 use super::{Embedding, LoadError, StreamedTable};
 
-/// What a pass can fail with.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-#[expect(missing_docs, reason = "the message of each variant says what its fields are")]
-pub enum PassError {
-    #[error("token id {token} is outside the vocabulary of {vocab}")]
-    Token { token: TokenId, vocab: usize },
-    #[error("{rows} more tokens after {len} do not fit the context of {context_len} (model.context)")]
-    Context { rows: usize, len: usize, context_len: usize },
-    #[error(transparent)]
-    Experts(#[from] drafthorse_offload::OffloadError),
-    #[error(transparent)]
-    Embedding(LoadError),
-}
+pub use pass::PassError;
 
 /// How a model is to be run.
 pub struct ModelOptions {
@@ -264,144 +251,9 @@ impl Model {
         self.features.as_mut()
     }
 
-    fn check(&self, tokens: &[TokenId]) -> Result<(), PassError> {
-        let vocab = self.blueprint.spec.vocab;
-        if let Some(token) = tokens.iter().find(|token| **token as usize >= vocab) {
-            return Err(PassError::Token { token: *token, vocab });
-        }
-        let (len, context_len) = (self.kv.len(), self.options.context_len);
-        if tokens.len() > context_len - len {
-            return Err(PassError::Context { rows: tokens.len(), len, context_len });
-        }
-        Ok(())
-    }
-
-    /// [`LanguageModel::forward`] with its own error type.
-    ///
-    /// # Errors
-    /// A token outside the vocabulary, a full context, an expert that cannot be read; the cache then
-    /// holds what it held before.
-    pub fn pass(
-        &mut self,
-        tokens: &[TokenId],
-        which: LogitRows,
-        logits: &mut Vec<f32>,
-    ) -> Result<(), PassError> {
-        let len = self.kv.len();
-        self.check(tokens)?;
-        self.run_chunks(tokens, which, logits).inspect_err(|_| self.truncate(len))
-    }
-
-    fn run_chunks(
-        &mut self,
-        tokens: &[TokenId],
-        which: LogitRows,
-        logits: &mut Vec<f32>,
-    ) -> Result<(), PassError> {
-        logits.clear();
-        self.demand.clear();
-        let chunks = tokens.chunks(self.options.rows_max);
-        let last = chunks.len().saturating_sub(1);
-        for (index, chunk) in chunks.enumerate() {
-            let rows = match which {
-                LogitRows::All => 0..chunk.len(),
-                LogitRows::Last if index == last => chunk.len() - 1..chunk.len(),
-                _ => 0..0,
-            };
-            self.demand.begin_chunk(index * self.options.rows_max);
-            self.run_chunk(chunk, rows, logits)?;
-        }
-        Ok(())
-    }
-
     /// Rows of the widest single pass.
     pub fn rows_max(&self) -> usize {
         self.options.rows_max
-    }
-
-    /// One pass of at most `rows_max` rows; appends the logits of `logit_rows`.
-    fn run_chunk(
-        &mut self,
-        tokens: &[TokenId],
-        logit_rows: std::ops::Range<usize>,
-        logits: &mut Vec<f32>,
-    ) -> Result<(), PassError> {
-        self.clock.restart();
-        let width = self.blueprint.spec.width;
-        let residual = sized(&mut self.scratch.residual, tokens.len() * width);
-        self.embedding.rows(&self.blueprint.dense, tokens, residual).map_err(PassError::Embedding)?;
-        let table = self.rope.table(self.kv.len(), tokens.len());
-        if let Some(tape) = &mut self.features {
-            tape.begin(self.kv.len(), tokens.len());
-        }
-        for index in 0..self.blueprint.blocks.len() {
-            if let Some(tape) = &mut self.features {
-                tape.record(index, &self.scratch.residual[..tokens.len() * width]);
-            }
-            let mut pass = Pass {
-                dense: &self.blueprint.dense,
-                pool: &mut self.pool,
-                kv: &mut self.kv,
-                rope: &table,
-                rows: tokens.len(),
-                norm_eps: self.blueprint.spec.norm_eps,
-                clock: &mut self.clock,
-            };
-            let mut step = BlockStep {
-                block: &self.blueprint.blocks[index],
-                width: self.blueprint.spec.width,
-                scratch: &mut self.scratch,
-            };
-            step.attend(&mut pass, index);
-            let Some((spec, experts)) = self.blueprint.spec.moe.as_ref().zip(self.experts.as_mut()) else {
-                step.dense(&mut pass);
-                continue;
-            };
-            experts.poll()?;
-            let mixture = Mixture {
-                spec,
-                experts,
-                lookahead: &mut self.lookahead,
-                demand: &mut self.demand,
-                next: self.blueprint.blocks.get(index + 1).and_then(target),
-                sink: self.sink.as_deref_mut().map(|sink| sink as &mut dyn RouteSink),
-            };
-            step.feed_forward(&mut pass, mixture)?;
-        }
-        self.record_final(tokens.len());
-        self.classify(logit_rows, logits);
-        self.kv.commit(tokens.len());
-        self.clock.lap(Phase::Dense);
-        Ok(())
-    }
-
-    /// Records the final state of the pass's rows where it is asked for.
-    fn record_final(&mut self, rows: usize) {
-        let Blueprint { spec, dense, output_norm, .. } = &self.blueprint;
-        if let Some(tape) = &mut self.features {
-            let norm = dense.vector(output_norm);
-            let residual = &self.scratch.residual[..rows * spec.width];
-            tape.record_normed(spec.blocks, residual, |row, out| rms_norm(row, norm, spec.norm_eps, out));
-        }
-    }
-
-    /// Final norm and classifier of the given rows.
-    fn classify(&mut self, rows: std::ops::Range<usize>, logits: &mut Vec<f32>) {
-        if rows.is_empty() {
-            return;
-        }
-        let width = self.blueprint.spec.width;
-        let dense = &self.blueprint.dense;
-        let norm = dense.vector(&self.blueprint.output_norm);
-        let normed = sized(&mut self.scratch.normed, rows.len() * width);
-        let residual = &self.scratch.residual[rows.start * width..rows.end * width];
-        for (out, row) in normed.chunks_mut(width).zip(residual.chunks(width)) {
-            rms_norm(row, norm, self.blueprint.spec.norm_eps, out);
-        }
-        let start = logits.len();
-        logits.resize(start + rows.len() * self.blueprint.spec.vocab, 0.0);
-        let output = dense.matrix(&self.blueprint.output);
-        matmul(&mut self.pool, output, &Input::new(normed, width), &mut logits[start..]);
     }
 }
 

@@ -21,7 +21,7 @@ use drafthorse_runtime::kv::KvShape;
 use drafthorse_runtime::models::{
     Blueprint, ExpertsChoice, LoadError, Model, ModelOptions, Overrides, Readers,
 };
-use drafthorse_scheduler::{DraftLen, PrefetchMode};
+use drafthorse_scheduler::{DraftLen, ElasticMode, PrefetchMode};
 
 /// How a test runs a model.
 #[derive(Clone, Copy)]
@@ -109,6 +109,7 @@ pub fn plain_options(model: &Path) -> EngineOptions {
         draft_threads: 1,
         draft_len: DraftLen::Fixed(0),
         draft_len_max: 8,
+        elastic: ElasticMode::Off,
         ngram: NgramConfig { min_match: 1, max_match: 4 },
         suffix: SuffixConfig { min_match: 2, tokens_max: 4096 },
         policy: PolicyKind::Lru,

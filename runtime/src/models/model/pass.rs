@@ -1,0 +1,211 @@
+//! The forward pass over a model's blocks.
+//!
+//! Owns the order of work: rows of a window go through a block together, a long input in chunks, and a pass
+//! that fails leaves the cache as it was. Rows at the end may be dropped on the way; what they have written is
+//! beyond the cache's length. It must not know what rows stand for.
+
+use std::ops::Range;
+
+use drafthorse_draft::{LanguageModel as _, LogitRows, TokenId};
+use drafthorse_scheduler::RowsSeen;
+use thiserror::Error;
+
+use super::Model;
+use crate::clock::Phase;
+use crate::kernels::{Input, matmul, rms_norm};
+use crate::layers::{Pass, RopeTable, RouteSink, RowGate, sized};
+use crate::models::block::{BlockStep, Mixture, target};
+use crate::models::{Blueprint, LoadError};
+
+/// What a pass can fail with.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "the message of each variant says what its fields are")]
+pub enum PassError {
+    #[error("token id {token} is outside the vocabulary of {vocab}")]
+    Token { token: TokenId, vocab: usize },
+    #[error("{rows} more tokens after {len} do not fit the context of {context_len} (model.context)")]
+    Context { rows: usize, len: usize, context_len: usize },
+    #[error(transparent)]
+    Experts(#[from] drafthorse_offload::OffloadError),
+    #[error(transparent)]
+    Embedding(LoadError),
+}
+
+impl Model {
+    fn check(&self, tokens: &[TokenId]) -> Result<(), PassError> {
+        let vocab = self.blueprint.spec.vocab;
+        if let Some(token) = tokens.iter().find(|token| **token as usize >= vocab) {
+            return Err(PassError::Token { token: *token, vocab });
+        }
+        let (len, context_len) = (self.kv.len(), self.options.context_len);
+        if tokens.len() > context_len - len {
+            return Err(PassError::Context { rows: tokens.len(), len, context_len });
+        }
+        Ok(())
+    }
+
+    /// [`LanguageModel::forward`] with its own error type.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary, a full context, an expert that cannot be read; the cache then
+    /// holds what it held before.
+    pub fn pass(
+        &mut self,
+        tokens: &[TokenId],
+        which: LogitRows,
+        logits: &mut Vec<f32>,
+    ) -> Result<(), PassError> {
+        let len = self.kv.len();
+        self.check(tokens)?;
+        self.run_chunks(tokens, which, logits).inspect_err(|_| self.truncate(len))
+    }
+
+    /// A pass with the logits of every row, in which `keep` may drop rows at the end: it is asked at every layer
+    /// with routed experts, before these are read. The first row always goes through; rows that were dropped
+    /// have left nothing. Returns how many were completed. An input of more rows than one pass has goes through
+    /// whole.
+    ///
+    /// # Errors
+    /// As [`Model::pass`].
+    pub fn elastic_pass(
+        &mut self,
+        tokens: &[TokenId],
+        keep: &mut dyn FnMut(&RowsSeen<'_>) -> usize,
+        logits: &mut Vec<f32>,
+    ) -> Result<usize, PassError> {
+        if tokens.is_empty() || tokens.len() > self.rows_max() {
+            return self.pass(tokens, LogitRows::All, logits).map(|()| tokens.len());
+        }
+        let len = self.kv.len();
+        self.check(tokens)?;
+        logits.clear();
+        self.demand.clear();
+        let mut gate = RowGate::new(keep, (tokens.len(), self.moe_layers()));
+        let outcome = self.run_chunk((tokens, Some(&mut gate)), 0..tokens.len(), logits);
+        outcome.inspect_err(|_| self.truncate(len))
+    }
+
+    fn run_chunks(
+        &mut self,
+        tokens: &[TokenId],
+        which: LogitRows,
+        logits: &mut Vec<f32>,
+    ) -> Result<(), PassError> {
+        logits.clear();
+        self.demand.clear();
+        let chunks = tokens.chunks(self.options.rows_max);
+        let last = chunks.len().saturating_sub(1);
+        for (index, chunk) in chunks.enumerate() {
+            let rows = match which {
+                LogitRows::All => 0..chunk.len(),
+                LogitRows::Last if index == last => chunk.len() - 1..chunk.len(),
+                _ => 0..0,
+            };
+            self.demand.begin_chunk(index * self.options.rows_max);
+            self.run_chunk((chunk, None), rows, logits)?;
+        }
+        Ok(())
+    }
+
+    /// One pass of at most `rows_max` rows; appends the logits of `logit_rows`, those dropped apart. Returns how
+    /// many rows were completed.
+    fn run_chunk(
+        &mut self,
+        (tokens, mut gate): (&[TokenId], Option<&mut RowGate<'_>>),
+        logit_rows: Range<usize>,
+        logits: &mut Vec<f32>,
+    ) -> Result<usize, PassError> {
+        self.clock.restart();
+        let width = self.blueprint.spec.width;
+        let residual = sized(&mut self.scratch.residual, tokens.len() * width);
+        self.embedding.rows(&self.blueprint.dense, tokens, residual).map_err(PassError::Embedding)?;
+        let table = self.rope.table(self.kv.len(), tokens.len());
+        if let Some(tape) = &mut self.features {
+            tape.begin(self.kv.len(), tokens.len());
+        }
+        let mut rows = tokens.len();
+        for index in 0..self.blueprint.blocks.len() {
+            rows = self.run_block(index, (rows, &table), gate.as_deref_mut())?;
+        }
+        self.record_final(rows);
+        self.classify(logit_rows.start..logit_rows.end.min(rows), logits);
+        self.kv.commit(rows);
+        self.clock.lap(Phase::Dense);
+        Ok(rows)
+    }
+
+    /// One block over the first `rows` rows; returns how many of them go on.
+    fn run_block(
+        &mut self,
+        index: usize,
+        (rows, rope): (usize, &RopeTable),
+        gate: Option<&mut RowGate<'_>>,
+    ) -> Result<usize, PassError> {
+        let Blueprint { spec, dense, blocks, .. } = &self.blueprint;
+        if let Some(tape) = &mut self.features {
+            tape.record(index, &self.scratch.residual[..rows * spec.width]);
+        }
+        let mut pass = Pass {
+            dense,
+            pool: &mut self.pool,
+            kv: &mut self.kv,
+            rope,
+            rows,
+            norm_eps: spec.norm_eps,
+            clock: &mut self.clock,
+        };
+        let mut step = BlockStep { block: &blocks[index], width: spec.width, scratch: &mut self.scratch };
+        step.attend(&mut pass, index);
+        let Some((spec, experts)) = spec.moe.as_ref().zip(self.experts.as_mut()) else {
+            step.dense(&mut pass);
+            return Ok(rows);
+        };
+        experts.poll()?;
+        let mixture = Mixture {
+            spec,
+            experts,
+            lookahead: &mut self.lookahead,
+            demand: &mut self.demand,
+            next: blocks.get(index + 1).and_then(target),
+            sink: self.sink.as_deref_mut().map(|sink| sink as &mut dyn RouteSink),
+            gate,
+        };
+        step.feed_forward(&mut pass, mixture)?;
+        let left = pass.rows;
+        // Hidden states of rows that were dropped are not kept: the last ones held are the pass's.
+        if let Some(tape) = self.features.as_mut().filter(|_| left < rows) {
+            tape.truncate(self.kv.len() + left);
+        }
+        Ok(left)
+    }
+
+    /// Records the final state of the pass's rows where it is asked for.
+    fn record_final(&mut self, rows: usize) {
+        let Blueprint { spec, dense, output_norm, .. } = &self.blueprint;
+        if let Some(tape) = &mut self.features {
+            let norm = dense.vector(output_norm);
+            let residual = &self.scratch.residual[..rows * spec.width];
+            tape.record_normed(spec.blocks, residual, |row, out| rms_norm(row, norm, spec.norm_eps, out));
+        }
+    }
+
+    /// Final norm and classifier of the given rows.
+    fn classify(&mut self, rows: Range<usize>, logits: &mut Vec<f32>) {
+        if rows.is_empty() {
+            return;
+        }
+        let width = self.blueprint.spec.width;
+        let dense = &self.blueprint.dense;
+        let norm = dense.vector(&self.blueprint.output_norm);
+        let normed = sized(&mut self.scratch.normed, rows.len() * width);
+        let residual = &self.scratch.residual[rows.start * width..rows.end * width];
+        for (out, row) in normed.chunks_mut(width).zip(residual.chunks(width)) {
+            rms_norm(row, norm, self.blueprint.spec.norm_eps, out);
+        }
+        let start = logits.len();
+        logits.resize(start + rows.len() * self.blueprint.spec.vocab, 0.0);
+        let output = dense.matrix(&self.blueprint.output);
+        matmul(&mut self.pool, output, &Input::new(normed, width), &mut logits[start..]);
+    }
+}
