@@ -9,6 +9,7 @@ mod draft_len;
 mod elastic;
 mod forced;
 mod report;
+mod routes;
 mod shown;
 
 use std::ops::ControlFlow;
@@ -30,6 +31,7 @@ use crate::stats_file::StatsFile;
 use crate::tokenizer::{AddSpecial, Tokenizer};
 use ahead::ReadAhead;
 use draft_len::Lengths;
+use routes::Routes;
 
 pub use crate::ids::{ids_hash, parse_ids, read_ids};
 pub use forced::Replay;
@@ -46,7 +48,7 @@ pub struct Engine {
     lengths: Lengths,
     tokenizer: Option<Tokenizer>,
     plan: MemoryPlan,
-    recording: Option<Recording>,
+    routes: Routes,
     stats: Option<StatsFile>,
     read_ahead: ReadAhead,
     elastic: ElasticMode,
@@ -98,9 +100,9 @@ impl Engine {
         let (slots, stats) = (prepared.plan.slots, prepared.stats.as_ref());
         let mut target =
             prepared.target.load(CacheChoice { slots, stats, ..CacheChoice::of(options) }, progress)?;
-        target.set_route_sink(recording.as_ref().map(Recording::sink));
         let token_share = prepared.draft.token_share(options, &target);
         let drafter = drafter(options, prepared.draft, &mut target, progress)?;
+        let routes = Routes::new(recording, drafter.is_some(), &mut target);
         Ok(Engine {
             read_ahead: ReadAhead::new(options.prefetch, &target),
             elastic: options.elastic,
@@ -112,7 +114,7 @@ impl Engine {
             lengths: Lengths::new(config),
             tokenizer: prepared.tokenizer,
             plan: prepared.plan,
-            recording,
+            routes,
             stats: prepared.stats,
             cached: Vec::new(),
             prefill_chunk: prepared.prefill_chunk,
@@ -170,7 +172,7 @@ impl Engine {
         tally.acceptance.record(draft.tokens.len(), verdict.accepted);
         tally.rows_dropped += dropped as u64;
         tally.rejected_only_bytes += self.target.demand().bytes_after(verdict.accepted);
-        self.record_routes(committed)?;
+        let shadow = self.routes.commit(committed, false)?;
         let after = self.cache_stats();
         // A pass cut short by the end of the text says nothing about what its plan would have cost.
         if self.drafter.is_some() && wanted < room {
@@ -183,6 +185,7 @@ impl Engine {
                 stall_s: after.stall_s - before.stall_s,
                 experts: (after.hits + after.misses) - (before.hits + before.misses),
                 misses: after.misses - before.misses,
+                shadow,
             });
         }
         self.target.clock().lap(Phase::Sampling);
@@ -215,7 +218,7 @@ impl Engine {
         self.cached.truncate(self.target.len());
         self.target.truncate(self.cached.len());
         self.end_reading_ahead();
-        let finish_reason = self.end_recording(outcome)?;
+        let finish_reason = self.routes.end(outcome)?;
         self.stats.as_ref().map_or(Ok(()), |stats| stats.save(&self.target))?;
         Ok(self.report(&sequence, tally, finish_reason, before))
     }
@@ -297,7 +300,7 @@ impl Engine {
             let which = if index == last { LogitRows::Last } else { LogitRows::None };
             let outcome = self.target.pass(chunk, which, &mut self.logits);
             outcome.inspect_err(|_| progress.end())?;
-            self.record_routes(chunk.len())?;
+            self.routes.commit(chunk.len(), true)?;
             progress.advance(chunk.len() as u64);
         }
         progress.end();
@@ -332,20 +335,6 @@ impl Engine {
         Ok(())
     }
 
-    fn record_routes(&self, rows: usize) -> Result<(), Error> {
-        self.recording.as_ref().map_or(Ok(()), |recording| recording.commit(rows))
-    }
-
-    /// Writes the trace of what was generated; after an error, drops the rows of the pass that failed.
-    fn end_recording<T>(&self, outcome: Result<T, Error>) -> Result<T, Error> {
-        match (&self.recording, &outcome) {
-            (Some(recording), Ok(_)) => recording.write()?,
-            (Some(recording), Err(_)) => recording.abandon(),
-            (None, _) => {}
-        }
-        outcome
-    }
-
     /// Hands `on_row` the raw logits (`[vocab]`) after each token (`all`) or after the last, in order;
     /// forgets the present sequence.
     ///
@@ -361,7 +350,7 @@ impl Engine {
         self.reset();
         let outcome = self.run_logits(tokens, all, on_row);
         self.reset();
-        self.end_recording(outcome)
+        self.routes.end(outcome)
     }
 
     fn run_logits(
@@ -381,7 +370,7 @@ impl Engine {
             };
             self.target.pass(chunk, which, &mut self.logits)?;
             self.logits.chunks(self.target.vocab()).try_for_each(&mut *on_row)?;
-            self.record_routes(chunk.len())?;
+            self.routes.commit(chunk.len(), true)?;
         }
         Ok(())
     }

@@ -14,9 +14,10 @@ use crate::elastic::{DropCosts, RowRule};
 use crate::estimate::{CostCurve, Mean, Survival};
 use crate::explain::{Explanation, Ledger, LengthReport};
 use crate::prospect::Prospect;
+use crate::undrafted::Undrafted;
 use crate::{DraftLen, SchedulerError};
 use drafthorse_draft::{Draft, StopRule};
-use drafthorse_offload::Residency;
+use drafthorse_offload::{Residency, ShadowMisses};
 
 /// The longest draft any configuration may ask for.
 pub const DRAFT_LEN_LIMIT: usize = 64;
@@ -36,9 +37,10 @@ const RUN_AHEAD_STALL_MIN: f64 = 0.4;
 const CHARGE_MAX: f64 = 3.0;
 /// Passes in one measurement of drafting. The first also lets the draft model catch up on the text.
 const PROBE_LEN: usize = 2;
-/// Passes in one measurement of plain decoding. The first follows a drafted pass, which leaves the
-/// processor's caches to the draft model and the target's threads asleep: it does not count.
+/// Passes in one measurement of plain decoding. The first ones follow a drafted pass, which leaves the
+/// processor's caches to the draft model and the target's threads asleep: they do not count.
 const PLAIN_PROBE_LEN: usize = 3;
+const PLAIN_SETTLING: u64 = 2;
 /// Share of the time spent that measuring plain passes again may lose while drafting pays, and what it may
 /// lose at the start, in the time of plain passes: a comparison that is won by far needs no sharp figure.
 const PLAIN_SHARE: f64 = 0.01;
@@ -118,6 +120,8 @@ pub struct StepOutcome {
     pub experts: u64,
     /// Of these, experts that were not resident.
     pub misses: u64,
+    /// What a cache without drafts would have missed, where drafts can drive experts out.
+    pub shadow: Option<ShadowMisses>,
 }
 
 /// Decides the draft length from what passes cost and yield. One per loaded model: costs carry over
@@ -134,6 +138,7 @@ pub struct Controller {
     verify_s: CostModel,
     draft_s: CostCurve,
     drop_s: DropCosts,
+    undrafted: Undrafted,
     catch_up_s: Option<Mean>, // extra drafting time for each pass before it without a draft
     survival: Survival,
     calibration: Calibration,
@@ -194,6 +199,7 @@ impl Controller {
             verify_s: CostModel::new(width_max),
             draft_s: CostCurve::through_zero(width_max),
             drop_s: DropCosts::new(width_max),
+            undrafted: Undrafted::new(),
             catch_up_s: None,
             survival: Survival::new(),
             calibration: Calibration::new(),
@@ -532,8 +538,20 @@ impl Controller {
 
     /// Expected seconds of a pass planned with `draft_len`, drafting included.
     fn seconds(&self, draft_len: usize) -> Option<f64> {
+        if draft_len == 0 {
+            return self.plain_s();
+        }
         let verify = self.survival.over_widths(draft_len, |width| self.verify_s.expect(width))?;
         Some(verify + self.drop_s.expect(draft_len) + self.draft_s.expect(draft_len)?)
+    }
+
+    /// Expected seconds of a pass of plain decoding. A plain pass amid drafted ones takes longer: drafts have
+    /// driven its experts out.
+    fn plain_s(&self) -> Option<f64> {
+        match self.undrafted.misses() {
+            Some(misses) => self.verify_s.expect_meeting(0, misses),
+            None => self.verify_s.expect(0),
+        }
     }
 
     /// Expected tokens per second; 0 before anything is measured.
@@ -587,10 +605,11 @@ impl Controller {
 
     fn learn_costs(&mut self, outcome: &StepOutcome) {
         let follows_draft =
-            self.planned == 0 && self.last_drafted + 1 == self.passes && self.last_drafted > 0;
+            self.planned == 0 && self.last_drafted + PLAIN_SETTLING >= self.passes && self.last_drafted > 0;
         if follows_draft && self.verify_s.is_measured(0) {
             return;
         }
+        self.undrafted.add(outcome);
         self.learn_pass(outcome);
         if outcome.rows_drafted() == 0 {
             self.plain.add(outcome);
@@ -642,7 +661,7 @@ impl Controller {
 
     /// Books the pass and ends a measurement that has run its passes.
     fn settle(&mut self, outcome: &StepOutcome) {
-        let plain_s = self.verify_s.expect(0).unwrap_or(outcome.verify_s);
+        let plain_s = self.plain_s().unwrap_or(outcome.verify_s);
         let spent = outcome.draft_s + outcome.verify_s;
         let as_plain = if self.planned == 0 { spent } else { (1 + outcome.accepted) as f64 * plain_s };
         self.ledger.book(self.planned, 1 + outcome.accepted, spent, as_plain);

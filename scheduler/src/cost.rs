@@ -73,6 +73,8 @@ pub(crate) struct CostModel {
 #[derive(Clone, Copy, Debug)]
 struct Measured {
     seconds: Mean,
+    /// Of these, those spent waiting.
+    stall: Mean,
     experts: Mean,
     misses: Mean,
 }
@@ -154,7 +156,7 @@ impl CostModel {
 
     /// What passes of `width` took, had they met the experts and misses that are expected now.
     fn measured(&self, width: usize) -> Option<f64> {
-        let Measured { seconds, experts, misses } = self.measured[width]?;
+        let Measured { seconds, experts, misses, .. } = self.measured[width]?;
         let (experts_now, misses_now) = self.loads(width);
         let terms = self.terms();
         let moved =
@@ -166,6 +168,14 @@ impl CostModel {
     /// is no less than there.
     pub(crate) fn expect(&self, width: usize) -> Option<f64> {
         self.expected[width]
+    }
+
+    /// What passes of `width` took, had they met `misses` and waited for each as they did for theirs: where few
+    /// are read at once, each takes longer than [`CostTerms::miss_s`].
+    pub(crate) fn expect_meeting(&self, width: usize, misses: f64) -> Option<f64> {
+        let Measured { seconds, stall, misses: met, .. } = self.measured[width]?;
+        let share = (misses + COUNT_UNIT) / (met.value() + COUNT_UNIT);
+        Some(seconds.value() - stall.value() * (1.0 - share.min(1.0)))
     }
 
     fn estimate(&self, width: usize) -> Option<f64> {
@@ -215,7 +225,7 @@ impl CostModel {
 }
 
 impl Measured {
-    const NOTHING: Measured = Measured { seconds: NONE, experts: NONE, misses: NONE };
+    const NOTHING: Measured = Measured { seconds: NONE, stall: NONE, experts: NONE, misses: NONE };
 
     /// Whether the only pass so far took more than twice as long as another one now.
     fn was_odd(&self, seconds: f64) -> bool {
@@ -224,6 +234,7 @@ impl Measured {
 
     fn add(&mut self, sample: PassSample) {
         self.seconds.add(sample.seconds, MEMORY);
+        self.stall.add(sample.stall_s, MEMORY);
         self.experts.add(sample.experts, MEMORY);
         self.misses.add(sample.misses, MEMORY);
     }
@@ -318,6 +329,19 @@ mod tests {
         assert!(close(model.expect(0), 1.0, 1e-6), "{:?}", model.expect(0));
         model.add(pass(0, 1000.0));
         assert!(model.expect(0) <= Some(1.5), "{:?}", model.expect(0));
+    }
+
+    #[test]
+    fn passes_that_met_less_would_have_waited_less_in_their_own_way() {
+        let mut model = CostModel::new(4);
+        for _ in 0..20 {
+            model.add(PassSample { width: 0, seconds: 3.0, stall_s: 2.0, experts: 10.0, misses: 3.5 });
+            // Wide ones wait a tenth of that for a miss.
+            model.add(PassSample { width: 4, seconds: 4.0, stall_s: 1.0, experts: 30.0, misses: 20.0 });
+        }
+        assert!(close(model.expect_meeting(0, 1.5), 2.0, 0.01), "{:?}", model.expect_meeting(0, 1.5));
+        assert!(close(model.expect_meeting(0, 9.0), 3.0, 0.01), "never more than was met");
+        assert_eq!(model.expect_meeting(2, 1.0), None);
     }
 
     #[test]

@@ -22,6 +22,7 @@ mod paired;
 mod prefetch;
 mod prefetch_mode;
 mod prospect;
+mod undrafted;
 
 pub use budget::{BudgetError, MemoryPlan, Needs, PlanLine};
 pub use controller::{Controller, ControllerConfig, DRAFT_LEN_LIMIT, Plan, StepOutcome};

@@ -37,6 +37,7 @@ fn run(
             stall_s: 0.5 * verify(kept),
             experts: 8 * (kept as u64 + 1),
             misses: kept as u64,
+            shadow: None,
         });
         planned
     };
@@ -193,6 +194,7 @@ fn run_doubtful(c: &mut Controller, passes: usize, stall_share: f64) -> Vec<draf
             stall_s: stall_share * verify_s,
             experts: 8,
             misses: 4,
+            shadow: None,
         });
         plan
     };

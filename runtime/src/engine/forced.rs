@@ -49,13 +49,13 @@ impl Engine {
         let outcome = ids.iter().try_for_each(|&id| {
             self.decode_pass(&[id], LogitRows::Last, None)?;
             progress.advance(1);
-            self.record_routes(1)
+            self.routes.commit(1, false).map(drop)
         });
         let seconds = started.elapsed().as_secs_f64();
         progress.end();
         self.reset();
         self.end_reading_ahead();
-        self.end_recording(outcome)?;
+        self.routes.end(outcome)?;
         Ok(Replay {
             tokens: ids.len(),
             seconds,

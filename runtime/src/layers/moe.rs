@@ -64,10 +64,16 @@ impl ExpertShape {
     }
 }
 
-/// Hears which experts each row was sent to (trace recording).
+/// Hears which experts each row was sent to.
 pub trait RouteSink {
     /// `routes` holds `used` choices a row, rows of the pass in order.
     fn routed(&mut self, layer: u32, used: usize, routes: &[Route]);
+}
+
+impl RouteSink for Vec<Box<dyn RouteSink + Send>> {
+    fn routed(&mut self, layer: u32, used: usize, routes: &[Route]) {
+        self.iter_mut().for_each(|sink| sink.routed(layer, used, routes));
+    }
 }
 
 /// A routed feed-forward layer at work in one pass.

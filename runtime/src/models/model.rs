@@ -154,8 +154,8 @@ impl Model {
     }
 
     /// Where routing is reported from now on.
-    pub fn set_route_sink(&mut self, sink: Option<Box<dyn RouteSink + Send>>) {
-        self.sink = sink;
+    pub fn set_route_sinks(&mut self, sinks: Vec<Box<dyn RouteSink + Send>>) {
+        self.sink = (!sinks.is_empty()).then(|| Box::new(sinks) as Box<_>);
     }
 
     /// Counters of the expert cache; `None` for a dense model.
