@@ -94,7 +94,9 @@ fn a_run_killed_in_mid_text_has_said_what_it_said_and_left_its_files_whole() {
     let read = || [&stats, &trace].map(|file| fs::read(file).unwrap());
     let before = read();
 
-    let (said, output) = ended(run(LONG, &files).spawn().unwrap(), "-KILL");
+    // Seconds long and half a kilobyte: had the text stood in a buffer, it would have come with the end.
+    let slowly = ["--simulate-disk", "64MiB/s,100us", "--slots", "8"];
+    let (said, output) = ended(run("150", &[&files[..], &slowly].concat()).spawn().unwrap(), "-KILL");
     assert_eq!(output.status.signal(), Some(9), "it was in mid-text: {}", stderr(&output));
     is_as_undisturbed(&said);
     assert!(read() == before, "files of the run before are as they were");
