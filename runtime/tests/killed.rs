@@ -21,11 +21,14 @@ use tempfile::TempDir;
 /// Bytes of text after which the program is ended: far from the end, and less than any buffer would hold.
 const SAID: usize = 100;
 
-/// `run` of the demo pair: a drawn text far longer than is waited for.
-fn long_run(more: &[&str]) -> Command {
+/// Tokens of a text far longer than is waited for.
+const LONG: &str = "1900";
+
+/// `run` of the demo pair: a drawn text of so many tokens.
+fn run(tokens: &str, more: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_drafthorse"));
     command.arg("run").arg(local("demo/target.gguf")).arg("--draft").arg(local("demo/draft.gguf"));
-    command.args(["-p", "The old king said", "-n", "1900", "--ignore-eos", "--temp", "0.8", "--seed", "5"]);
+    command.args(["-p", "The old king said", "-n", tokens, "--ignore-eos", "--temp", "0.8", "--seed", "5"]);
     command.args(["--memory", "1GiB", "--context", "2048", "--threads", "1", "--policy", "lfu"]).args(more);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
@@ -73,7 +76,7 @@ fn names(folder: &TempDir) -> Vec<String> {
 
 /// Asserts that a text is what a run says that nobody ends, as far as that is run here.
 fn is_as_undisturbed(text: &[u8]) {
-    let output = long_run(&["-n", "400", "--no-stats"]).output().unwrap();
+    let output = run("400", &["--no-stats"]).output().unwrap();
     assert!(output.status.success(), "{}", stderr(&output));
     let whole = output.stdout.strip_suffix(b"\n").unwrap();
     let shown = String::from_utf8_lossy(text);
@@ -86,12 +89,14 @@ fn a_run_killed_in_mid_text_has_said_what_it_said_and_left_its_files_whole() {
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let (stats, trace) = (path("counts.stats"), path("t.moetrace"));
     let files = ["--stats-file", &stats, "--record-trace", &trace];
-    let first = long_run(&[&files[..], &["-n", "60"]].concat()).output().unwrap();
+    let first = run("60", &files).output().unwrap();
     assert!(first.status.success(), "{}", stderr(&first));
     let read = || [&stats, &trace].map(|file| fs::read(file).unwrap());
     let before = read();
 
-    let (said, output) = ended(long_run(&files).spawn().unwrap(), "-KILL");
+    // Seconds long and half a kilobyte: had the text stood in a buffer, it would have come with the end.
+    let slowly = ["--simulate-disk", "64MiB/s,100us", "--slots", "8"];
+    let (said, output) = ended(run("150", &[&files[..], &slowly].concat()).spawn().unwrap(), "-KILL");
     assert_eq!(output.status.signal(), Some(9), "it was in mid-text: {}", stderr(&output));
     is_as_undisturbed(&said);
     assert!(read() == before, "files of the run before are as they were");
@@ -101,7 +106,7 @@ fn a_run_killed_in_mid_text_has_said_what_it_said_and_left_its_files_whole() {
     for name in ["counts.stats.4242.tmp", "t.moetrace.part"] {
         fs::write(path(name), "half").unwrap();
     }
-    let next = long_run(&[&files[..], &["-n", "60", "--json"]].concat()).output().unwrap();
+    let next = run("60", &[&files[..], &["--json"]].concat()).output().unwrap();
     assert!(next.status.success(), "{}", stderr(&next));
     assert!(!stderr(&next).contains("starting without"), "counts were taken over: {}", stderr(&next));
     let report: Value = serde_json::from_slice(&next.stdout).unwrap();
@@ -116,8 +121,8 @@ fn ctrl_c_in_mid_text_ends_it_after_the_step_and_says_what_it_cost() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let (stats, trace) = (path("counts.stats"), path("t.moetrace"));
-    let run = long_run(&["--stats-file", &stats, "--record-trace", &trace]).spawn().unwrap();
-    let (said, output) = ended(run, "-INT");
+    let child = run(LONG, &["--stats-file", &stats, "--record-trace", &trace]).spawn().unwrap();
+    let (said, output) = ended(child, "-INT");
     let message = stderr(&output);
     assert_eq!(output.status.code(), Some(0), "the text up to here is a result: {message}");
     assert!(message.contains("speed     prompt") && message.contains("interrupted"), "{message}");
@@ -129,7 +134,7 @@ fn ctrl_c_in_mid_text_ends_it_after_the_step_and_says_what_it_cost() {
 fn ctrl_c_with_json_gives_the_whole_object() {
     let folder = tempfile::tempdir().unwrap();
     let trace = folder.path().join("t.moetrace");
-    let mut command = long_run(&["--json", "--verbose", "--record-trace", trace.to_str().unwrap()]);
+    let mut command = run(LONG, &["--json", "--verbose", "--record-trace", trace.to_str().unwrap()]);
     let mut child = command.spawn().unwrap();
     let log = wait_for("memory plan", &mut child);
     // It is the last thing before the text, of which nothing is shown until its end.
@@ -181,7 +186,7 @@ fn a_drafter_that_fails_in_mid_text_is_told_of_in_one_line_and_the_text_is_the_s
     let (target, draft) = (path("target.gguf"), path("draft.gguf"));
     Mixture { width: 64, inner: 256, experts: 48, blocks: 4, unsupported: None }.write(Path::new(&target));
     fs::copy(&target, &draft).unwrap();
-    let run = |draft: &str| {
+    let drafted = |draft: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_drafthorse"));
         command.args(["run", &target, "--tokens", "5,6,7,8", "-n", "60", "--memory", "1GiB"]);
         command.args(["--context", "128", "--threads", "1", "--draft", draft, "--draft-len", "3"]);
@@ -189,10 +194,10 @@ fn a_drafter_that_fails_in_mid_text_is_told_of_in_one_line_and_the_text_is_the_s
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     };
-    let plain = run("none").output().unwrap();
+    let plain = drafted("none").output().unwrap();
     assert!(plain.status.success(), "{}", stderr(&plain));
 
-    let mut child = run(&draft).args(["--simulate-disk", "200MiB/s,2ms"]).spawn().unwrap();
+    let mut child = drafted(&draft).args(["--simulate-disk", "200MiB/s,2ms"]).spawn().unwrap();
     let mut first = [0; 1];
     child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
     let gguf = Gguf::open(Path::new(&target)).unwrap();
