@@ -68,6 +68,8 @@ const ABSTAIN_LOSS_MAX: f64 = 0.005;
 const ACCEPTANCE_FLOOR: f64 = 0.05;
 /// The chance to stand that is asked of no draft, however dear its tokens: an estimate may be wrong.
 const SURVIVAL_MIN_MAX: f64 = 0.95;
+/// Share of a token's time that is left at least when waiting for its experts is taken off.
+const TOKEN_SHARE_MIN: f64 = 0.1;
 /// How many samples the past is worth when drafting is measured again after having been off.
 const RETRY_WEIGHT: f64 = 8.0;
 
@@ -284,15 +286,17 @@ impl Controller {
     /// Which rows of what was kept are to be dropped while the pass runs; `None` where all go through, in
     /// measurements and before anything is known.
     pub fn row_rule(&self) -> Option<RowRule> {
-        let rate = self.best().1;
+        let (best, rate) = self.best();
         if self.probe.is_some() || self.kept.is_empty() || rate <= 0.0 {
             return None;
         }
+        let waiting_s = self.verify_s.terms().miss_s * self.verify_s.loads(best).1;
+        let token_s = (1.0 / rate - waiting_s / self.survival.tokens(best)).max(TOKEN_SHARE_MIN / rate);
         let stands = |before: &mut f64, (i, confidence): (usize, &f32)| {
             *before *= self.calibration.acceptance(self.source, i, *confidence);
             Some(*before)
         };
-        Some(RowRule::new(self.kept.iter().enumerate().scan(1.0, stands), 1.0 / rate, &self.verify_s))
+        Some(RowRule::new(self.kept.iter().enumerate().scan(1.0, stands), token_s, &self.verify_s))
     }
 
     /// Learns from the pass that the last plan led to. Times and lengths that cannot be teach nothing.

@@ -5,7 +5,9 @@
 //! correlate by 0.45 to 0.74 with the rest). So at each layer, once its router has chosen and before anything is
 //! read, the rows at the end whose misses make them dearer than the tokens they may yield are dropped, as if
 //! they had never been drafted (ALGORITHMS.md H.4). Only what is still to be paid counts: reads that are under
-//! way and rows computed are spent either way.
+//! way and rows computed are spent either way. And only what would be paid for nothing: a token that stands is
+//! the text's, whose experts the next pass would read if this one did not (ALGORITHMS.md 0.3), so a miss costs
+//! its row the chance that the row falls.
 //!
 //! Under the coupled rule and greedily that is lossless: it only shortens the draft. In block verification it
 //! would not be: a row's misses depend on the token drawn for it, and a guess must not be dropped for what
@@ -59,7 +61,9 @@ pub struct RowRule {
 /// A drafted token before the pass.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Row {
-    /// Seconds that the tokens it is expected to yield are worth.
+    /// The chance that it stands.
+    stands: f64,
+    /// Seconds that the token it may yield is worth.
     worth_s: f64,
     /// Misses expected of it in all layers.
     misses: f64,
@@ -69,12 +73,13 @@ struct Row {
 
 impl RowRule {
     /// A rule for a draft whose tokens stand with the chances `survival` (of the whole prefix, falling), where a
-    /// token is worth `token_s` seconds: what it takes to get one otherwise.
+    /// token is worth `token_s` seconds: what it takes to get one otherwise, waiting for its experts apart.
     pub(crate) fn new(survival: impl Iterator<Item = f64>, token_s: f64, costs: &CostModel) -> RowRule {
         let terms = costs.terms();
         let rows = survival.enumerate().map(|(index, stands)| {
             let ((experts_before, before), (experts, misses)) = (costs.loads(index), costs.loads(index + 1));
             Row {
+                stands,
                 worth_s: stands * token_s,
                 misses: (misses - before).max(0.0),
                 compute_s: terms.row_s + terms.expert_s * (experts - experts_before).max(0.0),
@@ -115,7 +120,8 @@ impl RowRule {
         let each = (so_far + PRIOR_SHARE * row.misses) / (looked_at + prior_layers);
         let to_come = here + each * (layers - looked_at).max(0.0);
         let compute_s = row.compute_s * ((layers - seen.layers_done as f64) / layers).max(0.0);
-        DEAR * row.worth_s - (self.miss_s * to_come + compute_s)
+        let wasted_s = (1.0 - row.stands).max(0.0) * self.miss_s * to_come;
+        DEAR * row.worth_s - (wasted_s + compute_s)
     }
 }
 
@@ -155,7 +161,8 @@ mod tests {
 
     /// A row is worth 10 ms when it is sure to stand, a miss costs 1 ms; two misses are expected of a row.
     fn rule(survival: &[f64]) -> RowRule {
-        let row = |stands: &f64| Row { worth_s: 0.010 * stands, misses: 2.0, compute_s: 0.001 };
+        let row =
+            |stands: &f64| Row { stands: *stands, worth_s: 0.010 * stands, misses: 2.0, compute_s: 0.001 };
         RowRule { miss_s: 0.001, rows: survival.iter().map(row).collect() }
     }
 
@@ -203,10 +210,10 @@ mod tests {
     fn a_tail_whose_misses_are_dear_is_dropped_and_what_stands_before_it_stays() {
         let draft = rule(&[0.9, 0.8, 0.3, 0.2]);
         assert_eq!(keep(&draft, 4, &[5, 1, 0, 4, 3], &[1, 0, 0, 2, 1]), 3);
-        // The same misses of rows that are sure to stand are worth it.
-        assert_eq!(keep(&rule(&[1.0; 4]), 4, &[5, 1, 0, 4, 3], &[1, 0, 0, 0, 1]), 5);
+        // What rows read that are sure to stand would be read for their tokens anyway.
+        assert_eq!(keep(&rule(&[1.0; 4]), 4, &[5, 1, 0, 400, 3], &[1, 0, 0, 90, 1]), 5);
         // A dear row before a tail that makes up for it stays, too.
-        assert_eq!(keep(&rule(&[0.5, 0.5, 0.5, 0.5]), 4, &[0, 5, 0, 0, 0], &[0; 5]), 5);
+        assert_eq!(keep(&rule(&[0.5, 0.5, 0.5, 0.5]), 4, &[0, 15, 0, 0, 0], &[0; 5]), 5);
     }
 
     #[test]
