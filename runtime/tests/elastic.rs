@@ -18,7 +18,7 @@ use drafthorse_scheduler::{DraftLen, ElasticMode, RowsSeen};
 const MODELS: [&str; 4] = ["deepseek2_v2", "deepseek2_v3_yarn", "mixtral", "qwen3moe"];
 const ROWS: usize = 5;
 const PREFIX: usize = 9;
-const GENERATED: usize = 40;
+const GENERATED: usize = 24;
 
 /// A cache of as many slots as one token uses experts of a layer.
 fn tight(model: &Path) -> Setup {
