@@ -8,11 +8,16 @@
 //! which bounds what it can lose whatever was predicted. It must not know clocks,
 //! models or drafters.
 
+mod choosing;
+mod explaining;
+mod learning;
+mod rates;
+
 use crate::calibration::Calibration;
-use crate::cost::{CostModel, PassSample};
+use crate::cost::CostModel;
 use crate::elastic::{DropCosts, RowRule};
 use crate::estimate::{CostCurve, Mean, Survival};
-use crate::explain::{Explanation, Ledger, LengthReport};
+use crate::explain::Ledger;
 use crate::prospect::Prospect;
 use crate::undrafted::Undrafted;
 use crate::{DraftLen, SchedulerError};
@@ -22,56 +27,21 @@ use drafthorse_offload::{Residency, ShadowMisses};
 /// The longest draft any configuration may ask for.
 pub const DRAFT_LEN_LIMIT: usize = 64;
 
-/// Share of the time spent that drafting may lose against plain passes; with what it may lose at the start, it
-/// is less in the first passes, so that a short text loses no more.
-const LOSS_SHARE: f64 = 0.02;
-const LOSS_SHARE_EARLY: f64 = 0.01;
-const LOSS_EARLY_PASSES: u64 = 200;
-/// What the account for that holds at the start, in the time of plain passes.
-const ACCOUNT_START_PASSES: f64 = 2.0;
-/// What it holds at most; gains above it are not saved up for later losses.
-const ACCOUNT_MAX_PASSES: f64 = 16.0;
 /// Share of drafted passes' time spent waiting for the disk from which on drafting ahead is worth it.
 const RUN_AHEAD_STALL_MIN: f64 = 0.4;
-/// A drafted pass is charged at most this many times what it was expected to take.
-const CHARGE_MAX: f64 = 3.0;
-/// Passes in one measurement of drafting. The first also lets the draft model catch up on the text.
-const PROBE_LEN: usize = 2;
-/// Passes in one measurement of plain decoding. The first ones follow a drafted pass, which leaves the
-/// processor's caches to the draft model and the target's threads asleep: they do not count.
-const PLAIN_PROBE_LEN: usize = 3;
-const PLAIN_SETTLING: u64 = 2;
-/// Share of the time spent that measuring plain passes again may lose while drafting pays, and what it may
-/// lose at the start, in the time of plain passes: a comparison that is won by far needs no sharp figure.
-const PLAIN_SHARE: f64 = 0.01;
-const PLAIN_START_PASSES: f64 = 0.5;
-/// Plain passes before the first measurement.
-const PLAIN_FIRST: u64 = 2;
 /// Passes after which what is not in use (plain passes or drafted ones) is measured again at first.
 /// The gap doubles each time.
 const EARLY_PASSES: u64 = 4;
 /// The longest such gap.
 const STALE_PASSES: u64 = 64;
-/// Drafted passes before the gap grows: fewer say too little to leave drafting off for long.
-const FIRST_LOOK_PASSES: u64 = 8;
-/// Passes in which drafting must earn back what reading up on the text costs.
-const PAYBACK_PASSES: f64 = 16.0;
-/// Before it is measured: the time in which a draft model reads one token, in drafted tokens.
-const READ_SHARE: f64 = 0.15;
-/// A hit rate that moved this much since the last plain pass makes its cost stale early.
-const HIT_RATE_DRIFT: f64 = 0.05;
 /// Gain that drafting must promise in passes that verify something.
 const GAIN_MIN: f64 = 0.03;
-/// Loss it may make in passes in which the drafter abstains.
-const ABSTAIN_LOSS_MAX: f64 = 0.005;
 /// Acceptance below which the stop rule does not take a drafter's tokens to be.
 const ACCEPTANCE_FLOOR: f64 = 0.05;
 /// The chance to stand that is asked of no draft, however dear its tokens: an estimate may be wrong.
 const SURVIVAL_MIN_MAX: f64 = 0.95;
 /// Share of a token's time that is left at least when waiting for its experts is taken off.
 const TOKEN_SHARE_MIN: f64 = 0.1;
-/// How many samples the past is worth when drafting is measured again after having been off.
-const RETRY_WEIGHT: f64 = 8.0;
 
 /// Settings of the controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -308,401 +278,13 @@ impl Controller {
             return;
         }
         self.passes += 1;
+        self.undrafted.add(outcome);
         self.learn_costs(outcome);
         if !self.is_blank {
             self.learn_acceptance(outcome);
         }
         self.settle(outcome);
         self.reads_text &= self.planned == 0 || self.is_blank;
-    }
-
-    /// One line on why drafting is off at the moment; `None` while it is on or still being measured.
-    pub fn off_reason(&self) -> Option<String> {
-        match self.config.mode {
-            DraftLen::Fixed(0) => return Some("the draft length is set to 0".into()),
-            DraftLen::Fixed(_) => return None,
-            DraftLen::Auto if self.config.draft_len_max == 0 => return Some("draft_len_max is 0".into()),
-            DraftLen::Auto => {}
-        }
-        if self.planned_max == 0 {
-            return self.not_looked_at();
-        }
-        if self.best_affordable().0 > 0 {
-            return None;
-        }
-        if self.best().0 > 0 {
-            return Some(format!(
-                "drafting has lately lost more than {:.0} % of the time; it is tried again when that is made up for",
-                100.0 * LOSS_SHARE,
-            ));
-        }
-        self.explain()
-    }
-
-    /// Why the drafter was never asked, if that is so for a reason.
-    fn not_looked_at(&self) -> Option<String> {
-        let (plain_s, hoped) = (self.verify_s.expect(0)?, self.hoped()?);
-        if !self.knows_second_row {
-            None
-        } else if !Prospect::is_hopeful(hoped) {
-            Some(format!(
-                "the draft model is {:.2} of the target's size: even a good one would give {hoped:.2}x the tokens per \
-                 second here, so it was not asked to read the text",
-                self.prospect.token_share,
-            ))
-        } else if !self.prospect.is_affordable(plain_s) {
-            Some(format!(
-                "the draft model would take about {:.1} s to read the text, more than a small part of the time",
-                self.prospect.reading_s(),
-            ))
-        } else {
-            None
-        }
-    }
-
-    /// What was predicted, what was measured, and what follows: for `--explain` and reports.
-    pub fn explanation(&self) -> Explanation {
-        let (draft_len, rate) = match self.config.mode {
-            DraftLen::Fixed(draft_len) => (draft_len, self.rate(draft_len)),
-            DraftLen::Auto => self.best_affordable(),
-        };
-        let lengths: Vec<LengthReport> = self
-            .ledger
-            .lengths()
-            .map(|(length, tried)| LengthReport {
-                draft_len: length,
-                predicted_s: self.seconds(length),
-                predicted_tokens: self.survival.tokens(length),
-                experts: self.verify_s.loads(length).0,
-                misses: self.verify_s.loads(length).1,
-                ..tried
-            })
-            .collect();
-        let plain_known = self.verify_s.is_measured(0);
-        let passes: u64 = lengths.iter().map(|length| length.passes).sum();
-        let predicted = lengths
-            .iter()
-            .map(|length| Some(length.passes as f64 * length.predicted_s?))
-            .sum::<Option<f64>>();
-        let t_ratio = predicted.zip(self.seconds(0)).map(|(sum, plain)| sum / passes as f64 / plain);
-        Explanation {
-            draft_len,
-            reason: self.off_reason().unwrap_or_else(|| self.on_reason(draft_len, rate)),
-            terms: self.verify_s.terms(),
-            lengths,
-            speedup: self.ledger.speedup().filter(|_| plain_known),
-            t_ratio: t_ratio.filter(|_| plain_known && passes > 0),
-        }
-    }
-
-    fn on_reason(&self, draft_len: usize, rate: f64) -> String {
-        let plain = self.rate(0);
-        match self.config.mode {
-            DraftLen::Fixed(_) => format!("the draft length is set to {draft_len}"),
-            DraftLen::Auto if self.planned_max == 0 || plain <= 0.0 => "nothing measured yet".into(),
-            DraftLen::Auto => format!(
-                "a draft of {draft_len} is expected to give {:.2}x the tokens per second of plain passes",
-                rate / plain,
-            ),
-        }
-    }
-
-    fn explain(&self) -> Option<String> {
-        let draft_len = self.most_promising(|c, k| c.rate(k));
-        let (cost, plain) = (self.seconds(draft_len)?, self.seconds(0)?);
-        let mut reason = format!(
-            "a pass that drafts {draft_len} takes {:.2}x the time of a plain one and yields {:.2}x the tokens, short \
-             of a gain of {:.0} %",
-            cost / plain,
-            self.survival.tokens(draft_len),
-            100.0 * GAIN_MIN,
-        );
-        let (drafted, plain) = (&self.drafted, &self.plain);
-        if drafted.misses.value() > 0.0 {
-            reason += &format!(
-                "; it loads {:.1} experts and waits for them {:.0} % of the time, a plain one {:.1} and {:.0} %",
-                drafted.misses.value(),
-                100.0 * drafted.stall_share.value(),
-                plain.misses.value(),
-                100.0 * plain.stall_share.value(),
-            );
-        }
-        Some(reason)
-    }
-
-    fn auto(&mut self) -> usize {
-        if self.config.draft_len_max == 0 || self.passes < PLAIN_FIRST {
-            return 0;
-        }
-        if let Some(probe) = self.probe {
-            return probe.draft_len;
-        }
-        let (best, reference) = self.best_affordable();
-        let Some(draft_len) = self.worth_measuring(best, reference) else {
-            return if self.catch_up_pays(best, reference) { best } else { 0 };
-        };
-        if draft_len > 0 && best == 0 {
-            if self.off_patience == STALE_PASSES {
-                self.survival.loosen(RETRY_WEIGHT);
-                self.calibration.loosen(RETRY_WEIGHT);
-            }
-            if self.drafted_passes >= FIRST_LOOK_PASSES {
-                self.off_patience = (2 * self.off_patience).min(STALE_PASSES);
-            }
-        }
-        let passes_left = if draft_len == 0 { PLAIN_PROBE_LEN } else { PROBE_LEN };
-        if draft_len == 0 {
-            self.plain_lost_s += self.plain_price(reference);
-        }
-        self.probe = Some(Probe { draft_len, passes_left });
-        draft_len
-    }
-
-    /// The plan with the most tokens per second among those tried, and its rate. Off unless drafting
-    /// promises [`GAIN_MIN`] in the passes that verify something.
-    fn best(&self) -> (usize, f64) {
-        let off = (0, self.rate(0));
-        let rates = (1..=self.planned_max).map(|draft_len| (draft_len, self.rate(draft_len)));
-        let best = rates.fold(off, |best, next| if next.1 > best.1 { next } else { best });
-        // A drafter that abstains ties with off, and has to run to find its openings.
-        let best = if best.0 == 0 && self.planned_max > 0 { (1, self.rate(1)) } else { best };
-        let needed = 1.0 + GAIN_MIN * self.survival.offered(1) - ABSTAIN_LOSS_MAX;
-        if best.0 > 0 && best.1 >= off.1 * needed { best } else { off }
-    }
-
-    /// The same, but off while drafting has lost more than it may: whatever is predicted, what it cost so
-    /// far is known.
-    fn best_affordable(&self) -> (usize, f64) {
-        if self.account_s < 0.0 { (0, self.rate(0)) } else { self.best() }
-    }
-
-    /// A draft length whose measurement is due and can be paid for.
-    fn worth_measuring(&self, best: usize, reference: f64) -> Option<usize> {
-        if best > 0 && self.plain_is_stale() && self.plain_is_affordable(reference) {
-            return Some(0);
-        }
-        if self.planned_max == 0 {
-            return self.first_look();
-        }
-        let hopeful = self.most_promising(|c, k| c.rate_at_best(k));
-        let draft_len = if best == 0 { hopeful } else { (2 * best).min(self.config.draft_len_max) };
-        let since = self.passes - self.last_probe;
-        let untried = draft_len > self.planned_max && self.rate_at_best(draft_len) > reference;
-        let due = untried || since >= if best == 0 { self.off_patience } else { STALE_PASSES };
-        (draft_len != best && due && self.price(draft_len, reference) <= self.account_s).then_some(draft_len)
-    }
-
-    /// The longer drafting runs, the less often the plain pass it is compared with is measured, from
-    /// every 4 to every [`STALE_PASSES`] passes.
-    fn plain_is_stale(&self) -> bool {
-        let since = self.passes - self.last_plain;
-        let drifted = (self.hit_rate - self.hit_rate_plain).abs() > HIT_RATE_DRIFT;
-        since >= self.plain_patience || (drifted && since >= EARLY_PASSES)
-    }
-
-    /// The first measurement of a drafter, unless it is hopeless or has too much to read. Where reading is
-    /// dear, what a second row costs is measured without the drafter first.
-    fn first_look(&self) -> Option<usize> {
-        let plain_s = self.verify_s.expect(0)?;
-        if !self.prospect.reads_much(plain_s) || !self.verify_s.is_measured(1) {
-            return Some(1);
-        }
-        (Prospect::is_hopeful(self.hoped()?) && self.prospect.is_affordable(plain_s)).then_some(1)
-    }
-
-    /// Whether the next draft is any token: see [`Plan::is_blank`].
-    fn looks_without_drafter(&self) -> bool {
-        let plain_s = self.verify_s.expect(0).unwrap_or(0.0);
-        self.planned_max == 0 && self.prospect.reads_much(plain_s) && !self.knows_second_row
-    }
-
-    fn hoped(&self) -> Option<f64> {
-        let plain_s = self.verify_s.expect(0)?;
-        let compute_s = plain_s * (1.0 - self.plain.stall_share.value());
-        let verify_s = |width| self.verify_s.at_least(width).unwrap_or(plain_s);
-        Some(self.prospect.hoped((plain_s, compute_s), self.config.draft_len_max, verify_s))
-    }
-
-    fn plain_is_affordable(&self, reference: f64) -> bool {
-        let allowed_s = PLAIN_SHARE * self.spent_s + PLAIN_START_PASSES / self.rate(0);
-        self.plain_lost_s + self.plain_price(reference) <= allowed_s
-    }
-
-    /// Seconds that a measurement of plain passes loses against running at `reference`.
-    fn plain_price(&self, reference: f64) -> f64 {
-        PLAIN_PROBE_LEN as f64 * (1.0 / self.rate(0) - 1.0 / reference).max(0.0)
-    }
-
-    /// The draft length with the best `rate` among 1, 2, 4, ... up to twice the longest tried.
-    fn most_promising(&self, rate: impl Fn(&Controller, usize) -> f64) -> usize {
-        let max = self.config.draft_len_max.min(2 * self.planned_max);
-        let ladder = std::iter::successors(Some(1), |k| Some(2 * k)).take_while(|k| *k < max);
-        ladder.chain([max]).map(|k| (k, rate(self, k))).fold((1, 0.0), |a, b| if b.1 > a.1 { b } else { a }).0
-    }
-
-    /// Expected seconds of a pass planned with `draft_len`, drafting included.
-    fn seconds(&self, draft_len: usize) -> Option<f64> {
-        if draft_len == 0 {
-            return self.plain_s();
-        }
-        let verify = self.survival.over_widths(draft_len, |width| self.verify_s.expect(width))?;
-        Some(verify + self.drop_s.expect(draft_len) + self.draft_s.expect(draft_len)?)
-    }
-
-    /// Expected seconds of a pass of plain decoding. A plain pass amid drafted ones takes longer: drafts have
-    /// driven its experts out.
-    fn plain_s(&self) -> Option<f64> {
-        match self.undrafted.misses() {
-            Some(misses) => self.verify_s.expect_meeting(0, misses),
-            None => self.verify_s.expect(0),
-        }
-    }
-
-    /// Expected tokens per second; 0 before anything is measured.
-    fn rate(&self, draft_len: usize) -> f64 {
-        self.seconds(draft_len).map_or(0.0, |seconds| self.survival.tokens(draft_len) / seconds)
-    }
-
-    /// Tokens per second if verifying widths never tried costs no more than the widest one tried.
-    fn rate_at_best(&self, draft_len: usize) -> f64 {
-        let verify = self.survival.over_widths(draft_len, |width| self.verify_s.at_least(width));
-        let seconds = verify.and_then(|verify| Some(verify + self.draft_s.expect(draft_len)?));
-        seconds.map_or(0.0, |seconds| self.survival.tokens(draft_len) / seconds)
-    }
-
-    /// Seconds that measuring `draft_len` is expected to lose against running at `reference`.
-    fn price(&self, draft_len: usize, reference: f64) -> f64 {
-        let Some(seconds) = self.seconds(draft_len) else { return f64::INFINITY };
-        let at_best = self.survival.tokens(draft_len) / self.rate_at_best(draft_len);
-        let pass = (0.5 * (seconds + at_best) - self.survival.tokens(draft_len) / reference).max(0.0);
-        PROBE_LEN as f64 * pass + self.catch_up()
-    }
-
-    /// Whether what `draft_len` gains over off in the near future is worth reading up on the text.
-    fn catch_up_pays(&self, draft_len: usize, rate: f64) -> bool {
-        let plain_s = 1.0 / self.rate(0);
-        let gain_s = self.survival.tokens(draft_len) * (plain_s - 1.0 / rate);
-        self.catch_up() <= PAYBACK_PASSES * gain_s.max(ABSTAIN_LOSS_MAX * plain_s)
-    }
-
-    /// Seconds the draft model needs to read what was written without it.
-    fn catch_up(&self) -> f64 {
-        let unread = (self.passes - self.last_drafted) as f64;
-        let guess = || READ_SHARE * self.draft_s.expect(1).unwrap_or(0.0);
-        unread * self.catch_up_s.map_or_else(guess, |mean| mean.value())
-    }
-
-    /// The prefix that maximises (expected tokens) - (seconds added) x (tokens per second we get anyway).
-    fn worth_verifying(&self, draft: &Draft) -> usize {
-        let rate = self.best().1;
-        let plain = self.verify_s.expect(0).unwrap_or(0.0);
-        let (mut stands, mut tokens, mut best) = (1.0, 0.0, (0, 0.0));
-        for (i, &confidence) in draft.confidence.iter().enumerate().take(self.planned) {
-            stands *= self.calibration.acceptance(draft.source, i, confidence);
-            tokens += stands;
-            let added = self.verify_s.expect(i + 1).unwrap_or(plain) - plain;
-            let gain = tokens - added * rate;
-            best = if gain > best.1 { (i + 1, gain) } else { best };
-        }
-        best.0
-    }
-
-    fn learn_costs(&mut self, outcome: &StepOutcome) {
-        let follows_draft =
-            self.planned == 0 && self.last_drafted + PLAIN_SETTLING >= self.passes && self.last_drafted > 0;
-        if follows_draft && self.verify_s.is_measured(0) {
-            return;
-        }
-        self.undrafted.add(outcome);
-        self.learn_pass(outcome);
-        if outcome.rows_drafted() == 0 {
-            self.plain.add(outcome);
-        } else {
-            self.drafted.add(outcome);
-        }
-        if self.planned == 0 || self.is_blank {
-            return;
-        }
-        let unread = self.passes - 1 - self.last_drafted;
-        if self.reads_text {
-            // Reading, mostly: teaches nothing.
-        } else if unread == 0 {
-            // Drafts of a chain cost next to nothing or a model's time: a dear one is believed up to a pass.
-            self.draft_s.add_above(self.planned, outcome.draft_s, self.verify_s.expect(0).unwrap_or(0.0));
-        } else {
-            let extra = (outcome.draft_s - self.draft_s.expect(self.planned).unwrap_or(0.0)).max(0.0);
-            let each = extra / unread as f64;
-            self.catch_up_s.get_or_insert(Mean::prior(each, 1.0)).add(each, 4.0);
-        }
-        self.last_drafted = self.passes;
-        self.drafted_passes += 1;
-        self.planned_max = self.planned_max.max(self.planned);
-    }
-
-    /// A pass that dropped rows is none of any width's: what it took beyond the width it ended with is a cost of
-    /// its plan. Widths then cost what passes took that kept their rows, and a plan the mean of both kinds.
-    fn learn_pass(&mut self, outcome: &StepOutcome) {
-        let stall_s = outcome.stall_s.clamp(0.0, outcome.verify_s);
-        let (experts, misses) = (outcome.experts as f64, outcome.misses as f64);
-        if outcome.dropped == 0 {
-            let (width, seconds) = (outcome.draft_len, outcome.verify_s);
-            self.verify_s.add(PassSample { width, seconds, stall_s, experts, misses });
-            self.drop_s.add(self.planned, 0.0);
-        } else {
-            self.verify_s.learn_waiting(stall_s, misses);
-            let ended_as = self.verify_s.expect(outcome.draft_len).unwrap_or(outcome.verify_s);
-            self.drop_s.add(self.planned, outcome.verify_s - ended_as);
-        }
-    }
-
-    fn learn_acceptance(&mut self, outcome: &StepOutcome) {
-        self.survival.add(self.planned, outcome.draft_len, outcome.accepted);
-        for (i, &confidence) in self.kept.iter().enumerate().take(outcome.draft_len.min(outcome.accepted + 1))
-        {
-            self.calibration.add(self.source, i, confidence, i < outcome.accepted);
-        }
-    }
-
-    /// Books the pass and ends a measurement that has run its passes.
-    fn settle(&mut self, outcome: &StepOutcome) {
-        let plain_s = self.plain_s().unwrap_or(outcome.verify_s);
-        let spent = outcome.draft_s + outcome.verify_s;
-        let as_plain = if self.planned == 0 { spent } else { (1 + outcome.accepted) as f64 * plain_s };
-        self.ledger.book(self.planned, 1 + outcome.accepted, spent, as_plain);
-        if self.passes == PLAIN_FIRST {
-            self.account_s = ACCOUNT_START_PASSES * plain_s;
-        }
-        self.spent_s += spent;
-        self.prospect.unread_compute_s += (outcome.verify_s - outcome.stall_s).max(0.0);
-        let share = if self.passes < LOSS_EARLY_PASSES { LOSS_SHARE_EARLY } else { LOSS_SHARE };
-        self.account_s += share * spent;
-        if self.planned > 0 {
-            self.account_s += as_plain - self.charged(outcome);
-            self.last_probe = if self.probe.is_some() { self.passes } else { self.last_probe };
-        }
-        self.account_s = self.account_s.min(ACCOUNT_MAX_PASSES * plain_s);
-        if outcome.rows_drafted() == 0 {
-            self.last_plain = self.passes;
-            self.hit_rate_plain = self.hit_rate;
-        }
-        let Some(probe) = &mut self.probe else { return };
-        probe.passes_left -= 1;
-        if probe.passes_left == 0 {
-            if probe.draft_len == 0 {
-                self.plain_patience = (2 * self.plain_patience).min(STALE_PASSES);
-            }
-            self.probe = None;
-            self.knows_second_row |= self.is_blank;
-        }
-    }
-
-    /// What a drafted pass costs the account. One that stalled counts a few times what is expected, and what
-    /// the drafter needs to read a new text counts not at all: neither says what drafting costs.
-    fn charged(&self, outcome: &StepOutcome) -> f64 {
-        let expected = self.seconds(self.planned).unwrap_or(f64::INFINITY);
-        let expected = expected.max(self.verify_s.expect(0).unwrap_or(0.0) + outcome.draft_s);
-        let drafting = if self.reads_text { 0.0 } else { outcome.draft_s };
-        (outcome.verify_s + drafting).min(CHARGE_MAX * expected)
     }
 }
 

@@ -96,6 +96,8 @@ pub struct PrefetchController {
     on: bool,
     /// Steps since the last comparison.
     since: u64,
+    /// Rows of the last step.
+    last_rows: usize,
     gap: u64,
     account: f64,
     trial: Option<Trial>,
@@ -142,6 +144,7 @@ impl PrefetchController {
             mode,
             on: true, // most disks have time: read ahead until a comparison says otherwise
             since: 0,
+            last_rows: 0,
             gap: WARM_UP,
             account: ACCOUNT_START,
             trial: None,
@@ -216,11 +219,16 @@ impl PrefetchController {
 
     fn decide(&mut self, outcome: &PrefetchOutcome) {
         self.since += 1;
+        let last_rows = std::mem::replace(&mut self.last_rows, outcome.rows);
         self.account = (self.account + ACCOUNT_SHARE).min(ACCOUNT_MAX);
         let senseless = if self.trial.is_some() || self.on { self.senseless() } else { None };
         if senseless.is_some() {
             self.settle(false, senseless);
         } else if self.trial.is_some() {
+            // A plain step behind a drafted one, or the other way round, pays for what the other left behind.
+            if (outcome.rows > 1) != (last_rows > 1) {
+                return;
+            }
             self.advance(outcome.rows.min(DRAFT_LEN_LIMIT + 1), outcome.seconds);
         } else if self.is_due() {
             self.begin();

@@ -57,9 +57,9 @@ fn histories_lead_to_plans() {
         ("all stand, only long drafts make up for a jump", |n| if n == 0 { 1.0 } else { 3.0 }, 0.0, 8, 8),
     ];
     for (name, verify, draft_s, stands, expected) in table {
-        let plans = run(&mut controller(DraftLen::Auto), 400, verify, draft_s, stands);
-        let usual = plans[200..].iter().filter(|plan| **plan == expected).count();
-        assert!(usual > 150, "{name}: {expected} in {usual} of 200 passes, {:?}", &plans[350..]);
+        let plans = run(&mut controller(DraftLen::Auto), 600, verify, draft_s, stands);
+        let usual = plans[400..].iter().filter(|plan| **plan == expected).count();
+        assert!(usual > 150, "{name}: {expected} in {usual} of 200 passes, {:?}", &plans[550..]);
     }
 }
 

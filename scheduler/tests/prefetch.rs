@@ -259,3 +259,30 @@ fn impossible_times_teach_nothing() {
     simulation.controller.observe(&PrefetchOutcome { rows: usize::MAX, seconds: 1.0, ..Default::default() });
     assert!(simulation.share_on(World { gain: 0.1, ..WORLD }, 500) > 0.8);
 }
+
+#[test]
+fn steps_behind_one_of_another_kind_do_not_decide() {
+    // Three of four steps are plain. A drafted step and the plain one behind it take three times as long; they
+    // come when prefetch is on, as a drafter's measurements may. Like with like, prefetch gains 10 %.
+    let mut controller = PrefetchController::new(PrefetchMode::Auto);
+    let mut last_rows = 1;
+    for step in 0..3000_u64 {
+        let on = controller.plan().enabled;
+        let rows = if on && step % 4 == 0 { 2 } else { 1 };
+        let wobble = 1.0 + 0.01 * (step % 7) as f64;
+        let as_usual = if on { 1.0 } else { 1.1 } * wobble;
+        let seconds = if (rows > 1) != (last_rows > 1) { 3.0 * as_usual } else { as_usual };
+        last_rows = rows;
+        let by_rank = std::array::from_fn(|_| RankOutcome { predicted: 10, right: 9 });
+        controller.observe(&PrefetchOutcome {
+            rows,
+            seconds,
+            io_busy_s: 0.5,
+            misses: 40,
+            issued: if on { 10 } else { 0 },
+            used: if on { 9 } else { 0 },
+            by_rank,
+        });
+    }
+    assert!(controller.plan().enabled || controller.off_reason().is_none(), "{:?}", controller.off_reason());
+}

@@ -1,0 +1,123 @@
+//! What a pass teaches: costs, acceptance, and what drafting may still lose.
+//!
+//! Owns the account from which drafted passes are paid. It must not plan.
+
+use super::choosing::PLAIN_FIRST;
+use super::{Controller, STALE_PASSES, StepOutcome};
+use crate::cost::PassSample;
+use crate::estimate::Mean;
+
+/// Share of the time spent that drafting may lose against plain passes; with what it may lose at the start, it
+/// is less in the first passes, so that a short text loses no more.
+pub(super) const LOSS_SHARE: f64 = 0.02;
+const LOSS_SHARE_EARLY: f64 = 0.0075;
+const LOSS_EARLY_PASSES: u64 = 200;
+/// What the account for that holds at the start, in the time of plain passes.
+const ACCOUNT_START_PASSES: f64 = 1.5;
+/// What it holds at most, beside what reading up on the text would take; gains above it are not saved up for
+/// later losses.
+const ACCOUNT_MAX_PASSES: f64 = 16.0;
+/// A drafted pass is charged at most this many times what it was expected to take.
+const CHARGE_MAX: f64 = 3.0;
+/// Passes after a drafted one in which plain passes do not count: it leaves the processor's caches to the draft
+/// model and the target's threads asleep.
+const PLAIN_SETTLING: u64 = 2;
+
+impl Controller {
+    pub(super) fn learn_costs(&mut self, outcome: &StepOutcome) {
+        let follows_draft =
+            self.planned == 0 && self.last_drafted + PLAIN_SETTLING >= self.passes && self.last_drafted > 0;
+        if follows_draft && self.verify_s.is_measured(0) {
+            return;
+        }
+        self.learn_pass(outcome);
+        if outcome.rows_drafted() == 0 {
+            self.plain.add(outcome);
+        } else {
+            self.drafted.add(outcome);
+        }
+        if self.planned == 0 || self.is_blank {
+            return;
+        }
+        let unread = self.passes - 1 - self.last_drafted;
+        if self.reads_text {
+            // Reading, mostly: teaches nothing.
+        } else if unread == 0 {
+            // Drafts of a chain cost next to nothing or a model's time: a dear one is believed up to a pass.
+            self.draft_s.add_above(self.planned, outcome.draft_s, self.verify_s.expect(0).unwrap_or(0.0));
+        } else {
+            let extra = (outcome.draft_s - self.draft_s.expect(self.planned).unwrap_or(0.0)).max(0.0);
+            let each = extra / unread as f64;
+            self.catch_up_s.get_or_insert(Mean::prior(each, 1.0)).add(each, 4.0);
+        }
+        self.last_drafted = self.passes;
+        self.drafted_passes += 1;
+        self.planned_max = self.planned_max.max(self.planned);
+    }
+
+    /// A pass that dropped rows is none of any width's: what it took beyond the width it ended with is a cost of
+    /// its plan. Widths then cost what passes took that kept their rows, and a plan the mean of both kinds.
+    pub(super) fn learn_pass(&mut self, outcome: &StepOutcome) {
+        let stall_s = outcome.stall_s.clamp(0.0, outcome.verify_s);
+        let (experts, misses) = (outcome.experts as f64, outcome.misses as f64);
+        if outcome.dropped == 0 {
+            let (width, seconds) = (outcome.draft_len, outcome.verify_s);
+            self.verify_s.add(PassSample { width, seconds, stall_s, experts, misses });
+            self.drop_s.add(self.planned, 0.0);
+        } else {
+            self.verify_s.learn_waiting(stall_s, misses);
+            let ended_as = self.verify_s.expect(outcome.draft_len).unwrap_or(outcome.verify_s);
+            self.drop_s.add(self.planned, outcome.verify_s - ended_as);
+        }
+    }
+
+    pub(super) fn learn_acceptance(&mut self, outcome: &StepOutcome) {
+        self.survival.add(self.planned, outcome.draft_len, outcome.accepted);
+        for (i, &confidence) in self.kept.iter().enumerate().take(outcome.draft_len.min(outcome.accepted + 1))
+        {
+            self.calibration.add(self.source, i, confidence, i < outcome.accepted);
+        }
+    }
+
+    /// Books the pass and ends a measurement that has run its passes.
+    pub(super) fn settle(&mut self, outcome: &StepOutcome) {
+        let plain_s = self.plain_s().unwrap_or(outcome.verify_s);
+        let spent = outcome.draft_s + outcome.verify_s;
+        let as_plain = if self.planned == 0 { spent } else { (1 + outcome.accepted) as f64 * plain_s };
+        self.ledger.book(self.planned, 1 + outcome.accepted, spent, as_plain);
+        if self.passes == PLAIN_FIRST {
+            self.account_s = ACCOUNT_START_PASSES * plain_s;
+        }
+        self.spent_s += spent;
+        self.prospect.unread_compute_s += (outcome.verify_s - outcome.stall_s).max(0.0);
+        let share = if self.passes < LOSS_EARLY_PASSES { LOSS_SHARE_EARLY } else { LOSS_SHARE };
+        self.account_s += share * spent;
+        if self.planned > 0 {
+            self.account_s += as_plain - self.charged(outcome);
+            self.last_probe = if self.probe.is_some() { self.passes } else { self.last_probe };
+        }
+        self.account_s = self.account_s.min(ACCOUNT_MAX_PASSES * plain_s + self.catch_up());
+        if outcome.rows_drafted() == 0 {
+            self.last_plain = self.passes;
+            self.hit_rate_plain = self.hit_rate;
+        }
+        let Some(probe) = &mut self.probe else { return };
+        probe.passes_left -= 1;
+        if probe.passes_left == 0 {
+            if probe.draft_len == 0 {
+                self.plain_patience = (2 * self.plain_patience).min(STALE_PASSES);
+            }
+            self.probe = None;
+            self.knows_second_row |= self.is_blank;
+        }
+    }
+
+    /// What a drafted pass costs the account. One that stalled counts a few times what is expected, and what
+    /// the drafter needs to read a new text counts not at all: neither says what drafting costs.
+    pub(super) fn charged(&self, outcome: &StepOutcome) -> f64 {
+        let expected = self.seconds(self.planned).unwrap_or(f64::INFINITY);
+        let expected = expected.max(self.verify_s.expect(0).unwrap_or(0.0) + outcome.draft_s);
+        let drafting = if self.reads_text { 0.0 } else { outcome.draft_s };
+        (outcome.verify_s + drafting).min(CHARGE_MAX * expected)
+    }
+}
