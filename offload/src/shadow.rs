@@ -58,7 +58,8 @@ impl Shadow {
     /// Experts that the index does not know. The pass is forgotten then.
     pub fn commit(&mut self, rows: usize, is_prompt: bool) -> Result<ShadowMisses, OffloadError> {
         let picks: Vec<Vec<u32>> = self.picks.iter_mut().map(std::mem::take).collect();
-        let kept = if is_prompt { vec![0..rows] } else { (0..rows).map(|row| row..row + 1).collect() };
+        let each = if is_prompt { rows.max(1) } else { 1 };
+        let kept: Vec<_> = (0..rows).step_by(each).map(|row| row..row + each).collect();
         let every = 0..picks.iter().map(|picks| picks.len() / self.used).max().unwrap_or(0);
         let as_run = self.windows(&picks, &[every])?;
         let plain = self.windows(&picks, &kept)?;
