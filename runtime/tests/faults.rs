@@ -160,7 +160,7 @@ impl Heard {
 fn routing(model: &Path, text: &[TokenId], rows: usize) -> Vec<BTreeSet<u32>> {
     let mut model = load(model, Setup { rows_max: rows, ..PLAIN });
     let heard = Heard::default();
-    model.set_route_sink(Some(Box::new(heard.clone())));
+    model.set_route_sinks(vec![Box::new(heard.clone())]);
     run(&mut model, text).unwrap();
     heard.in_layer(layers(&model) - 1)
 }
