@@ -169,7 +169,9 @@ impl Engine {
         let committed = sequence.commit(&draft, &verdict);
         self.target.truncate(sequence.len() - 1);
 
-        tally.acceptance.record(draft.tokens.len(), verdict.accepted);
+        // A token that was nobody's guess counts if it stands: it is one pass less.
+        let drafted_tokens = if is_blank { verdict.accepted } else { draft.tokens.len() };
+        tally.acceptance.record(drafted_tokens, verdict.accepted);
         tally.rows_dropped += dropped as u64;
         tally.rejected_only_bytes += self.target.demand().bytes_after(verdict.accepted);
         let shadow = self.routes.commit(committed, false)?;
