@@ -79,7 +79,7 @@ impl Controller {
     }
 
     /// A draft length whose measurement is due and can be paid for.
-    pub(super) fn worth_measuring(&self, best: usize, reference: f64) -> Option<usize> {
+    fn worth_measuring(&self, best: usize, reference: f64) -> Option<usize> {
         if best > 0 && self.plain_is_stale() && self.plain_is_affordable(reference) {
             return Some(0);
         }
@@ -96,7 +96,7 @@ impl Controller {
 
     /// The longer drafting runs, the less often the plain pass it is compared with is measured, from
     /// every 4 to every [`STALE_PASSES`] passes.
-    pub(super) fn plain_is_stale(&self) -> bool {
+    fn plain_is_stale(&self) -> bool {
         let since = self.passes - self.last_plain;
         let drifted = (self.hit_rate - self.hit_rate_plain).abs() > HIT_RATE_DRIFT;
         since >= self.plain_patience || (drifted && since >= EARLY_PASSES)
@@ -104,7 +104,7 @@ impl Controller {
 
     /// The first measurement of a drafter, unless it is hopeless or has too much to read. Where reading is
     /// dear, what a second row costs is measured without the drafter first.
-    pub(super) fn first_look(&self) -> Option<usize> {
+    fn first_look(&self) -> Option<usize> {
         let plain_s = self.verify_s.expect(0)?;
         if !self.prospect.reads_much(plain_s) || !self.verify_s.is_measured(1) {
             return Some(1);
@@ -118,13 +118,13 @@ impl Controller {
         self.planned_max == 0 && self.prospect.reads_much(plain_s) && !self.knows_second_row
     }
 
-    pub(super) fn plain_is_affordable(&self, reference: f64) -> bool {
+    fn plain_is_affordable(&self, reference: f64) -> bool {
         let allowed_s = PLAIN_SHARE * self.spent_s + PLAIN_START_PASSES / self.rate(0);
         self.plain_lost_s + self.plain_price(reference) <= allowed_s
     }
 
     /// Seconds that a measurement of plain passes loses against running at `reference`.
-    pub(super) fn plain_price(&self, reference: f64) -> f64 {
+    fn plain_price(&self, reference: f64) -> f64 {
         PLAIN_PROBE_LEN as f64 * (1.0 / self.rate(0) - 1.0 / reference).max(0.0)
     }
 
@@ -136,7 +136,7 @@ impl Controller {
     }
 
     /// Seconds that measuring `draft_len` is expected to lose against running at `reference`.
-    pub(super) fn price(&self, draft_len: usize, reference: f64) -> f64 {
+    fn price(&self, draft_len: usize, reference: f64) -> f64 {
         let Some(seconds) = self.seconds(draft_len) else { return f64::INFINITY };
         let at_best = self.survival.tokens(draft_len) / self.rate_at_best(draft_len);
         let pass = (0.5 * (seconds + at_best) - self.survival.tokens(draft_len) / reference).max(0.0);
@@ -144,7 +144,7 @@ impl Controller {
     }
 
     /// Whether what `draft_len` gains over off in the near future is worth reading up on the text.
-    pub(super) fn catch_up_pays(&self, draft_len: usize, rate: f64) -> bool {
+    fn catch_up_pays(&self, draft_len: usize, rate: f64) -> bool {
         let plain_s = 1.0 / self.rate(0);
         let gain_s = self.survival.tokens(draft_len) * (plain_s - 1.0 / rate);
         self.catch_up() <= PAYBACK_PASSES * gain_s.max(ABSTAIN_LOSS_MAX * plain_s)

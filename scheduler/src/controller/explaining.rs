@@ -33,7 +33,7 @@ impl Controller {
     }
 
     /// Why the drafter was never asked, if that is so for a reason.
-    pub(super) fn not_looked_at(&self) -> Option<String> {
+    fn not_looked_at(&self) -> Option<String> {
         let (plain_s, hoped) = (self.verify_s.expect(0)?, self.hoped()?);
         if !self.knows_second_row {
             None
@@ -88,7 +88,7 @@ impl Controller {
         }
     }
 
-    pub(super) fn on_reason(&self, draft_len: usize, rate: f64) -> String {
+    fn on_reason(&self, draft_len: usize, rate: f64) -> String {
         let plain = self.rate(0);
         match self.config.mode {
             DraftLen::Fixed(_) => format!("the draft length is set to {draft_len}"),
@@ -100,7 +100,7 @@ impl Controller {
         }
     }
 
-    pub(super) fn why_off(&self) -> Option<String> {
+    fn why_off(&self) -> Option<String> {
         let draft_len = self.most_promising(|c, k| c.rate(k));
         let (cost, plain) = (self.seconds(draft_len)?, self.seconds(0)?);
         let mut reason = format!(

@@ -57,7 +57,7 @@ impl Controller {
 
     /// A pass that dropped rows is none of any width's: what it took beyond the width it ended with is a cost of
     /// its plan. Widths then cost what passes took that kept their rows, and a plan the mean of both kinds.
-    pub(super) fn learn_pass(&mut self, outcome: &StepOutcome) {
+    fn learn_pass(&mut self, outcome: &StepOutcome) {
         let stall_s = outcome.stall_s.clamp(0.0, outcome.verify_s);
         let (experts, misses) = (outcome.experts as f64, outcome.misses as f64);
         if outcome.dropped == 0 {
@@ -114,7 +114,7 @@ impl Controller {
 
     /// What a drafted pass costs the account. One that stalled counts a few times what is expected, and what
     /// the drafter needs to read a new text counts not at all: neither says what drafting costs.
-    pub(super) fn charged(&self, outcome: &StepOutcome) -> f64 {
+    fn charged(&self, outcome: &StepOutcome) -> f64 {
         let expected = self.seconds(self.planned).unwrap_or(f64::INFINITY);
         let expected = expected.max(self.verify_s.expect(0).unwrap_or(0.0) + outcome.draft_s);
         let drafting = if self.reads_text { 0.0 } else { outcome.draft_s };
