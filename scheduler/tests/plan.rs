@@ -65,8 +65,8 @@ fn histories_lead_to_plans() {
 
 #[test]
 fn the_first_passes_are_plain_and_then_short_drafts_are_measured() {
-    let plans = run(&mut controller(DraftLen::Auto), 4, |_| 1.0, 0.1, 0);
-    assert_eq!(plans, [0, 0, 1, 1]);
+    let plans = run(&mut controller(DraftLen::Auto), 5, |_| 1.0, 0.1, 0);
+    assert_eq!(plans, [0, 0, 0, 1, 1]);
 }
 
 #[test]

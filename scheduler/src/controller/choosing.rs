@@ -17,7 +17,10 @@ const PLAIN_PROBE_LEN: usize = 3;
 const PLAIN_SHARE: f64 = 0.01;
 const PLAIN_START_PASSES: f64 = 0.5;
 /// Plain passes before the first measurement.
-pub(super) const PLAIN_FIRST: u64 = 2;
+pub(super) const PLAIN_FIRST: u64 = 3;
+/// Of these, passes that do not count: the first finds caches, pages and threads cold, and a plain pass that
+/// seems dear makes drafting seem cheap.
+pub(super) const PLAIN_COLD: u64 = 1;
 /// Drafted passes before the gap grows: fewer say too little to leave drafting off for long.
 const FIRST_LOOK_PASSES: u64 = 8;
 /// Passes in which drafting must earn back what reading up on the text costs.

@@ -2,7 +2,7 @@
 //!
 //! Owns the account from which drafted passes are paid. It must not plan.
 
-use super::choosing::PLAIN_FIRST;
+use super::choosing::{PLAIN_COLD, PLAIN_FIRST};
 use super::{Controller, STALE_PASSES, StepOutcome};
 use crate::cost::PassSample;
 use crate::estimate::Mean;
@@ -13,7 +13,7 @@ pub(super) const LOSS_SHARE: f64 = 0.02;
 const LOSS_SHARE_EARLY: f64 = 0.01;
 const LOSS_EARLY_PASSES: u64 = 200;
 /// What the account for that holds at the start, in the time of plain passes.
-const ACCOUNT_START_PASSES: f64 = 2.0;
+const ACCOUNT_START_PASSES: f64 = 1.95;
 /// What it holds at most, beside what reading up on the text would take; gains above it are not saved up for
 /// later losses.
 const ACCOUNT_MAX_PASSES: f64 = 16.0;
@@ -27,7 +27,8 @@ impl Controller {
     pub(super) fn learn_costs(&mut self, outcome: &StepOutcome) {
         let follows_draft =
             self.planned == 0 && self.last_drafted + PLAIN_SETTLING >= self.passes && self.last_drafted > 0;
-        if follows_draft && self.verify_s.is_measured(0) {
+        let is_cold = self.planned == 0 && self.passes <= PLAIN_COLD;
+        if is_cold || (follows_draft && self.verify_s.is_measured(0)) {
             return;
         }
         self.learn_pass(outcome);
