@@ -6,6 +6,7 @@ pub mod config;
 pub mod engine;
 mod error;
 pub mod gguf;
+pub mod gpu;
 mod heads;
 pub mod host;
 mod ids;
