@@ -12,6 +12,7 @@ use drafthorse_scheduler::{BudgetError, SchedulerError};
 
 use crate::config::ConfigError;
 use crate::gguf::GgufError;
+use crate::gpu::GpuError;
 use crate::models::{LoadError, PassError};
 use crate::pack::PackError;
 use crate::tokenizer::TokenizerError;
@@ -77,6 +78,9 @@ pub enum Error {
     /// Experts could not be read or kept.
     #[error(transparent)]
     Offload(#[from] OffloadError),
+    /// There is no GPU, or it failed.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
     /// Sampling or drafting failed.
     #[error(transparent)]
     Draft(#[from] DraftError),
@@ -152,7 +156,9 @@ impl Error {
             Error::Budget(BudgetError::Slots { .. }) => EXIT_USAGE,
             Error::Budget(_) | Error::Scheduler(SchedulerError::Budget(_)) => EXIT_BUDGET,
             Error::Scheduler(_) | Error::Draft(DraftError::Setting { .. }) => EXIT_USAGE,
-            Error::Offload(_) | Error::Draft(_) | Error::Io { .. } => EXIT_RUNTIME,
+            Error::Gpu(GpuError::Unavailable { .. }) => EXIT_USAGE,
+            Error::Gpu(GpuError::Memory { .. }) => EXIT_BUDGET,
+            Error::Gpu(_) | Error::Offload(_) | Error::Draft(_) | Error::Io { .. } => EXIT_RUNTIME,
         }
     }
 
@@ -177,6 +183,7 @@ impl From<PassError> for Error {
         match error {
             PassError::Experts(error) => Error::Offload(error),
             PassError::Embedding(error) => Error::Load(error),
+            PassError::Gpu(error) => Error::Gpu(error),
             PassError::Token { token, vocab } => Error::TokenOutOfVocabulary { token, vocab },
             PassError::Context { rows, len, context_len } => {
                 Error::PromptTooLong { prompt: len + rows, context: context_len }

@@ -1,6 +1,7 @@
 //! The Drafthorse product.
 
 pub mod api;
+pub mod backend;
 mod clock;
 pub mod config;
 pub mod engine;

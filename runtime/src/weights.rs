@@ -48,6 +48,14 @@ pub struct Vector {
     len: usize,
 }
 
+impl Vector {
+    /// Values.
+    #[expect(clippy::len_without_is_empty, reason = "no tensor is empty")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+}
+
 /// Where a stored matrix comes from.
 enum Source {
     /// A tensor of the file, byte for byte.

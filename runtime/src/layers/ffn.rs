@@ -3,10 +3,11 @@
 //! Owns the arithmetic `down(silu(gate(x)) * up(x))`; where the weights lie (dense memory or a cache
 //! slot) is the caller's matter (DESIGN I7: one path).
 
-use crate::kernels::{Input, MatrixRef, Pool, add_scaled, matmul, matmul_group, silu_mul};
+use crate::backend::Reg;
+use crate::kernels::MatrixRef;
 use crate::weights::{DenseStore, Matrix, Vector};
 
-use super::scratch::sized;
+use super::Pass;
 
 /// The three matrices of one expert, with their biases where the file has them.
 #[derive(Clone, Copy)]
@@ -39,28 +40,14 @@ impl DenseFeedForward {
     }
 }
 
-/// Writes `[x.rows(), width]` to `out`; `gate` and `up` are scratch.
-pub fn feed_forward(
-    pool: &mut Pool,
-    expert: LoadedFeedForward<'_>,
-    x: &Input<'_>,
-    (gate, up): (&mut Vec<f32>, &mut Vec<f32>),
-    out: &mut [f32],
-) {
-    let inner = expert.gate.rows;
-    let gate = sized(gate, x.rows() * inner);
-    let up = sized(up, x.rows() * inner);
-    matmul_group(pool, x, &mut [(expert.gate, &mut *gate), (expert.up, &mut *up)]);
-    add_bias(expert.bias[0], gate);
-    add_bias(expert.bias[1], up);
-    silu_mul(gate, up);
-    matmul(pool, expert.down, &Input::new(gate, inner), out);
-    add_bias(expert.bias[2], out);
-}
-
-/// Adds `bias`, if there is one, to every row.
-pub(super) fn add_bias(bias: Option<&[f32]>, rows: &mut [f32]) {
-    if let Some(bias) = bias {
-        rows.chunks_mut(bias.len()).for_each(|row| add_scaled(bias, 1.0, row));
+/// From `Normed` to `Branch`, all rows of the pass.
+pub fn feed_forward(pass: &mut Pass<'_>, expert: &DenseFeedForward) {
+    let (rows, ops) = (pass.rows, &mut *pass.ops);
+    ops.matmul(Reg::Normed, rows, &[(&expert.gate, Reg::Gate), (&expert.up, Reg::Up)]);
+    for (bias, out) in expert.bias.iter().zip([Reg::Gate, Reg::Up]) {
+        bias.iter().for_each(|bias| ops.add_bias(bias, out, rows));
     }
+    ops.silu_mul(Reg::Gate, Reg::Up, rows * expert.gate.rows);
+    ops.matmul(Reg::Gate, rows, &[(&expert.down, Reg::Branch)]);
+    expert.bias[2].iter().for_each(|bias| ops.add_bias(bias, Reg::Branch, rows));
 }

@@ -9,14 +9,14 @@
 use drafthorse_scheduler::{PREFETCH_RANKS_MAX, RankOutcome};
 use metrics::{Counter, counter};
 
-use crate::kernels::{Input, add_scaled, rms_norm};
+use crate::backend::{Norm, Reg};
+use crate::gpu::GpuError;
 use crate::models::{MoeSpec, Routed};
 use crate::weights::Vector;
 
 use super::Pass;
 use super::moe::choose;
 use super::route::Route;
-use super::scratch::{Scratch, sized};
 
 /// Ranks that are counted one by one; later ones are never asked for.
 pub const RANKS_MAX: usize = PREFETCH_RANKS_MAX;
@@ -86,16 +86,18 @@ impl Lookahead {
     }
 
     /// The experts `target` is likely to want for the pass's rows, the likeliest first, at most as many
-    /// as were asked for. The state is the residual stream plus `scratch.branch` (the shared expert's
-    /// output, `[rows, width]`).
+    /// as were asked for. The state is the residual stream plus `Branch` (the shared expert's output,
+    /// `[rows, width]`).
+    ///
+    /// # Errors
+    /// A GPU that failed.
     pub fn predict(
         &mut self,
         spec: &MoeSpec,
         target: &Target<'_>,
         pass: &mut Pass<'_>,
-        scratch: &mut Scratch,
-    ) -> Vec<u32> {
-        let routes = predicted_routes(spec, target, pass, scratch);
+    ) -> Result<Vec<u32>, GpuError> {
+        let routes = predicted_routes(spec, target, pass)?;
         let mut weight = vec![0f32; spec.experts];
         routes.iter().for_each(|route| weight[route.expert as usize] += route.weight);
         let mut likely: Vec<u32> = (0..spec.experts as u32).filter(|e| weight[*e as usize] > 0.0).collect();
@@ -106,7 +108,7 @@ impl Lookahead {
             self.pending.resize(layer + 1, Vec::new());
         }
         self.pending[layer].clone_from(&likely);
-        likely
+        Ok(likely)
     }
 }
 
@@ -115,21 +117,18 @@ fn predicted_routes(
     spec: &MoeSpec,
     target: &Target<'_>,
     pass: &mut Pass<'_>,
-    scratch: &mut Scratch,
-) -> Vec<Route> {
-    let router = pass.dense.matrix(&target.weights.router);
-    let norm = pass.dense.vector(target.norm);
-    let width = router.cols;
-    let Scratch { residual, branch, ahead, router_ahead, .. } = scratch;
-    let (state, normed) = sized(ahead, (pass.rows + 1) * width).split_at_mut(width);
-    for (row, out) in normed.chunks_mut(width).enumerate() {
-        let at = row * width..(row + 1) * width;
-        state.copy_from_slice(&residual[at.clone()]);
-        add_scaled(&branch[at], 1.0, state);
-        rms_norm(state, norm, pass.norm_eps, out);
-    }
-    let logits = sized(router_ahead, pass.rows * router.rows);
-    choose(spec, target.weights, pass, &Input::new(normed, width), logits)
+) -> Result<Vec<Route>, GpuError> {
+    let (rows, width) = (pass.rows, target.weights.router.cols);
+    pass.ops.sum(Reg::Residual, Reg::Branch, Reg::Ahead, rows * width);
+    pass.ops.norm(Norm {
+        x: Reg::Ahead,
+        rows: (0..rows).into(),
+        stride: width,
+        weight: target.norm,
+        eps: pass.norm_eps,
+        out: Reg::Ahead,
+    });
+    choose((spec, target.weights), pass, Reg::Ahead)
 }
 
 #[cfg(test)]

@@ -14,33 +14,30 @@ mod rope;
 mod route;
 mod row_gate;
 mod scratch;
+mod window;
 
 pub use attention::{Attention, Gqa, Mla, MlaQuery};
 pub use demand::DemandLoads;
 pub use ffn::{DenseFeedForward, FeedForward, LoadedFeedForward, feed_forward};
 pub use lookahead::{Lookahead, RANKS_MAX, Target};
-pub use moe::{ExpertShape, MoeLayer, PartShape, RouteSink};
+pub use moe::{ExpertShape, MoeError, MoeLayer, PartShape, RouteSink};
+pub(crate) use pieces::{Piece, Pieces, Space};
 pub use rope::{Rope, RopeTable};
 pub use route::{Route, route};
 pub use row_gate::RowGate;
 pub use scratch::{Scratch, ScratchPlan, sized};
+pub use window::WindowPlan;
 
+use crate::backend::Backend;
 use crate::clock::Clock;
-use crate::kernels::Pool;
-use crate::kv::KvCache;
-use crate::weights::DenseStore;
 
 /// What every layer of one forward pass works with.
 pub struct Pass<'a> {
-    /// Dense weights.
-    pub dense: &'a DenseStore,
-    /// Threads.
-    pub pool: &'a mut Pool,
-    /// Cache of the sequence.
-    pub kv: &'a mut KvCache,
-    /// Rotations of this pass's positions.
-    pub rope: &'a RopeTable,
-    /// Rows in this pass; row `m` is position `kv.len() + m`. A layer may leave fewer than it was given.
+    /// Computes.
+    pub ops: &'a mut dyn Backend,
+    /// Positions cached before the pass.
+    pub start: usize,
+    /// Rows in this pass; row `m` is position `start + m`. A layer may leave fewer than it was given.
     pub rows: usize,
     /// RMS norm epsilon.
     pub norm_eps: f32,

@@ -72,7 +72,7 @@ fn yarn_kept(spec: &RopeSpec, i: usize) -> f64 {
 }
 
 /// Cosines and sines of the positions of one pass, `[rows][half]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct RopeTable {
     cos: Vec<f32>,
     sin: Vec<f32>,
@@ -81,6 +81,21 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
+    /// Cosines and sines, `[rows, half]` each.
+    pub fn angles(&self) -> (&[f32], &[f32]) {
+        (&self.cos, &self.sin)
+    }
+
+    /// Angles of a row.
+    pub fn half(&self) -> usize {
+        self.half
+    }
+
+    /// Which elements are rotated together.
+    pub fn layout(&self) -> RopeLayout {
+        self.layout
+    }
+
     /// Rotates the first `2 * half` elements of `head` by the angles of row `row`.
     pub fn rotate(&self, row: usize, head: &mut [f32]) {
         let cos = &self.cos[row * self.half..(row + 1) * self.half];

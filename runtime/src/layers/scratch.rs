@@ -4,6 +4,7 @@
 //! never grow them. What a pass allocates beside them (routes, quantized activations)
 //! is small, freed at once, and counted here as well.
 
+use crate::backend::{REGS, Reg};
 use crate::kernels::quantized_bytes;
 use crate::models::{AttentionSpec, ModelSpec};
 
@@ -32,12 +33,8 @@ pub struct Scratch {
     pub v: Vec<f32>,
     /// Attention output of all heads, `[rows, heads, value]`.
     pub heads: Vec<f32>,
-    /// Router logits, `[rows, experts]`.
-    pub router: Vec<f32>,
-    /// Rows as a later layer's router would see them, `[1 + rows, width]` (look-ahead).
+    /// Rows as a later layer's router would see them, `[rows, width]` (look-ahead).
     pub ahead: Vec<f32>,
-    /// That router's logits, `[rows, experts]`.
-    pub router_ahead: Vec<f32>,
     /// Gate activations, `[rows, inner]`.
     pub gate: Vec<f32>,
     /// Up activations, `[rows, inner]`.
@@ -48,6 +45,46 @@ pub struct Scratch {
     pub routed: Vec<f32>,
     /// What each thread attends in.
     pub spaces: Spaces,
+}
+
+impl Scratch {
+    /// The buffer of a register.
+    pub fn reg(&self, reg: Reg) -> &Vec<f32> {
+        match reg {
+            Reg::Residual => &self.residual,
+            Reg::Normed => &self.normed,
+            Reg::Branch => &self.branch,
+            Reg::QLow => &self.q_low,
+            Reg::Q => &self.q,
+            Reg::K => &self.k,
+            Reg::V => &self.v,
+            Reg::Heads => &self.heads,
+            Reg::Ahead => &self.ahead,
+            Reg::Gate => &self.gate,
+            Reg::Up => &self.up,
+            Reg::Hidden => &self.hidden,
+            Reg::Routed => &self.routed,
+        }
+    }
+
+    /// The same, to be written.
+    pub fn reg_mut(&mut self, reg: Reg) -> &mut Vec<f32> {
+        match reg {
+            Reg::Residual => &mut self.residual,
+            Reg::Normed => &mut self.normed,
+            Reg::Branch => &mut self.branch,
+            Reg::QLow => &mut self.q_low,
+            Reg::Q => &mut self.q,
+            Reg::K => &mut self.k,
+            Reg::V => &mut self.v,
+            Reg::Heads => &mut self.heads,
+            Reg::Ahead => &mut self.ahead,
+            Reg::Gate => &mut self.gate,
+            Reg::Up => &mut self.up,
+            Reg::Hidden => &mut self.hidden,
+            Reg::Routed => &mut self.routed,
+        }
+    }
 }
 
 /// `buffer` as exactly `len` values; contents are unspecified and must be overwritten.
@@ -132,30 +169,34 @@ impl<'a> ScratchPlan<'a> {
             .max(quantized_bytes(self.q_low));
         let both = 2 * quantized_bytes(self.width) + behind;
         let quantized = self.rows * both.max(quantized_bytes(self.heads));
-        let ahead = (self.ahead + 1) * self.width + self.ahead * (self.experts + self.used * ROUTE_VALUES);
+        let ahead = self.ahead * self.width + self.ahead * (self.experts + self.used * ROUTE_VALUES);
         let attention = self.threads * Spaces::floats(self.spec);
         ((per_row * self.rows + ahead + attention) * size_of::<f32>() + quantized) as u64
+    }
+
+    /// Values that a register holds at most.
+    pub fn values(&self, reg: Reg) -> usize {
+        let rows = self.rows;
+        match reg {
+            Reg::Residual | Reg::Normed | Reg::Branch => rows * self.width,
+            Reg::QLow => rows * self.q_low,
+            Reg::Q => rows * self.q,
+            Reg::K => rows * self.k,
+            Reg::V => rows * self.v,
+            Reg::Heads => rows * self.heads,
+            Reg::Ahead => self.ahead * self.width,
+            Reg::Gate | Reg::Up => rows * self.inner,
+            Reg::Hidden => rows * self.used * self.expert_inner,
+            Reg::Routed => rows * self.used * self.width,
+        }
     }
 
     /// Reserves everything now, so that the plan is what is used.
     pub fn allocate(&self) -> Scratch {
         let mut scratch = Scratch::default();
-        let rows = self.rows;
-        for buffer in [&mut scratch.residual, &mut scratch.normed, &mut scratch.branch] {
-            sized(buffer, rows * self.width);
+        for reg in REGS {
+            sized(scratch.reg_mut(reg), self.values(reg));
         }
-        sized(&mut scratch.q_low, rows * self.q_low);
-        sized(&mut scratch.q, rows * self.q);
-        sized(&mut scratch.k, rows * self.k);
-        sized(&mut scratch.v, rows * self.v);
-        sized(&mut scratch.heads, rows * self.heads);
-        sized(&mut scratch.router, rows * self.experts);
-        sized(&mut scratch.gate, rows * self.inner);
-        sized(&mut scratch.up, rows * self.inner);
-        sized(&mut scratch.hidden, rows * self.used * self.expert_inner);
-        sized(&mut scratch.routed, rows * self.used * self.width);
-        sized(&mut scratch.ahead, (self.ahead + 1) * self.width);
-        sized(&mut scratch.router_ahead, self.ahead * self.experts);
         scratch.spaces = Spaces::new(self.spec, self.threads);
         scratch
     }

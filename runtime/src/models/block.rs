@@ -3,13 +3,14 @@
 //! Owns the order of these steps, the same for a model's blocks and for a head's. It must not know which
 //! block of which model it runs, nor what a row means.
 
-use drafthorse_offload::{ExpertCache, OffloadError};
+use drafthorse_offload::ExpertCache;
 
+use crate::backend::{Norm, Reg};
 use crate::clock::Phase;
-use crate::kernels::{Input, add_scaled, rms_norm};
 use crate::layers::{
-    DemandLoads, Lookahead, MoeLayer, Pass, RouteSink, RowGate, Scratch, Target, feed_forward, sized,
+    DemandLoads, Lookahead, MoeError, MoeLayer, Pass, RouteSink, RowGate, Target, feed_forward,
 };
+use crate::weights::Vector;
 
 use super::MoeSpec;
 use super::assemble::{Block, Ffn};
@@ -26,10 +27,8 @@ pub fn target(block: &Block) -> Option<Target<'_>> {
 pub struct BlockStep<'a> {
     /// Its weights.
     pub block: &'a Block,
-    /// Width of the residual stream.
+    /// Width of the residual stream, where the rows are.
     pub width: usize,
-    /// Working memory; the rows are in its residual stream.
-    pub scratch: &'a mut Scratch,
 }
 
 /// What a routed block needs beside its own weights.
@@ -51,66 +50,55 @@ pub struct Mixture<'a, 'g> {
 }
 
 impl BlockStep<'_> {
-    /// Attention over the residual stream; leaves the feed-forward part's input in `scratch.normed`. `index`
-    /// is the block's place in the KV cache.
-    pub fn attend(&mut self, pass: &mut Pass<'_>, index: usize) {
-        self.norm(pass.dense.vector(&self.block.attention_norm), pass);
+    /// Attention over the residual stream; leaves the feed-forward part's input in `Normed`. `index` is the
+    /// block's place in the KV cache.
+    pub fn attend(&self, pass: &mut Pass<'_>, index: usize) {
+        self.norm(&self.block.attention_norm, pass);
         self.attend_normed(pass, index);
     }
 
-    /// As [`BlockStep::attend`], over what `scratch.normed` holds already.
-    pub fn attend_normed(&mut self, pass: &mut Pass<'_>, index: usize) {
-        self.block.attention.forward(pass, index, self.scratch);
-        self.add_branch(pass.rows);
-        self.norm(pass.dense.vector(&self.block.ffn_norm), pass);
+    /// As [`BlockStep::attend`], over what `Normed` holds already.
+    pub fn attend_normed(&self, pass: &mut Pass<'_>, index: usize) {
+        self.block.attention.forward(pass, index);
+        self.add_branch(pass);
+        self.norm(&self.block.ffn_norm, pass);
         pass.clock.lap(Phase::Dense);
     }
 
     /// The feed-forward part, routed or dense. A gate may leave fewer rows in `pass`.
     ///
     /// # Errors
-    /// An expert that could not be read.
-    pub fn feed_forward(
-        &mut self,
-        pass: &mut Pass<'_>,
-        mixture: Mixture<'_, '_>,
-    ) -> Result<(), OffloadError> {
+    /// An expert that could not be read, a GPU that failed.
+    pub fn feed_forward(&self, pass: &mut Pass<'_>, mixture: Mixture<'_, '_>) -> Result<(), MoeError> {
         let Ffn::Routed(weights) = &self.block.ffn else {
             self.dense(pass);
             return Ok(());
         };
         let Mixture { spec, experts, lookahead, demand, next, sink, gate } = mixture;
         let layer = MoeLayer { spec, weights, experts, lookahead, demand, next, gate };
-        layer.forward(pass, self.scratch, sink)?;
-        self.add_branch(pass.rows);
+        layer.forward(pass, sink)?;
+        self.add_branch(pass);
         Ok(())
     }
 
     /// The feed-forward part of a dense block.
-    pub fn dense(&mut self, pass: &mut Pass<'_>) {
+    pub fn dense(&self, pass: &mut Pass<'_>) {
         let Ffn::Dense(expert) = &self.block.ffn else {
             unreachable!("invariant: a model with routed blocks is loaded with an expert cache")
         };
-        let expert = expert.resolve(pass.dense);
-        let x = Input::new(&self.scratch.normed[..pass.rows * expert.gate.cols], expert.gate.cols);
-        let out = sized(&mut self.scratch.branch, pass.rows * expert.down.rows);
-        feed_forward(pass.pool, expert, &x, (&mut self.scratch.gate, &mut self.scratch.up), out);
-        self.add_branch(pass.rows);
+        feed_forward(pass, expert);
+        self.add_branch(pass);
         pass.clock.lap(Phase::Dense);
     }
 
-    /// `normed = norm(residual)`.
-    fn norm(&mut self, weight: &[f32], pass: &Pass<'_>) {
-        let width = weight.len();
-        let normed = sized(&mut self.scratch.normed, pass.rows * width);
-        for (out, row) in normed.chunks_mut(width).zip(self.scratch.residual.chunks(width)) {
-            rms_norm(row, weight, pass.norm_eps, out);
-        }
+    /// `Normed = norm(Residual)`.
+    fn norm(&self, weight: &Vector, pass: &mut Pass<'_>) {
+        let (rows, stride, eps) = ((0..pass.rows).into(), self.width, pass.norm_eps);
+        pass.ops.norm(Norm { x: Reg::Residual, rows, stride, weight, eps, out: Reg::Normed });
     }
 
-    /// `residual += branch`.
-    fn add_branch(&mut self, rows: usize) {
-        let len = rows * self.width;
-        add_scaled(&self.scratch.branch[..len], 1.0, &mut self.scratch.residual[..len]);
+    /// `Residual += Branch`.
+    fn add_branch(&self, pass: &mut Pass<'_>) {
+        pass.ops.add(Reg::Branch, Reg::Residual, pass.rows * self.width);
     }
 }

@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
+use std::sync::Arc;
 
 use drafthorse_draft::TokenId;
 
@@ -79,7 +80,7 @@ pub fn eagle3_head(gguf: &Gguf, target: &ModelSpec) -> Result<HeadBlueprint, Loa
     refuse_unused(gguf, &spec, &dense, &[MAP_TENSOR.to_owned()])?;
     Ok(HeadBlueprint {
         spec,
-        dense,
+        dense: Arc::new(dense),
         block,
         experts: None,
         input: Box::new(input),

@@ -56,15 +56,16 @@ impl FeatureTape {
 
     /// Records the rows of the pass begun last as tap `tap` shows them, `[rows, width]`.
     pub fn record(&mut self, tap: usize, rows: &[f32]) {
-        self.record_normed(tap, rows, |row, out| out.copy_from_slice(row));
-    }
-
-    /// As [`FeatureTape::record`], each row passed through `norm(row, out)`.
-    pub fn record_normed(&mut self, tap: usize, rows: &[f32], norm: impl Fn(&[f32], &mut [f32])) {
         let width = self.width;
         for index in self.places(tap) {
-            self.pass_rows(rows.len(), index).zip(rows.chunks(width)).for_each(|(out, row)| norm(row, out));
+            let outs = self.pass_rows(rows.len(), index);
+            outs.zip(rows.chunks(width)).for_each(|(out, row)| out.copy_from_slice(row));
         }
+    }
+
+    /// Whether it records this.
+    pub fn has_tap(&self, tap: usize) -> bool {
+        self.taps.contains(&tap)
     }
 
     /// Forgets every position from `len` on.

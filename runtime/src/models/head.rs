@@ -5,9 +5,12 @@
 //! row's logits come out in the target's vocabulary. Embedding, output norm and classifier are the target's
 //! own where the head brings none. It must not know who drafts with it.
 
+use std::sync::Arc;
+
 use drafthorse_draft::{HeadModel, ModelError, TokenId};
 use drafthorse_offload::{CacheConfig, ExpertCache, OffloadError, PolicyConfig, PolicyKind, Reader};
 
+use crate::backend::{Backend, CpuBackend};
 use crate::clock::Clock;
 use crate::gguf::TensorInfo;
 use crate::kernels::{Input, Pool, matmul, quantized_bytes, rms_norm};
@@ -67,7 +70,7 @@ pub struct HeadBlueprint {
     /// Shape of the block; `blocks` is 1 and `vocab` the target's.
     pub spec: ModelSpec,
     /// The head's tensors, not yet loaded.
-    pub dense: DenseStore,
+    pub dense: Arc<DenseStore>,
     /// The block.
     pub block: Block,
     /// Its routed experts, all of which stay in memory; `None` for a dense block.
@@ -117,7 +120,7 @@ impl HeadBlueprint {
     /// Leaves an embedding of its own in the file, as the target's is left in its file when memory is short.
     pub fn stream_embedding(&mut self) {
         if let (Some(embedding), None) = (&self.embedding, &self.streamed) {
-            self.streamed = self.dense.leave_out(embedding);
+            self.streamed = unshared(&mut self.dense).leave_out(embedding);
         }
     }
 
@@ -162,7 +165,7 @@ impl HeadBlueprint {
         progress: &mut dyn FnMut(u64),
     ) -> Result<Head, LoadError> {
         let mut reader = (readers.own)()?;
-        self.dense.load(reader.as_mut(), progress)?;
+        unshared(&mut self.dense).load(reader.as_mut(), progress)?;
         let embedding = match (&self.embedding, &self.streamed, &shared.streamed) {
             (Some(own), Some(info), _) => streamed((readers.own)()?, info, own)?,
             (Some(own), None, _) => Embedding::Resident(*own),
@@ -179,9 +182,12 @@ impl HeadBlueprint {
             embedding,
             rope,
             experts: experts.transpose()?,
-            pool: Pool::new(options.threads, "head").map_err(LoadError::Thread)?,
-            kv: KvCache::new(options.kv, 1, options.context_len),
-            scratch,
+            backend: CpuBackend::new(
+                self.dense.clone(),
+                Pool::new(options.threads, "head").map_err(LoadError::Thread)?,
+                KvCache::new(options.kv, 1, options.context_len),
+                scratch,
+            ),
             lookahead: Lookahead::default(),
             clock: Clock::new(),
             embedded: vec![0.0; rows * width],
@@ -193,6 +199,11 @@ impl HeadBlueprint {
             shared,
         })
     }
+}
+
+/// The tensors, while nobody else has them.
+fn unshared(dense: &mut Arc<DenseStore>) -> &mut DenseStore {
+    Arc::get_mut(dense).expect("invariant: shared only once it is loaded")
 }
 
 fn streamed(reader: Box<dyn Reader>, info: &TensorInfo, matrix: &Matrix) -> Result<Embedding, LoadError> {
@@ -219,9 +230,7 @@ pub struct Head {
     embedding: Embedding,
     rope: Rope,
     experts: Option<ExpertCache>,
-    pool: Pool,
-    kv: KvCache,
-    scratch: Scratch,
+    backend: CpuBackend,
     lookahead: Lookahead,
     clock: Clock,
     /// Embeddings of the pass's tokens, `[rows, width]`.
@@ -242,7 +251,7 @@ impl Head {
     }
 
     fn check(&self, tokens: &[TokenId]) -> Result<(), PassError> {
-        let (vocab, len, context_len) = (self.blueprint.spec.vocab, self.kv.len(), self.kv.context_len());
+        let (vocab, len, context_len) = (self.blueprint.spec.vocab, self.backend.kv.len(), self.backend.kv.context_len());
         if let Some(token) = tokens.iter().find(|token| **token as usize >= vocab) {
             return Err(PassError::Token { token: *token, vocab });
         }
@@ -261,27 +270,21 @@ impl Head {
             .rows(store, tokens, &mut self.embedded[..rows * width])
             .map_err(PassError::Embedding)?;
         let HeadBlueprint { input, block, dense, spec, .. } = &self.blueprint;
-        let mut pass = RowPass { dense, pool: &mut self.pool, rows, width, norm_eps: spec.norm_eps };
+        let mut pass = RowPass { dense, pool: &mut self.backend.pool, rows, width, norm_eps: spec.norm_eps };
         let inputs = (&self.embedded[..rows * width], &self.hidden[..rows * width]);
-        input.enter(&mut pass, block, inputs, &mut self.scratch);
+        input.enter(&mut pass, block, inputs, &mut self.backend.scratch);
         self.run_block(rows)?;
-        self.kv.commit(rows);
+        self.backend.kv.commit(rows);
         Ok(())
     }
 
     fn run_block(&mut self, rows: usize) -> Result<(), PassError> {
-        let HeadBlueprint { block, dense, spec, .. } = &self.blueprint;
-        let table = self.rope.table(self.kv.len(), rows);
-        let mut pass = Pass {
-            dense,
-            pool: &mut self.pool,
-            kv: &mut self.kv,
-            rope: &table,
-            rows,
-            norm_eps: spec.norm_eps,
-            clock: &mut self.clock,
-        };
-        let mut step = BlockStep { block, width: spec.width, scratch: &mut self.scratch };
+        let HeadBlueprint { block, spec, .. } = &self.blueprint;
+        let start = self.backend.len();
+        self.backend.begin(self.rope.table(start, rows));
+        let (ops, clock) = (&mut self.backend, &mut self.clock);
+        let mut pass = Pass { ops, start, rows, norm_eps: spec.norm_eps, clock };
+        let step = BlockStep { block, width: spec.width };
         step.attend_normed(&mut pass, 0);
         let Some((moe, experts)) = spec.moe.as_ref().zip(self.experts.as_mut()) else {
             step.dense(&mut pass);
@@ -300,12 +303,12 @@ impl Head {
     fn finish(&mut self, rows: usize, logits: &mut Vec<f32>) {
         let HeadBlueprint { dense, spec, output_norm, output, input, to_target, .. } = &self.blueprint;
         let (width, target) = (spec.width, &self.shared);
-        let row = &self.scratch.residual[(rows - 1) * width..rows * width];
+        let row = &self.backend.scratch.residual[(rows - 1) * width..rows * width];
         let norm = match output_norm {
             Some(own) => dense.vector(own),
             None => target.dense.vector(&target.output_norm),
         };
-        let normed = sized(&mut self.scratch.normed, width);
+        let normed = sized(&mut self.backend.scratch.normed, width);
         rms_norm(row, norm, spec.norm_eps, normed);
         self.last.copy_from_slice(if input.hands_on_normed() { normed } else { row });
         let output = match output {
@@ -316,10 +319,10 @@ impl Head {
         logits.clear();
         logits.resize(spec.vocab, f32::NEG_INFINITY);
         match to_target {
-            None => matmul(&mut self.pool, output, &x, logits),
+            None => matmul(&mut self.backend.pool, output, &x, logits),
             Some(ids) => {
                 let own = sized(&mut self.own_logits, ids.len());
-                matmul(&mut self.pool, output, &x, own);
+                matmul(&mut self.backend.pool, output, &x, own);
                 ids.iter().zip(own).for_each(|(id, value)| logits[*id as usize] = *value);
             }
         }
@@ -342,7 +345,7 @@ impl Head {
         for (tokens, features) in chunks.zip(features.chunks(each * self.rows_max)) {
             let rows = tokens.len();
             let HeadBlueprint { input, dense, .. } = &self.blueprint;
-            let mut pass = RowPass { dense, pool: &mut self.pool, rows, width, norm_eps };
+            let mut pass = RowPass { dense, pool: &mut self.backend.pool, rows, width, norm_eps };
             input.fuse(&mut pass, features, &mut self.hidden[..rows * width]);
             self.run(tokens)?;
             self.finish(rows, logits);
@@ -357,11 +360,11 @@ impl HeadModel for Head {
     }
 
     fn context_len(&self) -> usize {
-        self.kv.context_len()
+        self.backend.kv.context_len()
     }
 
     fn len(&self) -> usize {
-        self.kv.len()
+        self.backend.kv.len()
     }
 
     fn advance(
@@ -370,8 +373,8 @@ impl HeadModel for Head {
         features: &[f32],
         logits: &mut Vec<f32>,
     ) -> Result<(), ModelError> {
-        let len = self.kv.len();
-        self.advance_chunks(tokens, features, logits).inspect_err(|_| self.kv.truncate(len))?;
+        let len = self.backend.kv.len();
+        self.advance_chunks(tokens, features, logits).inspect_err(|_| self.backend.kv.truncate(len))?;
         Ok(())
     }
 
@@ -384,6 +387,6 @@ impl HeadModel for Head {
     }
 
     fn truncate(&mut self, len: usize) {
-        self.kv.truncate(len);
+        self.backend.kv.truncate(len);
     }
 }

@@ -14,11 +14,12 @@ use drafthorse_offload::{
 };
 use drafthorse_scheduler::RankOutcome;
 
+use crate::backend::{Backend, CpuBackend};
 use crate::clock::{Clock, Spans};
 use crate::gguf::TensorInfo;
 use crate::kernels::Pool;
 use crate::kv::{KvCache, KvShape};
-use crate::layers::{DemandLoads, Lookahead, RANKS_MAX, Rope, RouteSink, Scratch, ScratchPlan};
+use crate::layers::{DemandLoads, Lookahead, RANKS_MAX, Rope, RouteSink, ScratchPlan};
 use crate::weights::{DenseStore, Matrix, Vector};
 
 use super::assemble::Blueprint;
@@ -47,6 +48,14 @@ impl ModelOptions {
         let inner = blueprint.inner_max();
         ScratchPlan::new(&blueprint.spec, self.rows_max, inner, self.threads)
     }
+
+    /// What computes the passes of a model whose weights are loaded.
+    fn backend(&self, blueprint: &Blueprint) -> Result<Box<dyn Backend>, LoadError> {
+        let pool = Pool::new(self.threads, self.thread_name).map_err(LoadError::Thread)?;
+        let kv = KvCache::new(self.kv, blueprint.spec.blocks, self.context_len);
+        let scratch = self.scratch(blueprint).allocate();
+        Ok(Box::new(CpuBackend::new(blueprint.dense.clone(), pool, kv, scratch)))
+    }
 }
 
 /// What a model reads its file with.
@@ -74,9 +83,7 @@ pub struct Model {
     embedding: Embedding,
     experts: Option<ExpertCache>,
     rope: Rope,
-    pool: Pool,
-    kv: KvCache,
-    scratch: Scratch,
+    backend: Box<dyn Backend>,
     sink: Option<Box<dyn RouteSink + Send>>,
     lookahead: Lookahead,
     demand: DemandLoads,
@@ -135,9 +142,7 @@ impl Model {
             embedding,
             rope,
             experts,
-            pool: Pool::new(options.threads, options.thread_name).map_err(LoadError::Thread)?,
-            kv: KvCache::new(options.kv, blueprint.spec.blocks, options.context_len),
-            scratch: options.scratch(&blueprint).allocate(),
+            backend: options.backend(&blueprint)?,
             sink: None,
             lookahead: Lookahead::default(),
             demand: DemandLoads::default(),
@@ -267,7 +272,7 @@ impl LanguageModel for Model {
     }
 
     fn len(&self) -> usize {
-        self.kv.len()
+        self.backend.len()
     }
 
     fn forward(
@@ -280,7 +285,7 @@ impl LanguageModel for Model {
     }
 
     fn truncate(&mut self, len: usize) {
-        self.kv.truncate(len);
+        self.backend.truncate(len);
         if let Some(tape) = &mut self.features {
             tape.truncate(len);
         }

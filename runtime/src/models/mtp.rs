@@ -6,6 +6,8 @@
 //! taken after the output norm, in the first row as in the following ones (as llama.cpp does). Of
 //! several heads the first is used again and again.
 
+use std::sync::Arc;
+
 use crate::gguf::Gguf;
 use crate::kernels::{Input, matmul, rms_norm};
 use crate::layers::{Scratch, sized};
@@ -58,7 +60,7 @@ pub fn mtp_head(gguf: &Gguf, target: &ModelSpec) -> Result<HeadBlueprint, LoadEr
     let rope_factors = dense.optional_vector("rope_freqs.weight", spec.rope.dim / 2)?;
     Ok(HeadBlueprint {
         spec,
-        dense,
+        dense: Arc::new(dense),
         block,
         experts,
         input: Box::new(input),

@@ -134,9 +134,10 @@ impl AttentionSpec {
 }
 
 /// Which elements of a head form a rotated pair.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RopeLayout {
     /// (0, 1), (2, 3), ...: llama, deepseek2 as GGUF stores them.
+    #[default]
     Interleaved,
     /// (0, d/2), (1, d/2 + 1), ...: the Qwen family.
     Halves,

@@ -11,11 +11,13 @@ use drafthorse_scheduler::RowsSeen;
 use thiserror::Error;
 
 use super::Model;
+use crate::backend::{Norm, Reg};
 use crate::clock::Phase;
-use crate::kernels::{Input, matmul, rms_norm};
-use crate::layers::{Pass, RopeTable, RouteSink, RowGate, sized};
+use crate::gpu::GpuError;
+use crate::layers::{MoeError, Pass, RouteSink, RowGate};
 use crate::models::block::{BlockStep, Mixture, target};
 use crate::models::{Blueprint, LoadError};
+use crate::weights::DenseStore;
 
 /// What a pass can fail with.
 #[derive(Debug, Error)]
@@ -30,6 +32,17 @@ pub enum PassError {
     Experts(#[from] drafthorse_offload::OffloadError),
     #[error(transparent)]
     Embedding(LoadError),
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+}
+
+impl From<MoeError> for PassError {
+    fn from(error: MoeError) -> PassError {
+        match error {
+            MoeError::Experts(error) => PassError::Experts(error),
+            MoeError::Gpu(error) => PassError::Gpu(error),
+        }
+    }
 }
 
 impl Model {
@@ -38,7 +51,7 @@ impl Model {
         if let Some(token) = tokens.iter().find(|token| **token as usize >= vocab) {
             return Err(PassError::Token { token: *token, vocab });
         }
-        let (len, context_len) = (self.kv.len(), self.options.context_len);
+        let (len, context_len) = (self.backend.len(), self.options.context_len);
         if tokens.len() > context_len - len {
             return Err(PassError::Context { rows: tokens.len(), len, context_len });
         }
@@ -56,7 +69,7 @@ impl Model {
         which: LogitRows,
         logits: &mut Vec<f32>,
     ) -> Result<(), PassError> {
-        let len = self.kv.len();
+        let len = self.backend.len();
         self.check(tokens)?;
         self.run_chunks(tokens, which, logits).inspect_err(|_| self.truncate(len))
     }
@@ -77,7 +90,7 @@ impl Model {
         if tokens.is_empty() || tokens.len() > self.rows_max() {
             return self.pass(tokens, LogitRows::All, logits).map(|()| tokens.len());
         }
-        let len = self.kv.len();
+        let len = self.backend.len();
         self.check(tokens)?;
         logits.clear();
         self.demand.clear();
@@ -117,20 +130,21 @@ impl Model {
         logits: &mut Vec<f32>,
     ) -> Result<usize, PassError> {
         self.clock.restart();
-        let width = self.blueprint.spec.width;
-        let residual = sized(&mut self.scratch.residual, tokens.len() * width);
-        self.embedding.rows(&self.blueprint.dense, tokens, residual).map_err(PassError::Embedding)?;
-        let table = self.rope.table(self.kv.len(), tokens.len());
+        let (start, width) = (self.backend.len(), self.blueprint.spec.width);
+        let embedding = &mut self.embedding;
+        let embed = &mut |dense: &DenseStore, out: &mut [f32]| embedding.rows(dense, tokens, out);
+        self.backend.fill(Reg::Residual, tokens.len() * width, embed).map_err(PassError::Embedding)?;
+        self.backend.begin(self.rope.table(start, tokens.len()));
         if let Some(tape) = &mut self.features {
-            tape.begin(self.kv.len(), tokens.len());
+            tape.begin(start, tokens.len());
         }
         let mut rows = tokens.len();
         for index in 0..self.blueprint.blocks.len() {
-            rows = self.run_block(index, (rows, &table), gate.as_deref_mut())?;
+            rows = self.run_block(index, rows, gate.as_deref_mut())?;
         }
-        self.record_final(rows);
-        self.classify(logit_rows.start..logit_rows.end.min(rows), logits);
-        self.kv.commit(rows);
+        self.record_final(rows)?;
+        self.classify(logit_rows.start..logit_rows.end.min(rows), logits)?;
+        self.backend.commit(rows);
         self.clock.lap(Phase::Dense);
         Ok(rows)
     }
@@ -139,23 +153,17 @@ impl Model {
     fn run_block(
         &mut self,
         index: usize,
-        (rows, rope): (usize, &RopeTable),
+        rows: usize,
         gate: Option<&mut RowGate<'_>>,
     ) -> Result<usize, PassError> {
-        let Blueprint { spec, dense, blocks, .. } = &self.blueprint;
-        if let Some(tape) = &mut self.features {
-            tape.record(index, &self.scratch.residual[..rows * spec.width]);
+        let Blueprint { spec, blocks, .. } = &self.blueprint;
+        if let Some(tape) = self.features.as_mut().filter(|tape| tape.has_tap(index)) {
+            tape.record(index, self.backend.values(Reg::Residual, 0..rows * spec.width)?);
         }
-        let mut pass = Pass {
-            dense,
-            pool: &mut self.pool,
-            kv: &mut self.kv,
-            rope,
-            rows,
-            norm_eps: spec.norm_eps,
-            clock: &mut self.clock,
-        };
-        let mut step = BlockStep { block: &blocks[index], width: spec.width, scratch: &mut self.scratch };
+        let start = self.backend.len();
+        let ops = self.backend.as_mut();
+        let mut pass = Pass { ops, start, rows, norm_eps: spec.norm_eps, clock: &mut self.clock };
+        let step = BlockStep { block: &blocks[index], width: spec.width };
         step.attend(&mut pass, index);
         let Some((spec, experts)) = spec.moe.as_ref().zip(self.experts.as_mut()) else {
             step.dense(&mut pass);
@@ -175,37 +183,40 @@ impl Model {
         let left = pass.rows;
         // Hidden states of rows that were dropped are not kept: the last ones held are the pass's.
         if let Some(tape) = self.features.as_mut().filter(|_| left < rows) {
-            tape.truncate(self.kv.len() + left);
+            tape.truncate(start + left);
         }
         Ok(left)
     }
 
+    /// The final norm of the given rows, into `Normed`.
+    fn norm_output(&mut self, rows: Range<usize>) {
+        let Blueprint { spec, output_norm, .. } = &self.blueprint;
+        let (stride, eps) = (spec.width, spec.norm_eps);
+        let (x, out, weight) = (Reg::Residual, Reg::Normed, output_norm);
+        self.backend.norm(Norm { x, rows: rows.into(), stride, weight, eps, out });
+    }
+
     /// Records the final state of the pass's rows where it is asked for.
-    fn record_final(&mut self, rows: usize) {
-        let Blueprint { spec, dense, output_norm, .. } = &self.blueprint;
-        if let Some(tape) = &mut self.features {
-            let norm = dense.vector(output_norm);
-            let residual = &self.scratch.residual[..rows * spec.width];
-            tape.record_normed(spec.blocks, residual, |row, out| rms_norm(row, norm, spec.norm_eps, out));
+    fn record_final(&mut self, rows: usize) -> Result<(), PassError> {
+        let (width, tap) = (self.blueprint.spec.width, self.blueprint.spec.blocks);
+        if !self.features.as_ref().is_some_and(|tape| tape.has_tap(tap)) {
+            return Ok(());
         }
+        self.norm_output(0..rows);
+        let normed = self.backend.values(Reg::Normed, 0..rows * width)?;
+        self.features.iter_mut().for_each(|tape| tape.record(tap, normed));
+        Ok(())
     }
 
     /// Final norm and classifier of the given rows.
-    fn classify(&mut self, rows: Range<usize>, logits: &mut Vec<f32>) {
+    fn classify(&mut self, rows: Range<usize>, logits: &mut Vec<f32>) -> Result<(), PassError> {
         if rows.is_empty() {
-            return;
+            return Ok(());
         }
-        let width = self.blueprint.spec.width;
-        let dense = &self.blueprint.dense;
-        let norm = dense.vector(&self.blueprint.output_norm);
-        let normed = sized(&mut self.scratch.normed, rows.len() * width);
-        let residual = &self.scratch.residual[rows.start * width..rows.end * width];
-        for (out, row) in normed.chunks_mut(width).zip(residual.chunks(width)) {
-            rms_norm(row, norm, self.blueprint.spec.norm_eps, out);
-        }
-        let start = logits.len();
-        logits.resize(start + rows.len() * self.blueprint.spec.vocab, 0.0);
-        let output = dense.matrix(&self.blueprint.output);
-        matmul(&mut self.pool, output, &Input::new(normed, width), &mut logits[start..]);
+        let (start, count) = (logits.len(), rows.len());
+        self.norm_output(rows);
+        logits.resize(start + count * self.blueprint.spec.vocab, 0.0);
+        self.backend.product(Reg::Normed, count, &self.blueprint.output, &mut logits[start..])?;
+        Ok(())
     }
 }
