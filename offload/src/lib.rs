@@ -24,6 +24,7 @@ mod replay;
 mod shadow;
 mod slots;
 mod stats;
+mod tier;
 mod trace;
 
 pub use buf::{AlignedBuf, Arena, PAGE_BYTES};
@@ -38,6 +39,7 @@ pub use reader::{Completion, READERS, Read, ReadError, Reader, ReaderKind, Reade
 pub use replay::{Replay, Window, Workload};
 pub use shadow::{Shadow, ShadowMisses};
 pub use stats::{CacheStats, RECENT_PASSES, Residency};
+pub use tier::{Tier, TierStats};
 pub use trace::{Trace, TraceHeader, TraceRecorder};
 
 /// One routed expert of one MoE layer. `layer` counts MoE layers from 0, not the model's blocks.

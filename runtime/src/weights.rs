@@ -34,6 +34,13 @@ pub struct Matrix {
     pub cols: usize,
 }
 
+impl Matrix {
+    /// Its number in the store.
+    pub(crate) fn id(&self) -> usize {
+        self.id
+    }
+}
+
 #[cfg(test)]
 impl Matrix {
     pub(crate) fn for_tests(format: Format, rows: usize, cols: usize) -> Matrix {
@@ -54,6 +61,11 @@ impl Vector {
     pub fn len(&self) -> usize {
         self.len
     }
+
+    /// Its number in the store.
+    pub(crate) fn id(&self) -> usize {
+        self.id
+    }
 }
 
 /// Where a stored matrix comes from.
@@ -66,6 +78,7 @@ enum Source {
 
 struct StoredMatrix {
     source: Source,
+    format: Format,
     start: usize,
     bytes: usize, // 0 for one that was left out
 }
@@ -179,7 +192,7 @@ impl DenseStore {
     fn add(&mut self, source: Source, bytes: usize, (format, rows, cols): (Format, usize, usize)) -> Matrix {
         let start = self.end;
         self.end = (start + bytes).next_multiple_of(ALIGN);
-        self.matrices.push(StoredMatrix { source, start, bytes });
+        self.matrices.push(StoredMatrix { source, format, start, bytes });
         Matrix { id: self.matrices.len() - 1, format, rows, cols }
     }
 
@@ -327,6 +340,32 @@ impl DenseStore {
             cols: matrix.cols,
             bytes: &memory[stored.start..stored.start + stored.bytes],
         }
+    }
+
+    /// Formats of all matrices that are loaded.
+    pub(crate) fn formats(&self) -> impl Iterator<Item = Format> + '_ {
+        self.matrices.iter().filter(|stored| stored.bytes > 0).map(|stored| stored.format)
+    }
+
+    /// Sizes of all matrices in bytes, by number; 0 for one that was left out.
+    pub(crate) fn matrix_bytes(&self) -> impl Iterator<Item = u64> + '_ {
+        self.matrices.iter().map(|stored| stored.bytes as u64)
+    }
+
+    /// Lengths of all vectors in values, by number.
+    pub(crate) fn vector_lens(&self) -> impl Iterator<Item = usize> + '_ {
+        self.vectors.iter().map(|stored| stored.info.elements() as usize)
+    }
+
+    /// The bytes of a loaded matrix by number.
+    pub(crate) fn matrix_at(&self, id: usize) -> &[u8] {
+        let memory = self.memory.as_ref().expect("invariant: weights are loaded before a pass");
+        &memory[self.matrices[id].start..][..self.matrices[id].bytes]
+    }
+
+    /// A loaded vector by number.
+    pub(crate) fn vector_at(&self, id: usize) -> &[f32] {
+        &self.vectors[id].values
     }
 
     /// A loaded vector.

@@ -289,10 +289,7 @@ fn ways_in<'w>(work: &'w ExpertWork<'_, '_>, hidden: &'w mut [f32]) -> Vec<GateU
     work.inner.iter().map(way_in).collect()
 }
 
-fn ways_out<'w>(
-    work: &'w ExpertWork<'_, '_>,
-    (hidden, routed): (&'w [f32], &'w mut [f32]),
-) -> Vec<Down<'w>> {
+fn ways_out<'w>(work: &'w ExpertWork<'_, '_>, (hidden, routed): (&'w [f32], &'w mut [f32])) -> Vec<Down<'w>> {
     let shape = &work.weights.shape;
     let inner = shape.down.cols;
     let mut routed = Cut { left: routed, each: shape.down.rows, at: 0 };

@@ -11,12 +11,13 @@ use std::ops::Range;
 
 use drafthorse_offload::Lease;
 
-use crate::gpu::GpuError;
+use crate::gpu::{GpuError, GpuStats};
 use crate::layers::{DenseFeedForward, Mla, RopeTable, WindowPlan};
 use crate::models::{LoadError, Routed};
 use crate::weights::{DenseStore, Matrix, Vector};
 
 pub use cpu::CpuBackend;
+pub(crate) use cpu::{down_bytes, inner_bytes};
 
 /// Rows of a pass, by what they hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -175,6 +176,11 @@ pub trait Backend: Send {
 
     /// Makes `rows` more positions count, once all blocks have cached them.
     fn commit(&mut self, rows: usize);
+
+    /// Counters of a GPU; `None` on the processor.
+    fn gpu_stats(&self) -> Option<GpuStats> {
+        None
+    }
 
     /// A pass begins, whose rows are rotated by these angles.
     fn begin(&mut self, table: RopeTable);

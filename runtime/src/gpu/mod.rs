@@ -1,5 +1,77 @@
 //! The GPU behind a pass: its memory, its lanes of work, and the kernels that run there.
+//!
+//! Owns the drivers, the kernels (`kernels/*.cuh`), the layout of the device's memory and the backend over them.
+//! Host logic speaks to a [`Driver`], of which there are two: a CUDA card, and an emulated one that runs the same
+//! kernels on the processor and is what tests use. It must not know tokens or files.
 
+mod attend;
+mod backend;
 mod driver;
+mod experts;
+mod lanes;
+mod layout;
+mod queue;
+mod shapes;
+mod staging;
 
+use drafthorse_offload::{ExpertIndex, Policy};
+
+use crate::kernels::Pool;
+
+pub use backend::{GpuBackend, GpuParts};
 pub use driver::{Arg, DeviceInfo, DevicePtr, Driver, Event, GpuError, Grid, KernelId, Lane};
+pub use experts::slot_bytes;
+pub use layout::LayoutPlan;
+
+/// Counters of a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct GpuStats {
+    /// Experts there is room for.
+    pub slots: usize,
+    /// Experts wanted that were on the device.
+    pub hits: u64,
+    /// Experts wanted that were not.
+    pub misses: u64,
+    /// Experts that lost their slot to another.
+    pub evicted: u64,
+    /// Experts copied in.
+    pub uploads: u64,
+    /// Their bytes.
+    pub upload_bytes: u64,
+    /// Seconds the copies took.
+    pub upload_s: f64,
+    /// Seconds in which the host waited for copies.
+    pub upload_wait_s: f64,
+    /// Experts computed on the host's threads instead.
+    pub host_experts: u64,
+    /// Seconds that took.
+    pub host_s: f64,
+}
+
+/// How experts are kept on a device.
+pub struct ExpertsPlan {
+    /// The model's experts.
+    pub index: ExpertIndex,
+    /// Room for how many.
+    pub slots: usize,
+    /// Bytes of a slot, see [`slot_bytes`].
+    pub slot_bytes: u64,
+    /// Decides who makes room.
+    pub policy: Box<dyn Policy>,
+    /// Experts that a row wants in a layer.
+    pub used: u32,
+    /// Threads that compute experts which are not on the device; `None`: all are copied in.
+    pub pool: Option<Pool>,
+}
+
+// To be replaced by what the kernels' files say.
+const MATMUL_COLUMNS: u32 = 16;
+const MATMUL_THREADS: u32 = 128;
+const QUANTIZE_THREADS: u32 = 256;
+const SCORE_THREADS: u32 = 256;
+const VALUE_THREADS: u32 = 128;
+const VALUES_PER_BLOCK: u32 = 128;
+
+fn tables() -> Vec<u8> {
+    Vec::new()
+}

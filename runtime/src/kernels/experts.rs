@@ -161,7 +161,8 @@ mod tests {
     use super::*;
     use crate::kernels::Format;
     use crate::kernels::cpu::tests::{noise, random_weights};
-    use crate::layers::{FeedForward, LoadedFeedForward, feed_forward};
+    use crate::kernels::{matmul, matmul_group};
+    use crate::layers::{FeedForward, LoadedFeedForward};
 
     const WIDTH: usize = 512;
     const INNER: usize = 256;
@@ -192,9 +193,13 @@ mod tests {
             let mut pool = Pool::new(1, "test").unwrap();
             let row = |row: u32| &x[row as usize * WIDTH..(row as usize + 1) * WIDTH];
             let mut one = |expert, m| {
-                let mut out = vec![0f32; WIDTH];
-                let buffers = (&mut Vec::new(), &mut Vec::new());
-                feed_forward(&mut pool, self.expert(expert), &Input::new(row(m), WIDTH), buffers, &mut out);
+                let FeedForward { gate, up, down, .. } = self.expert(expert);
+                let x = Input::new(row(m), WIDTH);
+                let (mut hidden, mut ups, mut out) =
+                    (vec![0f32; INNER], vec![0f32; INNER], vec![0f32; WIDTH]);
+                matmul_group(&mut pool, &x, &mut [(gate, &mut hidden), (up, &mut ups)]);
+                silu_mul(&mut hidden, &ups);
+                matmul(&mut pool, down, &Input::new(&hidden, INNER), &mut out);
                 out
             };
             rows.iter().enumerate().map(|(e, rows)| rows.iter().flat_map(|m| one(e, *m)).collect()).collect()

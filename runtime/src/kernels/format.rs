@@ -17,6 +17,15 @@ macro_rules! formats {
 
         const FORMATS: &[(BlockType, Format, Side)] =
             &[$((BlockType::$block_type, Format::$format, Side::$side),)*];
+
+        impl Format {
+            /// As its variant is called.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Format::$format => stringify!($format),)*
+                }
+            }
+        }
     };
 }
 
@@ -71,9 +80,12 @@ formats! {
 
 /// What a format's dot product multiplies with: the activation row as it is, or quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
+pub enum Side {
+    /// As it is.
     Float,
+    /// In 8 bits, with a scale for every 32.
     X32,
+    /// In 8 bits, with a scale for every 256.
     X256,
 }
 
@@ -103,7 +115,8 @@ impl Format {
         self.entry().0
     }
 
-    pub(super) fn side(self) -> Side {
+    /// What it multiplies with.
+    pub fn side(self) -> Side {
         self.entry().2
     }
 

@@ -22,7 +22,7 @@ pub use attend::{AttendSpace, KvView, QUERIES_MAX};
 pub use cpu::Isa;
 pub use cpu::activations::quantized_bytes;
 pub use experts::{Down, GateUp, down_experts, gate_up_experts};
-pub use format::{Format, is_supported, supported_names};
+pub use format::{Format, Side, is_supported, supported_names};
 pub use kv_rows::{KV_BLOCK, KvRows, RowLayout};
 pub use matmul::{Input, MatrixRef, matmul, matmul_group, matmul_serial};
 pub use pool::{Pool, SharedOut};

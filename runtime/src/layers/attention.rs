@@ -130,8 +130,7 @@ impl Mla {
             Rotation { reg: Reg::Q, rows, heads, len: nope + self.rope_dim, offset: nope, norm: None };
         ops.rotate(queries);
         let start = pass.start;
-        let at =
-            AttendRows { block, start, rows, heads, kv_heads: 1, key_dim: row_len, value_dim: kv_lora };
+        let at = AttendRows { block, start, rows, heads, kv_heads: 1, key_dim: row_len, value_dim: kv_lora };
         ops.cache_latent(&at);
         ops.attend_latent(self, &at);
         ops.matmul(Reg::Heads, rows, &[(&self.output, Reg::Branch)]);

@@ -110,11 +110,7 @@ impl MoeLayer<'_, '_> {
     ///
     /// # Errors
     /// An expert that could not be read, a GPU that failed.
-    pub fn forward(
-        mut self,
-        pass: &mut Pass<'_>,
-        sink: Option<&mut dyn RouteSink>,
-    ) -> Result<(), MoeError> {
+    pub fn forward(mut self, pass: &mut Pass<'_>, sink: Option<&mut dyn RouteSink>) -> Result<(), MoeError> {
         let mut routes = choose((self.spec, self.weights), pass, Reg::Normed)?;
         let layer = self.weights.layer;
         let mut plan = WindowPlan::new(&routes, (self.spec.experts, self.spec.used));
@@ -171,8 +167,9 @@ fn missing(
     layer: u32,
     plan: &WindowPlan,
 ) -> impl Iterator<Item = usize> {
-    let is_missing =
-        move |expert: &&u32| !ops.holds(layer, **expert) && !cache.holds(ExpertId { layer, expert: **expert });
+    let is_missing = move |expert: &&u32| {
+        !ops.holds(layer, **expert) && !cache.holds(ExpertId { layer, expert: **expert })
+    };
     // Places of an expert are filled row by row, so the first is the earliest row's.
     plan.experts.iter().filter(is_missing).map(move |expert| plan.rows[plan.places(*expert).start] as usize)
 }

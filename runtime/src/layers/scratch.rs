@@ -174,21 +174,27 @@ impl<'a> ScratchPlan<'a> {
         ((per_row * self.rows + ahead + attention) * size_of::<f32>() + quantized) as u64
     }
 
-    /// Values that a register holds at most.
-    pub fn values(&self, reg: Reg) -> usize {
+    /// Rows and their width that a register holds at most.
+    pub fn shape(&self, reg: Reg) -> (usize, usize) {
         let rows = self.rows;
         match reg {
-            Reg::Residual | Reg::Normed | Reg::Branch => rows * self.width,
-            Reg::QLow => rows * self.q_low,
-            Reg::Q => rows * self.q,
-            Reg::K => rows * self.k,
-            Reg::V => rows * self.v,
-            Reg::Heads => rows * self.heads,
-            Reg::Ahead => self.ahead * self.width,
-            Reg::Gate | Reg::Up => rows * self.inner,
-            Reg::Hidden => rows * self.used * self.expert_inner,
-            Reg::Routed => rows * self.used * self.width,
+            Reg::Residual | Reg::Normed | Reg::Branch => (rows, self.width),
+            Reg::QLow => (rows, self.q_low),
+            Reg::Q => (rows, self.q),
+            Reg::K => (rows, self.k),
+            Reg::V => (rows, self.v),
+            Reg::Heads => (rows, self.heads),
+            Reg::Ahead => (self.ahead, self.width),
+            Reg::Gate | Reg::Up => (rows, self.inner),
+            Reg::Hidden => (rows * self.used, self.expert_inner),
+            Reg::Routed => (rows * self.used, self.width),
         }
+    }
+
+    /// Values that a register holds at most.
+    pub fn values(&self, reg: Reg) -> usize {
+        let (rows, width) = self.shape(reg);
+        rows * width
     }
 
     /// Reserves everything now, so that the plan is what is used.

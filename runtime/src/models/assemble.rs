@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::gguf::{Gguf, TensorInfo};
+use crate::kernels::Format;
 use crate::kv::{KvShape, KvType, WidthError};
 use crate::layers::{Attention, DenseFeedForward, ExpertShape, FeedForward, Gqa, Mla, MlaQuery};
 use crate::weights::{DenseStore, Matrix, Vector};
@@ -146,6 +147,12 @@ impl Blueprint {
     /// The type does not hold rows of this model's widths.
     pub fn kv_shape(&self, kv_type: KvType) -> Result<KvShape, WidthError> {
         self.spec.kv_shape(kv_type)
+    }
+
+    /// Formats of the routed experts' matrices.
+    pub fn expert_formats(&self) -> impl Iterator<Item = Format> + '_ {
+        let shapes = self.experts.iter().flat_map(|layers| &layers.shapes);
+        shapes.flat_map(|shape| [shape.gate.format, shape.up.format, shape.down.format])
     }
 
     /// Widest feed-forward row of any layer.

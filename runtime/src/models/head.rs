@@ -251,7 +251,8 @@ impl Head {
     }
 
     fn check(&self, tokens: &[TokenId]) -> Result<(), PassError> {
-        let (vocab, len, context_len) = (self.blueprint.spec.vocab, self.backend.kv.len(), self.backend.kv.context_len());
+        let (vocab, len, context_len) =
+            (self.blueprint.spec.vocab, self.backend.kv.len(), self.backend.kv.context_len());
         if let Some(token) = tokens.iter().find(|token| **token as usize >= vocab) {
             return Err(PassError::Token { token: *token, vocab });
         }

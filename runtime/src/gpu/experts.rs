@@ -1,0 +1,445 @@
+//! Routed experts on the device: a slab of slots, and what becomes of an expert that is in none of them.
+//!
+//! Owns the slab, the choice between copying an expert in and computing it where it is (ALGORITHMS.md H.8), and
+//! the order of copies and kernels. A slot may be overwritten at once when a window begins, since its routing was
+//! read from the compute lane behind everything before it; within a window only behind an event. It must not know
+//! how experts got into the host's memory.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::time::Instant;
+
+use drafthorse_offload::{ExpertId, Tier};
+
+use super::backend::{Activations, GpuBackend, row_bytes};
+use super::driver::{Arg, DevicePtr, Driver, Event, GpuError, Lane};
+use super::lanes::{Choice, Rates};
+use super::queue::Job;
+use super::staging::bytes_of;
+use super::{ExpertsPlan, GpuStats};
+use crate::backend::{Backend as _, ExpertWork, Reg, down_bytes, inner_bytes};
+use crate::kernels::{Down, GateUp, Input, Pool, Side, down_experts, gate_up_experts};
+use crate::layers::{DenseFeedForward, ExpertShape, PartShape, WindowPlan};
+
+/// Alignment of an expert's parts in its slot.
+const ALIGN: u64 = 256;
+/// Experts of a window that are copied in for later at most.
+const PROMOTED_MAX: usize = 2;
+/// Experts that are copied in before the kernels of the first of them are queued.
+const GROUP: usize = 4;
+
+/// Bytes of a slot that holds any of `shapes`.
+pub fn slot_bytes<'a>(shapes: impl Iterator<Item = &'a ExpertShape>) -> u64 {
+    shapes.map(|shape| offsets(shape)[2] + shape.down.bytes().next_multiple_of(ALIGN)).max().unwrap_or(0)
+}
+
+/// Where gate, up and down begin in a slot.
+fn offsets(shape: &ExpertShape) -> [u64; 3] {
+    let up = shape.gate.bytes().next_multiple_of(ALIGN);
+    [0, up, up + shape.up.bytes().next_multiple_of(ALIGN)]
+}
+
+/// Experts in the device's memory.
+pub struct Experts {
+    tier: Tier,
+    slab: DevicePtr,
+    slot_bytes: u64,
+    /// Slots that kernels of the present window read or will read.
+    used: BTreeSet<usize>,
+    /// Behind the last copy that was queued; `None` once it has been waited for.
+    copied: Option<Event>,
+    /// Before the first copy since the last wait, and the bytes copied since.
+    began: Option<Event>,
+    copying_bytes: u64,
+    pool: Option<Pool>,
+    rates: Rates,
+    stats: GpuStats,
+    hidden: Vec<f32>,
+    out: Vec<f32>,
+    normed: Vec<f32>,
+}
+
+impl Experts {
+    /// Allocates the slab.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn new(driver: &mut dyn Driver, plan: ExpertsPlan) -> Result<Experts, GpuError> {
+        let ExpertsPlan { index, slots, slot_bytes, policy, used, pool } = plan;
+        let slab = driver.alloc("experts", slots as u64 * slot_bytes)?;
+        Ok(Experts {
+            tier: Tier::new(index, slots, policy, used),
+            slab,
+            slot_bytes,
+            used: BTreeSet::new(),
+            copied: None,
+            began: None,
+            copying_bytes: 0,
+            pool,
+            rates: Rates::new(),
+            stats: GpuStats { slots, ..GpuStats::default() },
+            hidden: Vec::new(),
+            out: Vec::new(),
+            normed: Vec::new(),
+        })
+    }
+
+    /// Whether the expert is in the slab.
+    pub fn holds(&self, layer: u32, expert: u32) -> bool {
+        self.tier.slot(ExpertId { layer, expert }).is_some()
+    }
+
+    /// Begins a window; returns those of `experts` that are in the slab.
+    pub fn claim(&mut self, layer: u32, experts: &[u32], counts: &[u32]) -> Vec<u32> {
+        self.used.clear();
+        self.tier.begin(layer, experts, counts)
+    }
+
+    /// Counters so far.
+    pub fn stats(&self) -> GpuStats {
+        let tier = self.tier.stats();
+        GpuStats { hits: tier.hits, misses: tier.misses, evicted: tier.evicted, ..self.stats }
+    }
+
+    fn slot_at(&self, slot: usize) -> DevicePtr {
+        self.slab + slot as u64 * self.slot_bytes
+    }
+
+    /// A slot for an expert, in which kernels queued so far may still be reading if it says so.
+    fn admit(&mut self, id: ExpertId) -> Option<(usize, bool)> {
+        let slot = self.tier.admit(id).ok().flatten()?;
+        Some((slot, !self.used.insert(slot)))
+    }
+}
+
+impl GpuBackend {
+    /// Computes what is due of a window.
+    pub(super) fn compute_experts(&mut self, work: &ExpertWork<'_, '_>) {
+        let Some(mut own) = self.experts.take() else { return };
+        let (here, moved) = self.choose_lanes(&mut own, work);
+        if let Some(shared) = work.shared {
+            self.shared_expert(shared, work.rows);
+        }
+        if !work.claimed.is_empty() || !moved.is_empty() {
+            let rows = self.stage(bytes_of(&work.plan.rows));
+            self.run_experts(&own, work, (work.claimed, rows));
+            for group in moved.chunks(GROUP) {
+                self.copy_in(&mut own, work, (group, rows));
+            }
+        }
+        self.promote(&mut own, work, &here);
+        self.compute_here(&mut own, work, &here);
+        self.experts = Some(own);
+    }
+
+    /// Blocks until the bytes of copies queued so far have been read.
+    pub(super) fn settle_copies(&mut self) -> Result<(), GpuError> {
+        self.queue.check()?;
+        let Some(own) = self.experts.as_mut().filter(|own| own.copying_bytes > 0) else { return Ok(()) };
+        let bytes = std::mem::take(&mut own.copying_bytes);
+        let waited = Instant::now();
+        let driver = self.queue.driver();
+        let copied = driver.record(Lane::Copy, own.copied)?;
+        driver.wait(copied)?;
+        own.copied = Some(copied);
+        own.stats.upload_wait_s += waited.elapsed().as_secs_f64();
+        if let Some(began) = own.began {
+            let seconds = driver.seconds_between(began, copied)?;
+            own.rates.learn_link(bytes as f64, seconds);
+            own.stats.upload_s += seconds;
+        }
+        Ok(())
+    }
+
+    /// Which whole experts are computed here on the host, and which are copied in. The rows that the former need
+    /// are fetched before anything else is queued.
+    fn choose_lanes(&mut self, own: &mut Experts, work: &ExpertWork<'_, '_>) -> (Vec<u32>, Vec<u32>) {
+        if work.down.is_empty() || own.pool.is_none() {
+            return (Vec::new(), work.down.to_vec());
+        }
+        let choices = own.rates.choose(work.weights.shape.bytes() as f64, &work.plan.counts(work.down));
+        let mut here = Vec::new();
+        let mut moved = Vec::new();
+        for (expert, choice) in work.down.iter().zip(choices) {
+            if choice == Choice::Host { here.push(*expert) } else { moved.push(*expert) }
+        }
+        if !here.is_empty() {
+            let len = work.rows * work.weights.router.cols;
+            match self.values(Reg::Normed, 0..len) {
+                Ok(normed) => {
+                    own.normed.clear();
+                    own.normed.extend_from_slice(normed);
+                }
+                Err(error) => self.queue.run(|_| Err::<(), _>(error)),
+            }
+            own.normed.resize(len, 0.0);
+        }
+        (here, moved)
+    }
+
+    /// Copies a few of the experts that the host is about to compute into slots, for later, where others there are
+    /// less likely to be wanted: the link would be idle.
+    fn promote(&mut self, own: &mut Experts, work: &ExpertWork<'_, '_>, experts: &[u32]) {
+        let layer = work.weights.layer;
+        for &expert in experts.iter().take(PROMOTED_MAX) {
+            let id = ExpertId { layer, expert };
+            if !own.tier.is_worth_admitting(id) {
+                continue;
+            }
+            let Some((slot, is_in_use)) = own.admit(id) else { return };
+            self.copies_after_kernels(is_in_use);
+            self.upload_expert(own, work, (expert, slot));
+        }
+    }
+
+    /// Orders copies behind all kernels queued so far, where it matters.
+    fn copies_after_kernels(&mut self, matters: bool) {
+        if matters {
+            self.queue.run(|driver| {
+                let event = driver.record(Lane::Compute, None)?;
+                driver.order(Lane::Copy, event)
+            });
+        }
+    }
+
+    /// The shared expert: `Normed` to `Branch`.
+    fn shared_expert(&mut self, shared: &DenseFeedForward, rows: usize) {
+        let [gate, up, branch] = [Reg::Gate, Reg::Up, Reg::Branch].map(|reg| self.at(reg, 0));
+        let matrix = |m: &crate::weights::Matrix| (m.format, self.layout.matrices[m.id()], m.rows);
+        let (g, u, d) = (matrix(&shared.gate), matrix(&shared.up), matrix(&shared.down));
+        self.products((Reg::Normed, rows), &[(g.0, g.1, g.2, gate), (u.0, u.1, u.2, up)], shared.gate.cols);
+        self.touch(Reg::Gate);
+        self.touch(Reg::Up);
+        let len = rows * shared.gate.rows;
+        self.queue.over("silu_mul", len, &[Arg::Ptr(gate), Arg::Ptr(up), Arg::U32(len as u32)]);
+        self.products((Reg::Gate, rows), &[(d.0, d.1, d.2, branch)], shared.down.cols);
+        self.touch(Reg::Branch);
+    }
+
+    /// Brings experts into slots and queues their kernels behind the copies.
+    fn copy_in(&mut self, own: &mut Experts, work: &ExpertWork<'_, '_>, (group, rows): (&[u32], DevicePtr)) {
+        let layer = work.weights.layer;
+        let mut begun = Vec::with_capacity(group.len());
+        for &expert in group {
+            let id = ExpertId { layer, expert };
+            let mut slot = own.admit(id);
+            if slot.is_none() {
+                // The window is wider than the slab: what has been computed makes room.
+                self.run_copied(own, work, (&begun, rows));
+                begun.drain(..).for_each(|expert| own.tier.release(ExpertId { layer, expert }));
+                work.claimed.iter().for_each(|expert| own.tier.release(ExpertId { layer, expert: *expert }));
+                slot = own.admit(id);
+            }
+            let Some((slot, is_in_use)) = slot else {
+                self.queue.run(|_| Err::<(), _>(GpuError::Memory { what: "experts", bytes: own.slot_bytes }));
+                return;
+            };
+            self.copies_after_kernels(is_in_use);
+            self.upload_expert(own, work, (expert, slot));
+            begun.push(expert);
+        }
+        self.run_copied(own, work, (&begun, rows));
+        begun.into_iter().for_each(|expert| own.tier.release(ExpertId { layer, expert }));
+    }
+
+    fn upload_expert(&mut self, own: &mut Experts, work: &ExpertWork<'_, '_>, (expert, slot): (u32, usize)) {
+        let [gate, up] = inner_bytes(work.lease, expert);
+        let down = down_bytes(work.lease, expert);
+        let at = own.slot_at(slot);
+        if own.copying_bytes == 0 {
+            let last = own.began;
+            own.began = self.queue.run(|driver| driver.record(Lane::Copy, last).map(Some));
+        }
+        for (bytes, offset) in [gate, up, down].into_iter().zip(offsets(&work.weights.shape)) {
+            // SAFETY: the lease holds the bytes until `settle` has waited for the copy; the slot has room for them,
+            // and nothing queued before reads it (see `admit`).
+            self.queue
+                .run(|driver| unsafe { driver.upload(Lane::Copy, at + offset, bytes.as_ptr(), bytes.len()) });
+            own.stats.upload_bytes += bytes.len() as u64;
+            own.copying_bytes += bytes.len() as u64;
+        }
+        own.stats.uploads += 1;
+    }
+
+    /// Queues the kernels of experts whose copies are queued.
+    fn run_copied(&mut self, own: &mut Experts, work: &ExpertWork<'_, '_>, experts: (&[u32], DevicePtr)) {
+        if experts.0.is_empty() {
+            return;
+        }
+        self.queue.compute_after_copies(&mut own.copied);
+        self.run_experts(own, work, experts);
+    }
+
+    /// Queues the kernels of experts that are in slots; `rows` is the window's row list on the device.
+    fn run_experts(
+        &mut self,
+        own: &Experts,
+        work: &ExpertWork<'_, '_>,
+        (experts, rows): (&[u32], DevicePtr),
+    ) {
+        if experts.is_empty() {
+            return;
+        }
+        let (plan, shape) = (work.plan, &work.weights.shape);
+        let layer = work.weights.layer;
+        let slot =
+            |expert: u32| own.tier.slot(ExpertId { layer, expert }).expect("invariant: it was admitted");
+        let at: Vec<(u32, DevicePtr)> = experts.iter().map(|e| (*e, own.slot_at(slot(*e)))).collect();
+        let [_, up, down] = offsets(shape);
+        let (hidden, hidden_up) = (self.at(Reg::Hidden, 0), self.layout.hidden_up.at);
+        let ways_in = [(shape.gate, 0, hidden), (shape.up, up, hidden_up)];
+        self.products_of(ways_in, &at, plan, (rows, work.rows));
+        let inner = shape.gate.rows;
+        let runs = runs(plan, experts);
+        for run in &runs {
+            let [gate, up] = [hidden, hidden_up].map(|at| at + (run.start * inner * size_of::<f32>()) as u64);
+            let len = run.len() * inner;
+            self.queue.over("silu_mul", len, &[Arg::Ptr(gate), Arg::Ptr(up), Arg::U32(len as u32)]);
+        }
+        self.products_out((shape.down, down), &at, plan, &runs);
+    }
+
+    /// Gate and up of experts, each on its rows of `Normed`.
+    fn products_of(
+        &mut self,
+        parts: [(PartShape, u64, DevicePtr); 2],
+        at: &[(u32, DevicePtr)],
+        plan: &WindowPlan,
+        (list, rows): (DevicePtr, usize),
+    ) {
+        let jobs_of = |(part, offset, out): (PartShape, u64, DevicePtr), x: Activations| {
+            let job = move |(expert, slot): &(u32, DevicePtr)| {
+                let places = plan.places(*expert);
+                Job {
+                    w: slot + offset,
+                    x: x.at,
+                    rows: list + (places.start * size_of::<u32>()) as u64,
+                    out: out + (places.start * part.rows * size_of::<f32>()) as u64,
+                    n: part.rows as u32,
+                    count: places.len() as u32,
+                    x_first: 0,
+                    x_step: 0,
+                    x_stride: x.stride_bytes as u32,
+                    out_stride: part.rows as u32,
+                }
+            };
+            at.iter().map(job).collect::<Vec<_>>()
+        };
+        let [gate, up] = parts;
+        let x = self.activations(Reg::Normed, gate.0.format.side(), rows, gate.0.cols);
+        let mut jobs = jobs_of(gate, x);
+        if gate.0.format != up.0.format {
+            // Another layout of the same rows may take this one's place: its products are queued first.
+            self.queue.matmul(gate.0.format, gate.0.cols, &jobs);
+            jobs.clear();
+        }
+        let x = self.activations(Reg::Normed, up.0.format.side(), rows, up.0.cols);
+        jobs.extend(jobs_of(up, x));
+        self.queue.matmul(up.0.format, up.0.cols, &jobs);
+    }
+
+    /// Down of experts: from `Hidden` to `Routed`, by place.
+    fn products_out(
+        &mut self,
+        (part, offset): (PartShape, u64),
+        at: &[(u32, DevicePtr)],
+        plan: &WindowPlan,
+        runs: &[Range<usize>],
+    ) {
+        self.touch(Reg::Hidden);
+        let (hidden, routed) = (self.at(Reg::Hidden, 0), self.at(Reg::Routed, 0));
+        let side = part.format.side();
+        let (x, stride) = match side {
+            Side::Float => (hidden, part.cols * size_of::<f32>()),
+            _ => (self.layout.quantized[&Reg::Hidden].at, row_bytes(part.cols)),
+        };
+        if side != Side::Float {
+            let to = self.layout.quantized[&Reg::Hidden];
+            for run in runs {
+                let from = hidden + (run.start * part.cols * size_of::<f32>()) as u64;
+                self.quantize(from, (to, run.start), side, (run.len(), part.cols, part.cols));
+            }
+        }
+        let jobs: Vec<Job> = at
+            .iter()
+            .map(|(expert, slot)| {
+                let places = plan.places(*expert);
+                Job {
+                    w: slot + offset,
+                    x,
+                    rows: 0,
+                    out: routed + (places.start * part.rows * size_of::<f32>()) as u64,
+                    n: part.rows as u32,
+                    count: places.len() as u32,
+                    x_first: places.start as u32,
+                    x_step: 1,
+                    x_stride: stride as u32,
+                    out_stride: part.rows as u32,
+                }
+            })
+            .collect();
+        self.queue.matmul(part.format, part.cols, &jobs);
+    }
+
+    /// Computes experts on the host's threads while the device works, and uploads what they give.
+    fn compute_here(&mut self, own: &mut Experts, work: &ExpertWork<'_, '_>, experts: &[u32]) {
+        let (false, Some(mut pool)) = (experts.is_empty(), own.pool.take()) else { return };
+        let began = Instant::now();
+        let (plan, shape) = (work.plan, &work.weights.shape);
+        let width = work.weights.router.cols;
+        let x = Input::new(&own.normed[..work.rows * width], width);
+        let places: usize = experts.iter().map(|expert| plan.places(*expert).len()).sum();
+        own.hidden.resize(places * shape.gate.rows, 0.0);
+        own.out.resize(places * width, 0.0);
+        let mut left = own.hidden.as_mut_slice();
+        let mut ways_in = Vec::with_capacity(experts.len());
+        for expert in experts {
+            let rows = &plan.rows[plan.places(*expert)];
+            let [gate, up] = inner_bytes(work.lease, *expert);
+            let (hidden, rest) = left.split_at_mut(rows.len() * shape.gate.rows);
+            left = rest;
+            ways_in.push(GateUp { gate: shape.gate.with(gate), up: shape.up.with(up), rows, hidden });
+        }
+        gate_up_experts(&mut pool, &x, &mut ways_in);
+        let (mut hidden, mut left) = (own.hidden.as_slice(), own.out.as_mut_slice());
+        let mut ways_out = Vec::with_capacity(experts.len());
+        for expert in experts {
+            let rows = plan.places(*expert).len();
+            let (own_hidden, rest) = hidden.split_at(rows * shape.gate.rows);
+            hidden = rest;
+            let (out, rest) = left.split_at_mut(rows * width);
+            left = rest;
+            let down = shape.down.with(down_bytes(work.lease, *expert));
+            ways_out.push(Down { down, hidden: own_hidden, out });
+        }
+        down_experts(&mut pool, &mut ways_out);
+        let mut out = own.out.as_slice();
+        for expert in experts {
+            let places = plan.places(*expert);
+            let (own_out, rest) = out.split_at(places.len() * width);
+            out = rest;
+            let to = self.at(Reg::Routed, places.start * width);
+            // SAFETY: the register holds it; pageable memory is copied at the call.
+            self.queue.run(|driver| unsafe {
+                driver.upload(Lane::Compute, to, own_out.as_ptr().cast(), size_of_val(own_out))
+            });
+        }
+        let seconds = began.elapsed().as_secs_f64();
+        own.rates.learn_host(shape.bytes() as f64 * experts.len() as f64, seconds);
+        own.stats.host_experts += experts.len() as u64;
+        own.stats.host_s += seconds;
+        own.pool = Some(pool);
+    }
+}
+
+/// Ranges of places that lie together; `experts` ascend.
+fn runs(plan: &WindowPlan, experts: &[u32]) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for places in experts.iter().map(|expert| plan.places(*expert)) {
+        match runs.last_mut().filter(|last| last.end == places.start) {
+            Some(last) => last.end = places.end,
+            None => runs.push(places),
+        }
+    }
+    runs
+}

@@ -1,0 +1,190 @@
+//! Launches: the driver with its kernels looked up, and the first error kept.
+//!
+//! Owns which kernels there are and how a matrix product is cut into jobs. Queuing never fails for the caller:
+//! after an error nothing more is queued, and whoever waits for results hears of it. It must not know layers.
+
+use std::collections::HashMap;
+
+use super::driver::{Arg, DevicePtr, Driver, Event, GpuError, Grid, KernelId, Lane};
+use super::shapes::{JOB_WORDS, JOBS_MAX, ROW_THREADS};
+use super::{MATMUL_COLUMNS, MATMUL_THREADS};
+use crate::kernels::Format;
+
+/// Activation rows of one block of a matrix kernel.
+const TILE_ROWS: [u32; 4] = [1, 2, 4, 8];
+/// Kernels without a format.
+const NAMES: [&str; 13] = [
+    "quantize_x32",
+    "quantize_x256",
+    "rms_norm",
+    "add_rows",
+    "sum_rows",
+    "add_bias",
+    "silu_mul",
+    "rotate",
+    "store_rows",
+    "mla_query",
+    "attend_scores",
+    "attend_values",
+    "combine",
+];
+
+/// One matrix of a launch and the rows it multiplies.
+#[derive(Clone, Copy, Debug)]
+pub struct Job {
+    /// Weight rows.
+    pub w: DevicePtr,
+    /// Activation rows as the format wants them.
+    pub x: DevicePtr,
+    /// Which of them; null: `x_first + i * x_step`.
+    pub rows: DevicePtr,
+    /// `[count, out_stride]`.
+    pub out: DevicePtr,
+    /// Weight rows.
+    pub n: u32,
+    /// Activation rows.
+    pub count: u32,
+    /// First activation row.
+    pub x_first: u32,
+    /// From one to the next.
+    pub x_step: u32,
+    /// Bytes of an activation row.
+    pub x_stride: u32,
+    /// Values from one row of the result to the next.
+    pub out_stride: u32,
+}
+
+/// The two lanes of a device, with its kernels.
+pub struct Queue {
+    driver: Box<dyn Driver>,
+    kernels: HashMap<&'static str, KernelId>,
+    matmuls: HashMap<(&'static str, u32), KernelId>,
+    tables: DevicePtr,
+    failed: Option<GpuError>,
+}
+
+impl Queue {
+    /// Looks up every kernel, those of `formats` included, and uploads the codebooks.
+    ///
+    /// # Errors
+    /// A kernel that is not there, no memory.
+    pub fn new(mut driver: Box<dyn Driver>, formats: &[Format]) -> Result<Queue, GpuError> {
+        let mut kernels = HashMap::new();
+        for name in NAMES {
+            kernels.insert(name, driver.kernel(name)?);
+        }
+        let mut matmuls = HashMap::new();
+        for format in formats {
+            for rows in TILE_ROWS {
+                let name = format!("matmul_{}_r{rows}", format.name().to_lowercase());
+                matmuls.insert((format.name(), rows), driver.kernel(&name)?);
+            }
+        }
+        let bytes = super::tables();
+        let tables = driver.alloc("codebooks", bytes.len().max(1) as u64)?;
+        // SAFETY: the memory was allocated for them; pageable memory is copied at the call.
+        unsafe { driver.upload(Lane::Compute, tables, bytes.as_ptr(), bytes.len()) }?;
+        let done = driver.record(Lane::Compute, None)?;
+        driver.wait(done)?;
+        Ok(Queue { driver, kernels, matmuls, tables, failed: None })
+    }
+
+    /// The driver, for what is not queued.
+    pub fn driver(&mut self) -> &mut dyn Driver {
+        self.driver.as_mut()
+    }
+
+    /// Does `work` unless something has failed before; keeps its error.
+    pub fn run<T: Default>(&mut self, work: impl FnOnce(&mut dyn Driver) -> Result<T, GpuError>) -> T {
+        if self.failed.is_some() {
+            return T::default();
+        }
+        work(self.driver.as_mut()).unwrap_or_else(|error| {
+            self.failed = Some(error);
+            T::default()
+        })
+    }
+
+    /// The error that stopped the queue.
+    ///
+    /// # Errors
+    /// That one; later calls say that it has failed.
+    pub fn check(&mut self) -> Result<(), GpuError> {
+        let Some(error) = self.failed.take() else { return Ok(()) };
+        self.failed = Some(GpuError::Failed { action: "go on", reason: format!("{error}") });
+        Err(error)
+    }
+
+    /// Blocks until everything in the lane is done.
+    ///
+    /// # Errors
+    /// Of anything queued before.
+    pub fn finish(&mut self, lane: Lane) -> Result<(), GpuError> {
+        self.check()?;
+        let done = self.driver.record(lane, None)?;
+        self.driver.wait(done)
+    }
+
+    /// Orders the compute lane after all copies queued so far.
+    pub fn compute_after_copies(&mut self, reuse: &mut Option<Event>) {
+        let last = *reuse;
+        *reuse = self.run(|driver| {
+            let event = driver.record(Lane::Copy, last)?;
+            driver.order(Lane::Compute, event)?;
+            Ok(Some(event))
+        });
+    }
+
+    /// Queues a kernel over `len` values, one a thread.
+    pub fn over(&mut self, name: &'static str, len: usize, args: &[Arg<'_>]) {
+        let blocks = (len as u32).div_ceil(ROW_THREADS);
+        self.launch(name, ([blocks, 1, 1], ROW_THREADS), args);
+    }
+
+    /// Queues a kernel.
+    pub fn launch(&mut self, name: &'static str, (blocks, threads): ([u32; 3], u32), args: &[Arg<'_>]) {
+        if blocks.contains(&0) {
+            return;
+        }
+        let kernel = self.kernels[name];
+        let grid = Grid { blocks, threads, shared_bytes: 0 };
+        // SAFETY: callers pass what the kernel's signature asks for (checked bit by bit in `kernel_tests`).
+        self.run(|driver| unsafe { driver.launch(kernel, grid, args) });
+    }
+
+    /// Queues products of matrices of one format and input width.
+    pub fn matmul(&mut self, format: Format, cols: usize, jobs: &[Job]) {
+        for jobs in jobs.chunks(JOBS_MAX) {
+            let n = jobs.iter().map(|job| job.n).max().unwrap_or(0);
+            let count = jobs.iter().map(|job| job.count).max().unwrap_or(0);
+            if n == 0 || count == 0 {
+                continue;
+            }
+            let rows = TILE_ROWS.into_iter().find(|rows| *rows >= count).unwrap_or(8);
+            let kernel = self.matmuls[&(format.name(), rows)];
+            let mut words = [0u64; JOBS_MAX * JOB_WORDS];
+            jobs.iter().zip(words.as_chunks_mut().0).for_each(|(job, words)| *words = job.words());
+            let args = [Arg::Struct(&words), Arg::U32(cols as u32), Arg::Ptr(self.tables)];
+            let blocks = [n.div_ceil(MATMUL_COLUMNS), count.div_ceil(rows), jobs.len() as u32];
+            let grid = Grid { blocks, threads: MATMUL_THREADS, shared_bytes: 0 };
+            // SAFETY: as in `launch`; jobs lie in registers and weights of this device.
+            self.run(|driver| unsafe { driver.launch(kernel, grid, &args) });
+        }
+    }
+}
+
+impl Job {
+    /// As the kernels have it.
+    fn words(&self) -> [u64; JOB_WORDS] {
+        let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+        [
+            self.w,
+            self.x,
+            self.rows,
+            self.out,
+            pair(self.n, self.count),
+            pair(self.x_first, self.x_step),
+            pair(self.x_stride, self.out_stride),
+        ]
+    }
+}
