@@ -141,6 +141,11 @@ impl Arena {
         Arena::map(slots, slot_bytes, region_bytes(slots, slot_bytes))
     }
 
+    /// Where it is, and how many bytes it has.
+    pub(crate) fn memory(&self) -> (NonNull<u8>, usize) {
+        (self.mapping.base, self.mapping.bytes)
+    }
+
     /// The next `len` bytes (rounded up to whole pages), or `None` when the arena is used up.
     pub fn take(&mut self, len: usize) -> Option<AlignedBuf> {
         let len = round_up(len).ok()?;

@@ -4,6 +4,7 @@
 //! any down), the ring that predictions live in, and the counters. It must not know how victims are
 //! chosen or how bytes are read.
 
+use std::ptr::NonNull;
 use std::time::Instant;
 
 use crate::ExpertId;
@@ -201,6 +202,11 @@ impl ExpertCache {
     /// Whether the expert's bytes are in memory, or on their way.
     pub fn holds(&self, id: ExpertId) -> bool {
         self.index.flat(id).is_some_and(|flat| self.slots.find(flat).is_some())
+    }
+
+    /// All memory that experts are kept in, for whoever wants to tell a device of it.
+    pub fn memory(&self) -> (NonNull<u8>, usize) {
+        self.slots.memory()
     }
 
     /// Where the experts lie.

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::ptr::NonNull;
 
 use crate::ExpertId;
 use crate::buf::{AlignedBuf, Arena};
@@ -22,7 +23,14 @@ pub(crate) struct SlotTable {
     main: usize,           // slots that count against the policy: loading or resident, not on probation
     resident: usize,
     lease: u64, // slots stamped with this number are pinned
+    memory: ArenaMemory,
 }
+
+/// Where the arena is. It is never followed here.
+struct ArenaMemory((NonNull<u8>, usize));
+
+// SAFETY: an address that is only handed on may be handed on by any thread.
+unsafe impl Send for ArenaMemory {}
 
 struct Slot {
     state: State,
@@ -73,6 +81,7 @@ impl SlotTable {
     pub(crate) fn new(index: &ExpertIndex, slots: usize, threads: usize) -> Result<SlotTable, OffloadError> {
         let mut arena = Arena::new(slots, index.slot_bytes())?;
         arena.populate(threads);
+        let memory = ArenaMemory(arena.memory());
         let mut part = |len| {
             let buf = arena.take(len).expect("invariant: the arena holds slots * slot_bytes");
             Part { buf: Some(buf), data: 0..0, is_ready: false }
@@ -91,9 +100,15 @@ impl SlotTable {
             ring: VecDeque::new(),
             main: 0,
             resident: 0,
+            memory,
             lease: 1, // 0 is the stamp of a slot nobody holds
             slots,
         })
+    }
+
+    /// The arena: all slots, one after another.
+    pub(crate) fn memory(&self) -> (NonNull<u8>, usize) {
+        self.memory.0
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -66,6 +66,17 @@ pub struct ExpertGroups {
     pub groups_used: usize,
 }
 
+/// The GPU a target is computed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GpuOptions {
+    /// Registry name of the device.
+    pub device: &'static str,
+    /// Hard limit of its memory. None: most of what is free on it.
+    pub vram_bytes: Option<u64>,
+    /// Whether experts that are not on it may be computed by the processor meanwhile.
+    pub hybrid: bool,
+}
+
 /// Everything [`crate::engine::Engine::open`] needs. Range-checked by the configuration before.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EngineOptions {
@@ -77,6 +88,8 @@ pub struct EngineOptions {
     pub memory_bytes: Option<u64>,
     /// Share of the memory that is free at start, used when `memory_bytes` is None; 0 to 1.
     pub memory_share: f64,
+    /// The GPU that computes the target; None: the processor does.
+    pub gpu: Option<GpuOptions>,
     /// Positions the KV cache holds; 0: the smaller of 4096 and what the target was trained for.
     pub context_len: usize,
     /// What cached keys and values are rounded to, in target and draft.
@@ -200,6 +213,8 @@ pub struct Generation {
     pub offload: Offload,
     /// What was planned, and what was used.
     pub memory: Memory,
+    /// What the GPU did; None without one.
+    pub gpu: Option<GpuReport>,
 }
 
 /// Seconds and tokens per second. Rates are 0 where nothing was measured.
@@ -313,6 +328,35 @@ pub struct DecodeOffload {
     pub prefetch_bytes: u64,
     /// Bytes of experts read ahead that were then used.
     pub prefetch_used_bytes: u64,
+}
+
+/// The GPU's side of a generation.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct GpuReport {
+    /// As its maker names it.
+    pub name: String,
+    /// The limit of its memory.
+    pub vram_bytes: u64,
+    /// What its plan adds up to.
+    pub planned_bytes: u64,
+    /// Experts it has room for.
+    pub slots: u64,
+    /// Expert uses found on it.
+    pub hits: u64,
+    /// Expert uses that were not.
+    pub misses: u64,
+    /// Experts copied to it.
+    pub uploads: u64,
+    /// Their bytes.
+    pub upload_bytes: u64,
+    /// Seconds the copies took.
+    pub upload_s: f64,
+    /// Seconds in which the host waited for them.
+    pub upload_wait_s: f64,
+    /// Experts computed by the processor instead.
+    pub host_experts: u64,
+    /// Seconds that took.
+    pub host_s: f64,
 }
 
 /// Memory of the whole process.

@@ -48,6 +48,8 @@ pub struct Engine {
     lengths: Lengths,
     tokenizer: Option<Tokenizer>,
     plan: MemoryPlan,
+    /// The GPU's name and memory.
+    gpu: Option<(String, MemoryPlan)>,
     routes: Routes,
     stats: Option<StatsFile>,
     read_ahead: ReadAhead,
@@ -98,8 +100,10 @@ impl Engine {
         let config = ControllerConfig { mode: options.draft_len, draft_len_max: options.draft_len_max };
         config.validate()?;
         let (slots, stats) = (prepared.plan.slots, prepared.stats.as_ref());
-        let mut target =
-            prepared.target.load(CacheChoice { slots, stats, ..CacheChoice::of(options) }, progress)?;
+        let cache = CacheChoice { slots, stats, ..CacheChoice::of(options) };
+        let device = prepared.device;
+        let gpu = device.as_ref().map(|device| (device.name.clone(), device.plan.clone()));
+        let mut target = prepared.target.load(cache, device, progress)?;
         let token_share = prepared.draft.token_share(options, &target);
         let drafter = drafter(options, prepared.draft, &mut target, progress)?;
         let routes = Routes::new(recording, drafter.is_some(), &mut target);
@@ -114,6 +118,7 @@ impl Engine {
             lengths: Lengths::new(config),
             tokenizer: prepared.tokenizer,
             plan: prepared.plan,
+            gpu,
             routes,
             stats: prepared.stats,
             cached: Vec::new(),

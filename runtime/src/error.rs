@@ -78,6 +78,9 @@ pub enum Error {
     /// Experts could not be read or kept.
     #[error(transparent)]
     Offload(#[from] OffloadError),
+    /// The GPU's memory cannot hold what has to be on it.
+    #[error("--vram: {0}")]
+    Vram(BudgetError),
     /// There is no GPU, or it failed.
     #[error(transparent)]
     Gpu(#[from] GpuError),
@@ -156,6 +159,7 @@ impl Error {
             Error::Budget(BudgetError::Slots { .. }) => EXIT_USAGE,
             Error::Budget(_) | Error::Scheduler(SchedulerError::Budget(_)) => EXIT_BUDGET,
             Error::Scheduler(_) | Error::Draft(DraftError::Setting { .. }) => EXIT_USAGE,
+            Error::Vram(_) => EXIT_BUDGET,
             Error::Gpu(GpuError::Unavailable { .. }) => EXIT_USAGE,
             Error::Gpu(GpuError::Memory { .. }) => EXIT_BUDGET,
             Error::Gpu(_) | Error::Offload(_) | Error::Draft(_) | Error::Io { .. } => EXIT_RUNTIME,
@@ -196,6 +200,8 @@ impl From<PassError> for Error {
 fn load_exit_code(error: &LoadError) -> u8 {
     match error {
         LoadError::Override { .. } => EXIT_USAGE,
+        LoadError::Gpu(GpuError::Memory { .. }) => EXIT_BUDGET,
+        LoadError::Gpu(_) => EXIT_RUNTIME,
         LoadError::Allocation { .. } | LoadError::Read { .. } | LoadError::Thread(_) => EXIT_RUNTIME,
         LoadError::Offload(
             OffloadError::Arena { .. } | OffloadError::ReaderStopped { .. } | OffloadError::Thread { .. },

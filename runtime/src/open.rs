@@ -11,13 +11,15 @@ use drafthorse_offload::reader::SimulatedDisk;
 use drafthorse_offload::{OffloadError, PolicyConfig, PolicyKind, Reader, ReaderOptions, open_reader};
 use drafthorse_scheduler::{DraftLen, ElasticMode, MemoryPlan, Needs};
 
-use crate::api::{DraftSource, EngineOptions, Progress};
+use crate::api::{DraftSource, EngineOptions, GpuOptions, Progress};
 use crate::gguf::{Gguf, Strings};
+use crate::gpu::{self, Driver, GpuError, LayoutPlan};
 use crate::heads::OpenedHead;
 use crate::kv::{KvCache, KvShape, KvType};
 use crate::layers::ScratchPlan;
 use crate::models::{
-    Blueprint, ExpertsChoice, LoadError, Model, ModelOptions, ModelSpec, Overrides, Readers, StreamedTable,
+    Blueprint, DeviceChoice, ExpertsChoice, LoadError, Model, ModelOptions, ModelSpec, Overrides, Readers,
+    StreamedTable,
 };
 use crate::stats_file::StatsFile;
 use crate::tokenizer::Tokenizer;
@@ -43,6 +45,8 @@ const PREFILL_CHUNKS: [usize; 5] = [2048, 1024, 512, 256, 128];
 const PREFILL_CHUNK_MIN: usize = 64;
 /// Scratch of an automatic prefill pass may take the budget divided by this.
 const SCRATCH_SHARE: u64 = 24;
+/// Of the GPU memory that is free, all but one part in so many may be used on "auto".
+const VRAM_DIVISOR: u64 = 16;
 /// Metadata keys that make up a vocabulary.
 const TOKENS_KEY: &str = "tokenizer.ggml.tokens";
 const TOKENIZER_KEY: &str = "tokenizer.ggml.model";
@@ -52,6 +56,17 @@ pub struct Opened {
     gguf_files: Vec<std::path::PathBuf>,
     blueprint: Blueprint,
     options: ModelOptions,
+}
+
+/// The GPU that a target is to be computed on, and what fits there.
+pub struct Device {
+    driver: Box<dyn Driver>,
+    /// As its maker names it.
+    pub name: String,
+    layout: LayoutPlan,
+    /// What its memory is planned for.
+    pub plan: MemoryPlan,
+    hybrid: bool,
 }
 
 /// Everything known before weights are read.
@@ -64,6 +79,8 @@ pub struct Prepared {
     pub tokenizer: Option<Tokenizer>,
     /// What fits.
     pub plan: MemoryPlan,
+    /// The GPU, where one is asked for.
+    pub device: Option<Device>,
     /// Rows of one prefill pass.
     pub prefill_chunk: usize,
     /// Where counts are kept between runs.
@@ -168,8 +185,13 @@ impl Opened {
         dense.bytes() + dense.load_bytes() + self.kv_bytes() + self.scratch_bytes(1) + own
     }
 
-    /// Reads the weights; `cache` is what the experts are kept and read with.
-    pub fn load(self, cache: CacheChoice<'_>, progress: &mut dyn Progress) -> Result<Model, Error> {
+    /// Reads the weights; `cache` is what the experts are kept and read with, `device` a GPU to compute on.
+    pub fn load(
+        self,
+        cache: CacheChoice<'_>,
+        device: Option<Device>,
+        progress: &mut dyn Progress,
+    ) -> Result<Model, Error> {
         let CacheChoice { slots, policy, lfu_half_life_rows, reader, io, disk, stats } = cache;
         let open = |name| reader_of(&self.gguf_files, (name, io, disk));
         let embedding = self.blueprint.streamed_embedding.is_some().then(|| open(reader)).transpose()?;
@@ -185,9 +207,19 @@ impl Opened {
                 PolicyConfig { lfu_half_life_rows, warm, ..PolicyConfig::new(&layers.index, slots, used) };
             ExpertsChoice { slots, policy: policy.build(&config), hottest }
         });
+        let device = device.map(|device| {
+            let Device { driver, layout, plan, hybrid, .. } = device;
+            let policy = self.blueprint.experts.as_ref().map(|layers| {
+                let used = self.blueprint.spec.moe.map_or(1, |moe| moe.used as u32);
+                let config = PolicyConfig::new(&layers.index, plan.slots, used);
+                policy.build(&PolicyConfig { lfu_half_life_rows, ..config })
+            });
+            DeviceChoice { driver, layout, slots: plan.slots, policy, hybrid }
+        });
         progress.begin("loading", self.blueprint.dense.bytes());
         let readers = Readers { experts: reader, embedding };
-        let model = Model::load(self.blueprint, self.options, readers, experts, &mut |bytes| {
+        let parts = (experts, device);
+        let model = Model::load(self.blueprint, self.options, readers, parts, &mut |bytes| {
             progress.advance(bytes);
         })?;
         progress.end();
@@ -223,9 +255,47 @@ pub fn prepare(options: &EngineOptions) -> Result<Prepared, Error> {
     let stats = stats.map(|path| StatsFile::new(path, &gguf, (has_experts, options.policy))).transpose()?;
     drop(gguf);
     let plan = fit(options, budget, &mut target, &mut draft)?;
+    let device = options.gpu.map(|gpu| device(gpu, &target)).transpose()?;
+    notices.extend(device.as_ref().map(|device| device_notice(device, &target)));
     notices.extend(memory_notice(&plan));
     notices.extend(cycle_notice(&target.blueprint, &plan));
-    Ok(Prepared { target, draft, tokenizer, plan, prefill_chunk, stats, notices })
+    Ok(Prepared { target, draft, tokenizer, plan, device, prefill_chunk, stats, notices })
+}
+
+/// Opens the GPU and plans its memory: everything dense there, and as many experts as fit beside it.
+fn device(gpu: GpuOptions, target: &Opened) -> Result<Device, Error> {
+    let mut driver = gpu::open(gpu.device)?;
+    let info = driver.info()?;
+    let share = |bytes: u64| bytes / VRAM_DIVISOR * (VRAM_DIVISOR - 1);
+    let budget = gpu.vram_bytes.unwrap_or_else(|| share(info.free_bytes));
+    let layout = LayoutPlan::new(&target.blueprint, &target.options);
+    let shapes = target.blueprint.experts.iter().flat_map(|layers| &layers.shapes);
+    let needs = Needs {
+        process_bytes: 0,
+        dense_bytes: layout.dense_bytes(),
+        kv_bytes: layout.kv_bytes(),
+        scratch_bytes: layout.scratch_bytes(),
+        draft_bytes: 0,
+        slot_bytes: gpu::slot_bytes(shapes),
+        slots_min: target.blueprint.spec.moe.map_or(0, |moe| moe.used),
+        slots_max: target.experts_total(),
+    };
+    let plan = MemoryPlan::fit(&needs, budget, None).map_err(Error::Vram)?;
+    if plan.planned_bytes > info.free_bytes {
+        let (planned, free) = (format_bytes(plan.planned_bytes), format_bytes(info.free_bytes));
+        let reason = format!("{}: {planned} are planned, {free} are free", info.name);
+        return Err(Error::Gpu(GpuError::Unavailable { reason }));
+    }
+    Ok(Device { driver, name: info.name, layout, plan, hybrid: gpu.hybrid })
+}
+
+fn device_notice(device: &Device, target: &Opened) -> String {
+    let planned = format_bytes(device.plan.planned_bytes);
+    let experts = match target.experts_total() {
+        0 => String::new(),
+        total => format!(", {} of {total} experts among it", device.plan.slots),
+    };
+    format!("{}: {planned} of its memory are used{experts}", device.name)
 }
 
 /// What becomes of prediction heads in the target's file.
@@ -402,6 +472,7 @@ fn plan(
         + draft.map_or(0, |draft| draft.options.threads + 1)
         + head.map_or(0, OpenedHead::threads);
     let threads = (threads + io_pools * options.io.threads) as u64;
+    let gpu = options.gpu.map(|_| LayoutPlan::new(&target.blueprint, &target.options));
     let needs = Needs {
         // What the process has needed so far (headers, tokenizer) and what loading needs once.
         process_bytes: host::peak_rss_bytes()
@@ -410,8 +481,9 @@ fn plan(
             + target.policy_bytes(options)
             + target.blueprint.dense.load_bytes(),
         dense_bytes: target.blueprint.dense.bytes(),
-        kv_bytes: target.kv_bytes(),
-        scratch_bytes: target.scratch_bytes(logit_rows(options) as u64),
+        kv_bytes: if gpu.is_some() { 0 } else { target.kv_bytes() },
+        scratch_bytes: target.scratch_bytes(logit_rows(options) as u64)
+            + gpu.as_ref().map_or(0, LayoutPlan::host_bytes),
         draft_bytes: draft.map_or(0, |draft| draft.resident_bytes() + laws_bytes(options, draft))
             + head.map_or(0, |head| head.resident_bytes(&target.blueprint, target.options.rows_max))
             + head.map_or(0, |_| laws_bytes(options, target))

@@ -144,7 +144,8 @@ fn settings_that_cannot_be_used_are_one_line_and_exit_2() {
         (["--top-p", "0"], "--top-p = 0.0: must be above 0, at most 1"),
         (["--draft-len", "99"], "--draft-len = 99: must be 0 to 64"),
         (["-n", "0"], "-n = 0: must be 1 to "),
-        (["--vram", "8GiB"], "this build has no GPU backend"),
+        (["--vram", "8G"], "--vram = \"8G\": "),
+        (["--gpu", "abacus"], "expected one of cuda, emulated"),
         (["--config", "/no/such/file.toml"], "config file /no/such/file.toml: "),
     ] {
         let line = refused(&["run", "m.gguf", "-p", "a", flags[0], flags[1]], 2);

@@ -48,9 +48,12 @@ pub struct EngineArgs {
     /// Hard limit of the whole process's memory, e.g. 16GiB
     #[arg(long, value_name = "SIZE", help_heading = "Engine")]
     pub memory: Option<String>,
-    /// Limit of GPU memory (this build has no GPU backend)
+    /// Compute the target on a GPU, with at most so much of its memory, or auto: most of what is free
     #[arg(long, value_name = "SIZE", help_heading = "Engine")]
     pub vram: Option<String>,
+    /// Which kind of GPU: cuda, or emulated (for tests: its kernels run on the processor)
+    #[arg(long, value_name = "NAME", help_heading = "Engine")]
+    pub gpu: Option<String>,
     /// Positions of the KV cache, or auto
     #[arg(long, value_name = "N", value_parser = auto_or_number, help_heading = "Engine")]
     pub context: Option<Value>,
@@ -337,11 +340,10 @@ fn given(switch: bool) -> Option<bool> {
 }
 
 impl EngineArgs {
-    fn add_to(&self, layer: &mut Layer) -> Result<(), Error> {
-        if self.vram.is_some() {
-            return super::usage("--vram: this build has no GPU backend");
-        }
+    fn add_to(&self, layer: &mut Layer) {
         layer.flag("--memory", ("memory", "budget"), self.memory.clone());
+        layer.flag("--vram", ("gpu", "vram"), self.vram.clone());
+        layer.flag("--gpu", ("gpu", "device"), self.gpu.clone());
         layer.flag("--context", ("model", "context"), self.context.clone());
         layer.flag("--kv-type", ("model", "kv_type"), self.kv_type.clone());
         layer.flag("--threads", ("model", "threads"), self.threads.clone());
@@ -356,7 +358,6 @@ impl EngineArgs {
         layer.flag("--record-trace", ("offload", "record_trace"), self.record_trace.clone());
         layer.flag("--verbose", ("run", "verbose"), given(self.verbose));
         layer.flag("--explain", ("run", "explain"), given(self.explain));
-        Ok(())
     }
 }
 
@@ -395,7 +396,7 @@ impl RunArgs {
         layer.flag("--no-stats", ("run", "stats"), self.no_stats.then_some(false));
         self.sampling.add_to(&mut layer);
         self.draft.add_to(&mut layer);
-        self.engine.add_to(&mut layer)?;
+        self.engine.add_to(&mut layer);
         Ok(Config::load(self.engine.config.as_deref(), &layer)?)
     }
 }
@@ -408,7 +409,7 @@ impl LogitsArgs {
         layer.flag("--json", ("run", "json"), given(self.json));
         // Logits are the target's alone: whatever the settings say, there is nothing to draft.
         layer.flag("logits", ("draft", "source"), Some("none"));
-        self.engine.add_to(&mut layer)?;
+        self.engine.add_to(&mut layer);
         Ok(Config::load(self.engine.config.as_deref(), &layer)?)
     }
 }
@@ -425,7 +426,7 @@ impl BenchArgs {
         // Given ids are decoded as they are: whatever the settings say, there is nothing to draft.
         layer.flag("--ids", ("draft", "source"), self.ids.as_ref().map(|_| "none"));
         self.draft.add_to(&mut layer);
-        self.engine.add_to(&mut layer)?;
+        self.engine.add_to(&mut layer);
         Ok(Config::load(self.engine.config.as_deref(), &layer)?)
     }
 }
@@ -439,7 +440,7 @@ impl TuneArgs {
         layer.flag("--json", ("run", "json"), given(self.json));
         self.sampling.add_to(&mut layer);
         self.draft.add_to(&mut layer);
-        self.engine.add_to(&mut layer)?;
+        self.engine.add_to(&mut layer);
         Ok(layer)
     }
 }
@@ -519,11 +520,14 @@ mod tests {
     }
 
     #[test]
-    fn gpu_memory_is_refused_not_ignored() {
-        let error = run_args(&["m.gguf", "--vram", "8GiB"]).config().unwrap_err();
-        assert_eq!(
-            (error.to_string().as_str(), error.exit_code()),
-            ("--vram: this build has no GPU backend", 2)
-        );
+    fn gpu_memory_asks_for_a_gpu() {
+        let gpu = |words: &[&str]| run_args(words).config().map(|c| c.engine_options().unwrap().gpu);
+        let limited = gpu(&["m.gguf", "--vram", "8GiB"]).unwrap().unwrap();
+        assert_eq!((limited.device, limited.vram_bytes, limited.hybrid), ("cuda", Some(8 << 30), true));
+        assert_eq!(gpu(&["m.gguf", "--vram", "auto"]).unwrap().unwrap().vram_bytes, None);
+        assert_eq!(gpu(&["m.gguf", "--vram", "none"]).unwrap(), None);
+        assert_eq!(gpu(&["m.gguf"]).unwrap(), None);
+        let error = gpu(&["m.gguf", "--vram", "8GiB", "--gpu", "abacus"]).unwrap_err();
+        assert!(error.to_string().contains("expected one of cuda, emulated"), "{error}");
     }
 }

@@ -1,7 +1,9 @@
 //! What a generation cost: the JSON object of `run --json`, and the block under a text.
 
 use drafthorse_draft::TokenId;
-use drafthorse_runtime::api::{Attribution, FinishReason, Generation, Memory, Offload, Speculation, Timings};
+use drafthorse_runtime::api::{
+    Attribution, FinishReason, Generation, GpuReport, Memory, Offload, Speculation, Timings,
+};
 use drafthorse_runtime::telemetry::Snapshot;
 use drafthorse_runtime::units::format_bytes;
 use serde::Serialize;
@@ -19,6 +21,8 @@ pub struct RunReport<'a> {
     speculation: &'a Speculation,
     offload: &'a Offload,
     memory: &'a Memory,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu: Option<&'a GpuReport>,
     /// Everything counted through the `metrics` facade since the start, loading included.
     #[serde(skip_serializing_if = "Option::is_none")]
     metrics: Option<&'a Snapshot>,
@@ -38,6 +42,7 @@ impl<'a> RunReport<'a> {
             speculation: &generation.speculation,
             offload: &generation.offload,
             memory: &generation.memory,
+            gpu: generation.gpu.as_ref(),
             metrics,
         }
     }
@@ -53,6 +58,7 @@ pub fn block(generation: &Generation) -> String {
         lines.push(read_line(offload));
     }
     lines.push(memory_line(&generation.memory));
+    lines.extend(generation.gpu.as_ref().map(gpu_line));
     lines.join("\n")
 }
 
@@ -139,6 +145,22 @@ fn read_line(offload: &Offload) -> String {
     line
 }
 
+fn gpu_line(gpu: &GpuReport) -> String {
+    let GpuReport { name, slots, hits, misses, host_experts, .. } = gpu;
+    let planned = format_bytes(gpu.planned_bytes);
+    let limit = format_bytes(gpu.vram_bytes);
+    let copied = format_bytes(gpu.upload_bytes);
+    let experts = match slots {
+        0 => String::new(),
+        slots => format!(
+            "; {slots} experts there, {hits} uses found, {misses} not: {copied} copied in {:.2} s, {host_experts} \
+             computed by the processor",
+            gpu.upload_s
+        ),
+    };
+    format!("gpu       {name}: {planned} planned of {limit}{experts}")
+}
+
 fn memory_line(memory: &Memory) -> String {
     format!(
         "memory    {} budget, {} planned, {} peak",
@@ -181,6 +203,7 @@ mod tests {
                 ..Offload::default()
             },
             memory: Memory { budget_bytes: 1 << 30, planned_bytes: 1 << 20, peak_rss_bytes: 1 << 10 },
+            gpu: None,
         }
     }
 

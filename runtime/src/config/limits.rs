@@ -22,7 +22,7 @@ const THREADS_MAX: usize = 1024;
 /// # Errors
 /// The limits of the setting that is beyond them, in words.
 pub(super) fn check(config: &Config) -> Result<(), String> {
-    let Config { model, memory, draft, scheduler, offload, sampling, run, bench, tune } = config;
+    let Config { model, memory, gpu: _, draft, scheduler, offload, sampling, run, bench, tune } = config;
     auto_within(model.context, 1..=CONTEXT_MAX)?;
     auto_within(model.prefill_chunk, 1..=8192)?;
     auto_within(model.threads, 1..=THREADS_MAX)?;

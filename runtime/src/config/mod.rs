@@ -19,7 +19,7 @@ use serde::Deserialize;
 pub use draft_choice::DraftChoice;
 pub use error::ConfigError;
 pub use layer::{Layer, Settings};
-pub use value::{Auto, ModelChoice, OptionalPath, ReaderName, SimulateDisk};
+pub use value::{Auto, DeviceName, ModelChoice, OptionalPath, ReaderName, SimulateDisk, Vram};
 
 use crate::kv::KvType;
 use crate::units::ByteSize;
@@ -38,6 +38,8 @@ pub struct Config {
     pub model: ModelSection,
     /// `[memory]`
     pub memory: MemorySection,
+    /// `[gpu]`
+    pub gpu: GpuSection,
     /// `[draft]`
     pub draft: DraftSection,
     /// `[scheduler]`
@@ -75,6 +77,16 @@ pub struct ModelSection {
 pub struct MemorySection {
     pub budget: Auto<ByteSize>,
     pub share: f64,
+}
+
+/// `[gpu]`: where the target is computed.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every key")]
+pub struct GpuSection {
+    pub vram: Vram,
+    pub device: DeviceName,
+    pub hybrid: bool,
 }
 
 /// `[draft]`: who guesses.

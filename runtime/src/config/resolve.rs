@@ -9,8 +9,10 @@ use drafthorse_offload::ReaderOptions;
 use drafthorse_offload::reader::SimulatedDisk;
 use drafthorse_scheduler::DraftLen;
 
-use super::{Auto, Config, ConfigError, DEMO_TOML, DraftChoice, Layer, ModelChoice, Settings};
-use crate::api::{DraftSource, EngineOptions, ExpertGroups, GenerateOptions};
+use super::{
+    Auto, Config, ConfigError, DEMO_TOML, DraftChoice, GpuSection, Layer, ModelChoice, Settings, Vram,
+};
+use crate::api::{DraftSource, EngineOptions, ExpertGroups, GenerateOptions, GpuOptions};
 
 /// The demo pair's target.
 const DEMO_TARGET: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/target.gguf");
@@ -52,12 +54,13 @@ impl Config {
     /// # Errors
     /// [`ConfigError::DemoMissing`] when the demo pair is asked for and is not there.
     pub fn engine_options(&self) -> Result<EngineOptions, ConfigError> {
-        let Config { model, memory, draft, scheduler, offload, .. } = self;
+        let Config { model, memory, gpu, draft, scheduler, offload, .. } = self;
         Ok(EngineOptions {
             model: self.model_path()?,
             draft: draft_source(&draft.source)?,
             memory_bytes: memory.budget.value().map(|size| size.bytes()),
             memory_share: memory.share,
+            gpu: gpu_options(gpu),
             context_len: model.context.value().unwrap_or(0),
             kv_type: model.kv_type,
             prefill_chunk: model.prefill_chunk.value(),
@@ -117,6 +120,15 @@ impl Config {
             _ => None,
         }
     }
+}
+
+fn gpu_options(gpu: &GpuSection) -> Option<GpuOptions> {
+    let vram_bytes = match gpu.vram {
+        Vram::None => return None,
+        Vram::Auto => None,
+        Vram::Limit(size) => Some(size.bytes()),
+    };
+    Some(GpuOptions { device: gpu.device.0, vram_bytes, hybrid: gpu.hybrid })
 }
 
 fn draft_source(choice: &DraftChoice) -> Result<DraftSource, ConfigError> {

@@ -7,6 +7,9 @@ use drafthorse_offload::reader::DiskSpec;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error as _};
 
+use crate::gpu::DEVICES;
+use crate::units::ByteSize;
+
 /// `"auto"`, or a value that replaces the automatic choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Auto<T> {
@@ -81,6 +84,44 @@ impl<'de> Deserialize<'de> for SimulateDisk {
         text.parse()
             .map(|spec| SimulateDisk(Some(spec)))
             .map_err(|e| D::Error::custom(format!("{e}, or none")))
+    }
+}
+
+/// Memory of a GPU: a limit, `"auto"`, or `"none"` for no GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vram {
+    /// No GPU.
+    None,
+    /// Most of what is free on it.
+    Auto,
+    /// At most this.
+    Limit(ByteSize),
+}
+
+impl<'de> Deserialize<'de> for Vram {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        match text.as_str() {
+            "none" | "0" => Ok(Vram::None),
+            "auto" => Ok(Vram::Auto),
+            size => {
+                let size = size.parse().map(Vram::Limit);
+                size.map_err(|error| D::Error::custom(format!("{error}; or \"auto\", or \"none\"")))
+            }
+        }
+    }
+}
+
+/// Which GPU: a name of the registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceName(pub &'static str);
+
+impl<'de> Deserialize<'de> for DeviceName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let known = DEVICES.iter().find(|device| device.name == text).map(|device| DeviceName(device.name));
+        let names: Vec<&str> = DEVICES.iter().map(|device| device.name).collect();
+        known.ok_or_else(|| D::Error::custom(format!("expected one of {}", names.join(", "))))
     }
 }
 

@@ -6,7 +6,7 @@ use drafthorse_offload::CacheStats;
 
 use super::{Engine, Tally};
 use crate::api::{
-    Attribution, DecodeOffload, FinishReason, Generation, Memory, Offload, Speculation, Timings,
+    Attribution, DecodeOffload, FinishReason, Generation, GpuReport, Memory, Offload, Speculation, Timings,
 };
 use crate::host;
 use crate::sequence::Sequence;
@@ -57,8 +57,28 @@ impl Engine {
                 planned_bytes: self.plan.planned_bytes,
                 peak_rss_bytes: host::peak_rss_bytes(),
             },
+            gpu: self.gpu_report(),
             tokens,
         }
+    }
+
+    /// What the GPU has done since the model was loaded.
+    fn gpu_report(&self) -> Option<GpuReport> {
+        let ((name, plan), stats) = self.gpu.as_ref().zip(self.target.gpu_stats())?;
+        Some(GpuReport {
+            name: name.clone(),
+            vram_bytes: plan.budget_bytes,
+            planned_bytes: plan.planned_bytes,
+            slots: stats.slots as u64,
+            hits: stats.hits,
+            misses: stats.misses,
+            uploads: stats.uploads,
+            upload_bytes: stats.upload_bytes,
+            upload_s: stats.upload_s,
+            upload_wait_s: stats.upload_wait_s,
+            host_experts: stats.host_experts,
+            host_s: stats.host_s,
+        })
     }
 
     /// What the cache has done since its counters stood at `before`.

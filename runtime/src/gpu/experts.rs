@@ -91,8 +91,10 @@ impl Experts {
 
     /// Begins a window; returns those of `experts` that are in the slab.
     pub fn claim(&mut self, layer: u32, experts: &[u32], counts: &[u32]) -> Vec<u32> {
-        self.used.clear();
-        self.tier.begin(layer, experts, counts)
+        let found = self.tier.begin(layer, experts, counts);
+        let slots = found.iter().filter_map(|expert| self.tier.slot(ExpertId { layer, expert: *expert }));
+        self.used = slots.collect();
+        found
     }
 
     /// Counters so far.

@@ -46,11 +46,6 @@ impl Rates {
         learn(&mut self.link, bytes, seconds);
     }
 
-    /// Bytes per second of the host and of the link.
-    pub fn bytes_per_s(&self) -> [f64; 2] {
-        [self.host, self.link]
-    }
-
     /// Where experts of `bytes` each go, in the order given; `counts` says how many rows want each.
     pub fn choose(&self, bytes: f64, counts: &[u32]) -> Vec<Choice> {
         let host_s = |count: u32| bytes / self.host * (1.0 + ROW_COST * f64::from(count.max(1) - 1));
@@ -110,7 +105,6 @@ mod tests {
         (0..100).for_each(|_| rates.learn_host(4e6, 1e-3));
         rates.learn_link(1e6, 0.0);
         rates.learn_link(0.0, 1.0);
-        let [host, link] = rates.bytes_per_s();
-        assert!((host / 4e9 - 1.0).abs() < 1e-3 && link == 1e9);
+        assert!((rates.host / 4e9 - 1.0).abs() < 1e-3 && rates.link == 1e9, "{rates:?}");
     }
 }

@@ -23,6 +23,40 @@ pub use driver::{Arg, DeviceInfo, DevicePtr, Driver, Event, GpuError, Grid, Kern
 pub use experts::slot_bytes;
 pub use layout::LayoutPlan;
 
+/// A kind of GPU.
+pub struct Device {
+    /// Name in settings.
+    pub name: &'static str,
+    /// Opens the first of its kind.
+    pub open: fn() -> Result<Box<dyn Driver>, GpuError>,
+}
+
+/// Every kind. A new one is a file here and a line there.
+pub const DEVICES: &[Device] =
+    &[Device { name: "cuda", open: open_cuda }, Device { name: "emulated", open: open_emulated }];
+
+/// Opens a device by its registry name.
+///
+/// # Errors
+/// [`GpuError::Unavailable`] with the reason.
+pub fn open(name: &str) -> Result<Box<dyn Driver>, GpuError> {
+    let device = DEVICES.iter().find(|device| device.name == name);
+    let unknown = || GpuError::Unavailable { reason: format!("there is no kind \"{name}\"") };
+    (device.ok_or_else(unknown)?.open)()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda() -> Result<Box<dyn Driver>, GpuError> {
+    let reason = "this build has no support for CUDA (scripts/cuda-build.sh makes one that has)";
+    Err(GpuError::Unavailable { reason: reason.into() })
+}
+
+#[cfg(not(feature = "gpu-emulator"))]
+fn open_emulated() -> Result<Box<dyn Driver>, GpuError> {
+    let reason = "this build has no emulated GPU (it is for tests: feature gpu-emulator)";
+    Err(GpuError::Unavailable { reason: reason.into() })
+}
+
 /// Counters of a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct GpuStats {

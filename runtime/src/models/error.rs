@@ -6,6 +6,7 @@ use drafthorse_offload::{OffloadError, ReadError};
 use thiserror::Error;
 
 use crate::gguf::{BlockType, Gguf, GgufError, quoted, shown};
+use crate::gpu::GpuError;
 use crate::kernels::supported_names;
 
 use super::ARCHITECTURES;
@@ -15,6 +16,9 @@ use super::ARCHITECTURES;
 #[non_exhaustive]
 #[expect(missing_docs, reason = "the message of each variant says what its fields are")]
 pub enum LoadError {
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+
     #[error(transparent)]
     Gguf(#[from] GgufError),
 

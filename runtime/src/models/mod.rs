@@ -33,7 +33,7 @@ pub use experts::ExpertLayers;
 pub use features::FeatureTape;
 pub use head::{Head, HeadBlueprint, HeadOptions, HeadReaders};
 pub use medusa::{MEDUSA, Medusa, MedusaBlueprint, medusa_heads};
-pub use model::{ExpertsChoice, Model, ModelOptions, PassError, Readers, Shared};
+pub use model::{DeviceChoice, ExpertsChoice, Model, ModelOptions, PassError, Readers, Shared};
 pub use mtp::mtp_head;
 pub use spec::{
     AttentionSpec, Gating, GroupScore, GroupSpec, ModelSpec, MoeSpec, RopeLayout, RopeScaling, RopeSpec,

@@ -17,6 +17,7 @@ use drafthorse_scheduler::RankOutcome;
 use crate::backend::{Backend, CpuBackend};
 use crate::clock::{Clock, Spans};
 use crate::gguf::TensorInfo;
+use crate::gpu::{Driver, ExpertsPlan, GpuBackend, GpuParts, GpuStats, LayoutPlan, slot_bytes};
 use crate::kernels::Pool;
 use crate::kv::{KvCache, KvShape};
 use crate::layers::{DemandLoads, Lookahead, RANKS_MAX, Rope, RouteSink, ScratchPlan};
@@ -56,6 +57,33 @@ impl ModelOptions {
         let scratch = self.scratch(blueprint).allocate();
         Ok(Box::new(CpuBackend::new(blueprint.dense.clone(), pool, kv, scratch)))
     }
+
+    /// The same on a GPU; the memory of `cache` is pinned for copies.
+    fn device(
+        &self,
+        blueprint: &Blueprint,
+        device: DeviceChoice,
+        cache: Option<&ExpertCache>,
+    ) -> Result<Box<dyn Backend>, LoadError> {
+        let DeviceChoice { driver, layout, slots, policy, hybrid } = device;
+        let experts = match (&blueprint.experts, policy) {
+            (Some(layers), Some(policy)) => {
+                let pool = hybrid.then(|| Pool::new(self.threads, self.thread_name)).transpose();
+                Some(ExpertsPlan {
+                    index: layers.index.clone(),
+                    slots,
+                    slot_bytes: slot_bytes(layers.shapes.iter()),
+                    policy,
+                    used: blueprint.spec.moe.map_or(1, |moe| moe.used as u32),
+                    pool: pool.map_err(LoadError::Thread)?,
+                })
+            }
+            _ => None,
+        };
+        let host = cache.map(ExpertCache::memory).into_iter().collect();
+        let parts = GpuParts { driver, dense: blueprint.dense.clone(), layout, experts, host };
+        Ok(Box::new(GpuBackend::new(parts)?))
+    }
 }
 
 /// What a model reads its file with.
@@ -76,14 +104,29 @@ pub struct ExpertsChoice {
     pub hottest: Vec<ExpertId>,
 }
 
+/// A GPU that computes a model, and what of its experts is kept there.
+pub struct DeviceChoice {
+    /// The GPU.
+    pub driver: Box<dyn Driver>,
+    /// What else lies there.
+    pub layout: LayoutPlan,
+    /// Experts there is room for.
+    pub slots: usize,
+    /// Decides which; `None` for a dense model.
+    pub policy: Option<Box<dyn Policy>>,
+    /// Whether the processor computes experts, too.
+    pub hybrid: bool,
+}
+
 /// A model and one sequence's cache.
 pub struct Model {
     blueprint: Blueprint,
     options: ModelOptions,
     embedding: Embedding,
+    // Dropped first: a GPU's copies read the experts' memory.
+    backend: Box<dyn Backend>,
     experts: Option<ExpertCache>,
     rope: Rope,
-    backend: Box<dyn Backend>,
     sink: Option<Box<dyn RouteSink + Send>>,
     lookahead: Lookahead,
     demand: DemandLoads,
@@ -115,7 +158,7 @@ impl Model {
         mut blueprint: Blueprint,
         options: ModelOptions,
         mut readers: Readers,
-        experts: Option<ExpertsChoice>,
+        (experts, device): (Option<ExpertsChoice>, Option<DeviceChoice>),
         progress: &mut dyn FnMut(u64),
     ) -> Result<Model, LoadError> {
         let dense = Arc::get_mut(&mut blueprint.dense).expect("invariant: shared only once it is loaded");
@@ -138,11 +181,15 @@ impl Model {
             }
             _ => None,
         };
+        let backend = match device {
+            Some(device) => options.device(&blueprint, device, experts.as_ref())?,
+            None => options.backend(&blueprint)?,
+        };
         Ok(Model {
             embedding,
             rope,
             experts,
-            backend: options.backend(&blueprint)?,
+            backend,
             sink: None,
             lookahead: Lookahead::default(),
             demand: DemandLoads::default(),
@@ -161,6 +208,11 @@ impl Model {
     /// Where routing is reported from now on.
     pub fn set_route_sinks(&mut self, sinks: Vec<Box<dyn RouteSink + Send>>) {
         self.sink = (!sinks.is_empty()).then(|| Box::new(sinks) as Box<_>);
+    }
+
+    /// Counters of the GPU; `None` on the processor.
+    pub fn gpu_stats(&self) -> Option<GpuStats> {
+        self.backend.gpu_stats()
     }
 
     /// Counters of the expert cache; `None` for a dense model.

@@ -143,5 +143,5 @@ fn draft_model(
 ) -> Result<Box<dyn LanguageModel>, Error> {
     let slots = opened.experts_total();
     let cache = CacheChoice { slots, policy: PolicyKind::Lru, ..CacheChoice::of(options) };
-    Ok(Box::new(opened.load(cache, progress)?))
+    Ok(Box::new(opened.load(cache, None, progress)?))
 }

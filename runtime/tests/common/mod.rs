@@ -86,7 +86,7 @@ fn load_shaped(
         ExpertsChoice { slots, policy, hottest: Vec::new() }
     });
     let readers = Readers { experts: reader, embedding: None };
-    Model::load(blueprint, options, readers, experts, &mut |_| {})
+    Model::load(blueprint, options, readers, (experts, None), &mut |_| {})
 }
 
 /// The golden model of that name.
@@ -102,6 +102,7 @@ pub fn plain_options(model: &Path) -> EngineOptions {
         draft: DraftSource::None,
         memory_bytes: Some(4 << 30),
         memory_share: 0.75,
+        gpu: None,
         context_len: 128,
         kv_type: KvType::F16,
         prefill_chunk: Some(64),
