@@ -7,6 +7,8 @@
 mod attend;
 mod backend;
 mod driver;
+#[cfg(feature = "gpu-emulator")]
+mod emulated;
 mod experts;
 mod lanes;
 mod layout;
@@ -20,6 +22,8 @@ use crate::kernels::Pool;
 
 pub use backend::{GpuBackend, GpuParts};
 pub use driver::{Arg, DeviceInfo, DevicePtr, Driver, Event, GpuError, Grid, KernelId, Lane};
+#[cfg(feature = "gpu-emulator")]
+pub use emulated::{EmulatedDriver, EmulatedOptions, Schedule};
 pub use experts::slot_bytes;
 pub use layout::LayoutPlan;
 
@@ -49,6 +53,16 @@ pub fn open(name: &str) -> Result<Box<dyn Driver>, GpuError> {
 fn open_cuda() -> Result<Box<dyn Driver>, GpuError> {
     let reason = "this build has no support for CUDA (scripts/cuda-build.sh makes one that has)";
     Err(GpuError::Unavailable { reason: reason.into() })
+}
+
+/// Memory of the emulated card that settings ask for: it is taken as it is used.
+#[cfg(feature = "gpu-emulator")]
+const EMULATED_BYTES: u64 = 64 << 30;
+
+#[cfg(feature = "gpu-emulator")]
+fn open_emulated() -> Result<Box<dyn Driver>, GpuError> {
+    let options = EmulatedOptions { memory_bytes: EMULATED_BYTES, schedule: Schedule::Lazy, failing: None };
+    Ok(Box::new(EmulatedDriver::new(options)))
 }
 
 #[cfg(not(feature = "gpu-emulator"))]
