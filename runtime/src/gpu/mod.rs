@@ -62,7 +62,7 @@ const EMULATED_BYTES: u64 = 64 << 30;
 #[cfg(feature = "gpu-emulator")]
 fn open_emulated() -> Result<Box<dyn Driver>, GpuError> {
     let options = EmulatedOptions { memory_bytes: EMULATED_BYTES, schedule: Schedule::Lazy, failing: None };
-    Ok(Box::new(EmulatedDriver::new(options)))
+    Ok(Box::new(EmulatedDriver::new(options)?))
 }
 
 #[cfg(not(feature = "gpu-emulator"))]

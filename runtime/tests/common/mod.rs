@@ -19,7 +19,7 @@ use drafthorse_runtime::engine::Engine;
 use drafthorse_runtime::gguf::Gguf;
 use drafthorse_runtime::kv::KvShape;
 use drafthorse_runtime::models::{
-    Blueprint, ExpertsChoice, LoadError, Model, ModelOptions, Overrides, Readers,
+    Blueprint, DeviceChoice, ExpertsChoice, LoadError, Model, ModelOptions, Overrides, Readers,
 };
 use drafthorse_scheduler::{DraftLen, ElasticMode, PrefetchMode};
 
@@ -55,21 +55,25 @@ pub fn load_with(gguf: &Gguf, setup: Setup, reader: Box<dyn Reader>) -> Model {
 }
 
 pub fn try_load_with(gguf: &Gguf, setup: Setup, reader: Box<dyn Reader>) -> Result<Model, LoadError> {
-    load_shaped(gguf, setup, reader, |blueprint| blueprint.kv_shape(KvType::F16).unwrap())
+    load_shaped(gguf, setup, reader, (&|blueprint| blueprint.kv_shape(KvType::F16).unwrap(), &|_, _| None))
 }
 
 /// A model with a cache of any shape.
 pub fn load_with_kv(path: &Path, setup: Setup, shape: impl Fn(&Blueprint) -> KvShape) -> Model {
     let gguf = Gguf::open(path).unwrap();
     let reader = PreadReader::open(&gguf.files, 2).unwrap();
-    load_shaped(&gguf, setup, Box::new(reader), shape).unwrap()
+    load_shaped(&gguf, setup, Box::new(reader), (&shape, &|_, _| None)).unwrap()
 }
 
-fn load_shaped(
+/// The GPU that a model is to be computed on, if any.
+pub type ChooseDevice<'a> = dyn Fn(&Blueprint, &ModelOptions) -> Option<DeviceChoice> + 'a;
+
+/// A model with a cache of any shape, on the processor or on a GPU.
+pub fn load_shaped(
     gguf: &Gguf,
     setup: Setup,
     reader: Box<dyn Reader>,
-    shape: impl Fn(&Blueprint) -> KvShape,
+    (shape, device): (&dyn Fn(&Blueprint) -> KvShape, &ChooseDevice<'_>),
 ) -> Result<Model, LoadError> {
     let blueprint = Blueprint::new(gguf, &Overrides::default()).unwrap();
     let options = ModelOptions {
@@ -86,7 +90,8 @@ fn load_shaped(
         ExpertsChoice { slots, policy, hottest: Vec::new() }
     });
     let readers = Readers { experts: reader, embedding: None };
-    Model::load(blueprint, options, readers, (experts, None), &mut |_| {})
+    let device = device(&blueprint, &options);
+    Model::load(blueprint, options, readers, (experts, device), &mut |_| {})
 }
 
 /// The golden model of that name.

@@ -1,0 +1,227 @@
+//! The GPU backend on the emulated card: the processor's bits, whatever is where and whenever it runs.
+//!
+//! Everything but the driver is what runs on a real card, kernels included. The card runs its queues as late or as
+//! mixed as it may, so that an order that nobody asked for would show as wrong bits.
+
+#![cfg(feature = "gpu-emulator")]
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+use common::{
+    PLAIN, Setup, ask, bits, generate, golden, load_shaped, load_with_kv, open, plain_options, tokens,
+};
+use drafthorse_draft::{LanguageModel, LogitRows, TokenId};
+use drafthorse_offload::reader::PreadReader;
+use drafthorse_offload::{PolicyConfig, PolicyKind};
+use drafthorse_runtime::Error;
+use drafthorse_runtime::api::{DraftSource, EngineOptions, GpuOptions, KvType, Silent};
+use drafthorse_runtime::engine::Engine;
+use drafthorse_runtime::gguf::Gguf;
+use drafthorse_runtime::gpu::{EmulatedDriver, EmulatedOptions, LayoutPlan, Schedule};
+use drafthorse_runtime::models::{Blueprint, DeviceChoice, Model, ModelOptions};
+use drafthorse_scheduler::DraftLen;
+
+const DENSE: [&str; 5] = ["llama", "llama_tied", "llama_bias", "qwen2", "qwen3"];
+const MIXTURES: [&str; 7] = [
+    "mixtral",
+    "qwen3moe",
+    "qwen3moe_unnormalised",
+    "deepseek2_lite",
+    "deepseek2_lite_legacy",
+    "deepseek2_v2_yarn",
+    "deepseek2_v3_yarn",
+];
+const SCHEDULES: [Schedule; 4] = [Schedule::Eager, Schedule::Lazy, Schedule::Random(1), Schedule::Random(2)];
+
+/// An emulated card and what is kept on it.
+#[derive(Clone, Copy, Debug)]
+struct Card {
+    schedule: Schedule,
+    /// Slots beyond the fewest, of this many parts one.
+    slots_part: usize,
+    hybrid: bool,
+    failing: Option<u64>,
+}
+
+const CARD: Card = Card { schedule: Schedule::Lazy, slots_part: 1, hybrid: false, failing: None };
+
+impl Card {
+    fn device(&self, blueprint: &Blueprint, options: &ModelOptions) -> DeviceChoice {
+        let Card { schedule, failing, hybrid, .. } = *self;
+        let driver =
+            EmulatedDriver::new(EmulatedOptions { memory_bytes: 1 << 30, schedule, failing }).unwrap();
+        let used = blueprint.spec.moe.map_or(1, |moe| moe.used);
+        let total = blueprint.experts.as_ref().map_or(0, |layers| layers.index.experts_total());
+        let slots = if total == 0 { 0 } else { used + (total - used) / self.slots_part };
+        let policy = blueprint
+            .experts
+            .as_ref()
+            .map(|layers| PolicyKind::Gating.build(&PolicyConfig::new(&layers.index, slots, used as u32)));
+        let layout = LayoutPlan::new(blueprint, options);
+        DeviceChoice { driver: Box::new(driver), layout, slots, policy, hybrid }
+    }
+
+    fn load(&self, path: &Path, setup: Setup, kv_type: KvType) -> Model {
+        let gguf = Gguf::open(path).unwrap();
+        let reader = PreadReader::open(&gguf.files, 2).unwrap();
+        let shape = |blueprint: &Blueprint| blueprint.kv_shape(kv_type).unwrap();
+        let device = |blueprint: &Blueprint, options: &ModelOptions| Some(self.device(blueprint, options));
+        load_shaped(&gguf, setup, Box::new(reader), (&shape, &device)).unwrap()
+    }
+}
+
+fn on_processor(path: &Path, setup: Setup, kv_type: KvType) -> Model {
+    load_with_kv(path, setup, |blueprint| blueprint.kv_shape(kv_type).unwrap())
+}
+
+/// A prompt in chunks, single tokens, a rejected draft, a wide pass: the logits of all rows.
+fn story(model: &mut Model) -> Vec<f32> {
+    let (ids, mut all, mut logits) = (tokens(3, 60), Vec::new(), Vec::new());
+    let mut pass = |model: &mut Model, tokens: &[TokenId], which| {
+        model.forward(tokens, which, &mut logits).unwrap();
+        all.extend_from_slice(&logits);
+    };
+    pass(model, &ids[..21], LogitRows::All);
+    for token in &ids[21..24] {
+        pass(model, &[*token], LogitRows::Last);
+    }
+    pass(model, &tokens(9, 5), LogitRows::All);
+    model.truncate(26);
+    for len in [2, 3, 4, 8, 1] {
+        pass(model, &ids[model.len()..][..len], LogitRows::All);
+    }
+    all
+}
+
+fn same_bits(name: &str, what: &str, card: &[f32], processor: &[f32]) {
+    assert_eq!(card.len(), processor.len());
+    let wrong = bits(card).iter().zip(bits(processor)).filter(|(a, b)| **a != *b).count();
+    assert_eq!(wrong, 0, "{name}, {what}: {wrong} of {} logits differ", card.len());
+}
+
+#[test]
+fn logits_have_the_processors_bits_for_every_architecture_and_cache_type() {
+    for name in DENSE.into_iter().chain(MIXTURES) {
+        for kv_type in [KvType::F16, KvType::Q8_0] {
+            let path = golden(name);
+            let gguf = Gguf::open(&path).unwrap();
+            let blueprint = Blueprint::new(&gguf, &Default::default()).unwrap();
+            if blueprint.kv_shape(kv_type).is_err() {
+                continue; // Rows that Q8_0 does not hold are refused by both.
+            }
+            let setup = Setup { rows_max: 16, ..PLAIN };
+            let expected = story(&mut on_processor(&path, setup, kv_type));
+            let card = story(&mut CARD.load(&path, setup, kv_type));
+            same_bits(name, &format!("{kv_type:?}"), &card, &expected);
+        }
+    }
+}
+
+#[test]
+fn logits_do_not_depend_on_where_experts_are_and_when_work_runs() {
+    for name in MIXTURES {
+        let path = golden(name);
+        let setup = Setup { rows_max: 16, ..PLAIN };
+        let expected = story(&mut on_processor(&path, setup, KvType::F16));
+        for schedule in SCHEDULES {
+            for (slots_part, hybrid) in
+                [(1, true), (4, false), (4, true), (usize::MAX, false), (usize::MAX, true)]
+            {
+                let card = Card { schedule, slots_part, hybrid, ..CARD };
+                for slots in [usize::MAX, 8] {
+                    let story = story(&mut card.load(&path, Setup { slots, ..setup }, KvType::F16));
+                    same_bits(name, &format!("{card:?}, {slots} in memory"), &story, &expected);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_counters_tell_what_was_copied_and_what_was_computed_here() {
+    let run = |card: Card| {
+        let mut model = card.load(&golden("qwen3moe"), PLAIN, KvType::F16);
+        story(&mut model);
+        model.gpu_stats().unwrap()
+    };
+    let all = run(CARD);
+    assert_eq!((all.host_experts, all.evicted), (0, 0), "{all:?}");
+    assert!(all.misses == all.uploads && all.hits > all.misses && all.upload_bytes > 0, "{all:?}");
+    let few = run(Card { slots_part: usize::MAX, ..CARD });
+    assert!(few.evicted > 0 && few.uploads > all.uploads, "{few:?}");
+    let shared = run(Card { slots_part: usize::MAX, hybrid: true, ..CARD });
+    assert!(shared.host_experts > 0 && shared.uploads < few.uploads, "{shared:?}");
+}
+
+#[test]
+fn a_card_that_fails_is_an_error_now_and_afterwards_and_nothing_hangs() {
+    let mut failures = 0;
+    for failing in (0..4000).step_by(97) {
+        let card =
+            Card { failing: Some(failing), slots_part: 4, schedule: Schedule::Random(failing), ..CARD };
+        let path = golden("qwen3moe");
+        let gguf = Gguf::open(&path).unwrap();
+        let reader = PreadReader::open(&gguf.files, 2).unwrap();
+        let shape = |blueprint: &Blueprint| blueprint.kv_shape(KvType::F16).unwrap();
+        let device = |blueprint: &Blueprint, options: &ModelOptions| Some(card.device(blueprint, options));
+        let Ok(mut model) = load_shaped(&gguf, PLAIN, Box::new(reader), (&shape, &device)) else {
+            failures += 1;
+            continue;
+        };
+        let mut logits = Vec::new();
+        let mut pass = |model: &mut Model| model.forward(&tokens(1, 9), LogitRows::All, &mut logits);
+        let first = (0..6).find_map(|_| pass(&mut model).err());
+        let Some(error) = first else { continue };
+        failures += 1;
+        assert!(error.to_string().contains("GPU"), "{error}");
+        let len = model.len();
+        assert!(pass(&mut model).is_err() && model.len() == len, "a card that has failed stays so");
+    }
+    assert!(failures > 10, "{failures}");
+}
+
+fn gpu(model: &Path) -> EngineOptions {
+    let gpu = Some(GpuOptions { device: "emulated", vram_bytes: None, hybrid: true });
+    EngineOptions { gpu, ..plain_options(model) }
+}
+
+#[test]
+fn text_is_the_same_with_and_without_a_card_and_a_draft() {
+    let (target, draft): (PathBuf, PathBuf) = (golden("deepseek2_v3_yarn"), golden("mixtral"));
+    let prompt = tokens(5, 17);
+    for temperature in [0.0, 0.8] {
+        let expected = generate(&mut open(&plain_options(&target)), &prompt, &ask(40, temperature));
+        assert_eq!(expected.gpu, None);
+        for draft in [DraftSource::None, DraftSource::Ngram, DraftSource::Model(draft.clone())] {
+            for draft_len in [DraftLen::Auto, DraftLen::Fixed(4)] {
+                let options = EngineOptions { draft: draft.clone(), draft_len, ..gpu(&target) };
+                let text = generate(&mut open(&options), &prompt, &ask(40, temperature));
+                assert_eq!(text.tokens, expected.tokens, "{draft:?} {draft_len:?}");
+                let report = text.gpu.unwrap();
+                assert!(report.hits > 0 && report.planned_bytes <= report.vram_bytes, "{report:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn memory_that_holds_too_little_is_refused_with_the_sum_and_more_holds_more_experts() {
+    let target = golden("qwen3moe");
+    let with = |bytes| {
+        let gpu = Some(GpuOptions { device: "emulated", vram_bytes: Some(bytes), hybrid: false });
+        Engine::open(&EngineOptions { gpu, ..plain_options(&target) }, &mut Silent)
+    };
+    let error = with(1 << 20).map(|_| ()).unwrap_err();
+    assert_eq!(error.exit_code(), 4);
+    let text = error.to_string();
+    assert!(
+        matches!(error, Error::Vram(_)) && text.contains("--vram") && text.contains("KV cache"),
+        "{text}"
+    );
+    let slots = |bytes| generate(&mut with(bytes).unwrap(), &tokens(1, 4), &ask(3, 0.0)).gpu.unwrap().slots;
+    let smallest = (1..2000).find(|mib| with(mib << 20).is_ok()).unwrap() << 20;
+    assert!(slots(smallest) < slots(smallest + (64 << 20)));
+}
