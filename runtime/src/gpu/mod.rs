@@ -3,7 +3,11 @@
 mod driver;
 #[cfg(feature = "gpu-emulator")]
 mod emulated;
+mod grids;
+#[cfg(all(test, feature = "gpu-emulator"))]
+mod kernel_tests;
 
 pub use driver::{Arg, DeviceInfo, DevicePtr, Driver, Event, GpuError, Grid, KernelId, Lane};
 #[cfg(feature = "gpu-emulator")]
 pub use emulated::{EmulatedDriver, EmulatedOptions, Schedule};
+pub use grids::{combine_grid, element_grid, head_grid, norm_grid, scores_grid, values_grid};
