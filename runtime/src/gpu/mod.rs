@@ -15,6 +15,10 @@ mod layout;
 mod queue;
 mod shapes;
 mod staging;
+mod tables;
+mod grids;
+#[cfg(all(test, feature = "gpu-emulator"))]
+mod kernel_tests;
 
 use drafthorse_offload::{ExpertIndex, Policy};
 
@@ -26,6 +30,7 @@ pub use driver::{Arg, DeviceInfo, DevicePtr, Driver, Event, GpuError, Grid, Kern
 pub use emulated::{EmulatedDriver, EmulatedOptions, Schedule};
 pub use experts::slot_bytes;
 pub use layout::LayoutPlan;
+pub use tables::tables;
 
 /// A kind of GPU.
 pub struct Device {
@@ -112,14 +117,3 @@ pub struct ExpertsPlan {
     pub pool: Option<Pool>,
 }
 
-// To be replaced by what the kernels' files say.
-const MATMUL_COLUMNS: u32 = 16;
-const MATMUL_THREADS: u32 = 128;
-const QUANTIZE_THREADS: u32 = 256;
-const SCORE_THREADS: u32 = 256;
-const VALUE_THREADS: u32 = 128;
-const VALUES_PER_BLOCK: u32 = 128;
-
-fn tables() -> Vec<u8> {
-    Vec::new()
-}

@@ -203,3 +203,23 @@ fn the_operation_that_is_to_fail_does_and_so_does_everything_after_it() {
         assert!(driver.alloc("more", 1).is_err() && driver.info().is_err());
     }
 }
+
+#[test]
+fn a_barrier_that_a_thread_does_not_come_to_is_an_error_and_the_next_launch_is_none_the_worse() {
+    let meet = |missing| {
+        let mut driver = card(Schedule::Eager);
+        let met = floats(&mut driver, &[0.0; 96]);
+        let kernel = driver.kernel("emulator_meet")?;
+        let grid = Grid { blocks: [3, 1, 1], threads: 96, shared_bytes: 0 };
+        // SAFETY: a word for each thread is allocated.
+        unsafe { driver.launch(kernel, grid, &[Arg::Ptr(met), Arg::U32(missing)]) }?;
+        let bits: Vec<u32> =
+            read(&mut driver, Lane::Compute, met, 96).iter().map(|met| met.to_bits()).collect();
+        Ok::<_, GpuError>(bits)
+    };
+    for missing in [0, 50, 95] {
+        let error = meet(missing).unwrap_err();
+        assert!(error.to_string().contains("emulator_meet: threads of a block wait"), "{error}");
+        assert_eq!(meet(96).unwrap(), [1; 96]);
+    }
+}

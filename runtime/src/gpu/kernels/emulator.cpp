@@ -258,9 +258,23 @@ struct Entry<void(A...), function> {
     }
 };
 
+}  // namespace
+}  // namespace emulator
+
+// For tests of the emulator: all threads but one meet at a barrier.
+extern "C" __global__ void emulator_meet(unsigned* met, unsigned missing) {
+    if (threadIdx.x == missing) return;
+    __syncthreads();
+    met[threadIdx.x] = 1;
+}
+
+namespace emulator {
+namespace {
+
 #define KERNEL(name) Entry<decltype(::name), ::name>::kernel(#name),
 const Kernel KERNELS[] = {
 #include "list.h"
+    KERNEL(emulator_meet)
 };
 #undef KERNEL
 

@@ -1,3 +1,4 @@
 // All kernels, as one unit of compilation. `list.h` names them.
 #include "common.cuh"
 #include "vector.cuh"
+#include "attend.cuh"
