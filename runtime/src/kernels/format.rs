@@ -71,9 +71,12 @@ formats! {
 
 /// What a format's dot product multiplies with: the activation row as it is, or quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
+pub(crate) enum Side {
+    /// As it is.
     Float,
+    /// A scale for every 32 values.
     X32,
+    /// A scale for every 256 values.
     X256,
 }
 
@@ -103,7 +106,8 @@ impl Format {
         self.entry().0
     }
 
-    pub(super) fn side(self) -> Side {
+    /// What the format multiplies with.
+    pub(crate) fn side(self) -> Side {
         self.entry().2
     }
 
