@@ -1,5 +1,9 @@
 //! The GPU behind a pass: its memory, its lanes of work, and the kernels that run there.
 
 mod driver;
+#[cfg(feature = "gpu-emulator")]
+mod emulated;
 
 pub use driver::{Arg, DeviceInfo, DevicePtr, Driver, Event, GpuError, Grid, KernelId, Lane};
+#[cfg(feature = "gpu-emulator")]
+pub use emulated::{EmulatedDriver, EmulatedOptions, Schedule};
