@@ -94,7 +94,12 @@ fn check(format: Format, cols: usize) {
         card.run(&matmul_name(format, rows), matmul_grid(rows, &jobs), &args);
         for (job, (of_job, expected)) in jobs.iter().zip(&expected).enumerate() {
             let got = card.read_bits(of_job.out, expected.len());
-            assert!(got == *expected, "{format:?} {cols} columns, {rows} rows at a time, job {job}");
+            let wrong = got.iter().zip(expected).position(|(got, expected)| got != expected);
+            let values = wrong.map(|at| (at, f32::from_bits(got[at]), f32::from_bits(expected[at])));
+            assert!(
+                wrong.is_none(),
+                "{format:?} {cols} columns, {rows} rows at a time, job {job}: {values:?}"
+            );
         }
     }
 }

@@ -26,7 +26,7 @@ static __device__ __forceinline__ int odd(unsigned scale) { return static_cast<i
 
 struct Iq4Xs {
     static constexpr unsigned BYTES = 136;
-    static constexpr bool HAS_MINS = false;
+    static constexpr Minus MINUS = Minus::NOTHING;
     loads::Levels levels;
 
     __device__ __forceinline__ explicit Iq4Xs(const unsigned char* tables) : levels(tables + TABLE_NONLINEAR) {}
@@ -46,7 +46,7 @@ struct Iq4Xs {
 
 struct Iq3Xxs {
     static constexpr unsigned BYTES = 98;
-    static constexpr bool HAS_MINS = false;
+    static constexpr Minus MINUS = Minus::NOTHING;
     const unsigned char* rows;
 
     __device__ __forceinline__ explicit Iq3Xxs(const unsigned char* tables) : rows(tables + TABLE_IQ3_XXS) {}
@@ -66,7 +66,7 @@ struct Iq3Xxs {
 
 struct Iq3S {
     static constexpr unsigned BYTES = 110;
-    static constexpr bool HAS_MINS = false;
+    static constexpr Minus MINUS = Minus::NOTHING;
     const unsigned char* rows;
 
     __device__ __forceinline__ explicit Iq3S(const unsigned char* tables) : rows(tables + TABLE_IQ3_S) {}
@@ -94,7 +94,7 @@ static __device__ __forceinline__ unsigned half_row(const unsigned char* rows, u
 
 struct Iq2Xxs {
     static constexpr unsigned BYTES = 66;
-    static constexpr bool HAS_MINS = false;
+    static constexpr Minus MINUS = Minus::NOTHING;
     const unsigned char* rows;
 
     __device__ __forceinline__ explicit Iq2Xxs(const unsigned char* tables) : rows(tables + TABLE_IQ2_XXS) {}
@@ -114,7 +114,7 @@ struct Iq2Xxs {
 
 struct Iq2Xs {
     static constexpr unsigned BYTES = 74;
-    static constexpr bool HAS_MINS = false;
+    static constexpr Minus MINUS = Minus::NOTHING;
     const unsigned char* rows;
 
     __device__ __forceinline__ explicit Iq2Xs(const unsigned char* tables) : rows(tables + TABLE_IQ2_XS) {}
@@ -134,7 +134,7 @@ struct Iq2Xs {
 
 struct Iq2S {
     static constexpr unsigned BYTES = 82;
-    static constexpr bool HAS_MINS = false;
+    static constexpr Minus MINUS = Minus::NOTHING;
     const unsigned char* rows;
 
     __device__ __forceinline__ explicit Iq2S(const unsigned char* tables) : rows(tables + TABLE_IQ2_S) {}
@@ -163,7 +163,7 @@ static __device__ __forceinline__ int eighths(unsigned weights, unsigned flag) {
 
 struct Iq1S {
     static constexpr unsigned BYTES = 50;
-    static constexpr bool HAS_MINS = false;
+    static constexpr Minus MINUS = Minus::NOTHING;
     const unsigned char* rows;
 
     __device__ __forceinline__ explicit Iq1S(const unsigned char* tables) : rows(tables + TABLE_IQ1) {}
@@ -185,7 +185,7 @@ struct Iq1S {
 
 struct Iq1M {
     static constexpr unsigned BYTES = 56;
-    static constexpr bool HAS_MINS = false;
+    static constexpr Minus MINUS = Minus::NOTHING;
     const unsigned char* rows;
 
     __device__ __forceinline__ explicit Iq1M(const unsigned char* tables) : rows(tables + TABLE_IQ1) {}

@@ -1,20 +1,29 @@
 // The K-quants: Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, as `kernels/cpu/k_quants.rs` describes them.
 //
-// Owns what one of eight threads reads of a block: thread l has values 4 l .. 4 l + 4 of every 32. Knows no
-// activations. Stored integers come out signed, without the format's offset.
+// Owns what one of eight threads reads of a block: thread l has values 4 l .. 4 l + 4 of every 32, and the minima of
+// values 32 l .. 32 l + 32. Knows no activations.
 #pragma once
 
 #include "loads.cuh"
 
-// A thread's part of 256 weights: d * scale * word - d_min * min.
+// A thread's part of 256 weights.
 struct Part256 {
-    // Four weights of each 32, one a byte.
+    // Four weights of each 32, one a byte, as they are stored.
     int words[8];
     // The scale of each word.
     int scales[8];
-    // Minima of sixteens 2 l and 2 l + 1.
-    int mins[2];
+    // What is taken off for sixteens 2 l and 2 l + 1, if anything is: see `Minus`.
+    int minus[2];
     float d, d_min;
+};
+
+// What a format takes off the products d * scale * word.
+enum class Minus {
+    NOTHING,
+    // d_min * minimum.
+    MINIMA,
+    // d * scale * offset, since stored integers are that much too large.
+    OFFSET,
 };
 
 namespace formats {
@@ -26,7 +35,7 @@ static __device__ __forceinline__ int byte_of(const unsigned* words, unsigned in
 
 struct Q2K {
     static constexpr unsigned BYTES = 84;
-    static constexpr bool HAS_MINS = true;
+    static constexpr Minus MINUS = Minus::MINIMA;
 
     __device__ __forceinline__ explicit Q2K(const unsigned char*) {}
 
@@ -47,8 +56,8 @@ struct Q2K {
                 out.scales[4 * i + plane] = byte_of(scales, 2 * (4 * i + plane)) & 15;
             }
         }
-        out.mins[0] = static_cast<int>(mins >> 4 & 15);
-        out.mins[1] = static_cast<int>(mins >> 12);
+        out.minus[0] = static_cast<int>(mins >> 4 & 15);
+        out.minus[1] = static_cast<int>(mins >> 12);
         out.d = half_to_float(static_cast<unsigned short>(d));
         out.d_min = half_to_float(static_cast<unsigned short>(d >> 16));
     }
@@ -56,7 +65,7 @@ struct Q2K {
 
 struct Q3K {
     static constexpr unsigned BYTES = 110;
-    static constexpr bool HAS_MINS = false;
+    static constexpr Minus MINUS = Minus::OFFSET;
 
     __device__ __forceinline__ explicit Q3K(const unsigned char*) {}
 
@@ -68,6 +77,9 @@ struct Q3K {
         planes[0] = loads::split_word_at(block + 32 + 4 * lane);
         planes[1] = loads::split_word_at(block + 64 + 4 * lane);
         out.d = loads::half_at(block + 108);
+        const unsigned low_pair = (lane % 4 < 2 ? packed[0] : packed[1]) >> (16 * (lane % 2) + 4 * (lane / 4));
+        const unsigned high_pair = packed[2] >> (16 * (lane % 2) + 2 * (lane / 2));
+        out.minus[0] = 4 * scale(low_pair, high_pair), out.minus[1] = 4 * scale(low_pair >> 8, high_pair >> 8);
         // Of two neighbouring scales the first 16 of 32 weights have one, the others the next.
         UNROLL
         for (unsigned i = 0; i < 3; i++) {
@@ -75,12 +87,16 @@ struct Q3K {
         }
         UNROLL
         for (unsigned j = 0; j < 8; j++) {
-            const unsigned low = packed[j % 4 / 2] >> (16 * (j % 2) + 4 * (j / 4)) & 15;
-            const unsigned high = packed[2] >> (16 * (j % 2) + 2 * (j / 2)) & 3;
-            out.scales[j] = static_cast<int>(low | high << 4) - 32;
+            out.scales[j] =
+                scale(packed[j % 4 / 2] >> (16 * (j % 2) + 4 * (j / 4)), packed[2] >> (16 * (j % 2) + 2 * (j / 2)));
             const unsigned word = planes[j / 4] >> 2 * (j % 4) & 0x03030303;
-            out.words[j] = loads::less<4>(word | (third_bits >> j & 0x01010101) << 2);
+            out.words[j] = static_cast<int>(word | (third_bits >> j & 0x01010101) << 2);
         }
+    }
+
+    // The low 4 bits and the high 2 bits of a scale, whatever stands above them; stored 32 too large.
+    static __device__ __forceinline__ int scale(unsigned low, unsigned high) {
+        return static_cast<int>((low & 15) | (high & 3) << 4) - 32;
     }
 };
 
@@ -101,14 +117,14 @@ static __device__ __forceinline__ void six_bits(const unsigned char* block, unsi
         out.scales[j] = byte_of(scales, j);
     }
     const unsigned mins = lane < 4 ? min_words[0] : min_words[1];
-    out.mins[0] = out.mins[1] = static_cast<int>(mins >> 8 * (lane % 4) & 255);
+    out.minus[0] = out.minus[1] = static_cast<int>(mins >> 8 * (lane % 4) & 255);
     out.d = half_to_float(static_cast<unsigned short>(head[0]));
     out.d_min = half_to_float(static_cast<unsigned short>(head[0] >> 16));
 }
 
 struct Q4K {
     static constexpr unsigned BYTES = 144;
-    static constexpr bool HAS_MINS = true;
+    static constexpr Minus MINUS = Minus::MINIMA;
 
     __device__ __forceinline__ explicit Q4K(const unsigned char*) {}
 
@@ -125,7 +141,7 @@ struct Q4K {
 
 struct Q5K {
     static constexpr unsigned BYTES = 176;
-    static constexpr bool HAS_MINS = true;
+    static constexpr Minus MINUS = Minus::MINIMA;
 
     __device__ __forceinline__ explicit Q5K(const unsigned char*) {}
 
@@ -145,7 +161,7 @@ struct Q5K {
 
 struct Q6K {
     static constexpr unsigned BYTES = 210;
-    static constexpr bool HAS_MINS = false;
+    static constexpr Minus MINUS = Minus::OFFSET;
 
     __device__ __forceinline__ explicit Q6K(const unsigned char*) {}
 
@@ -158,13 +174,15 @@ struct Q6K {
         high[0] = loads::split_word_at(block + 128 + 4 * lane);
         high[1] = loads::split_word_at(block + 160 + 4 * lane);
         out.d = loads::half_at(block + 208);
+        const unsigned pair = loads::short_at(block + 192 + 2 * lane);
+        out.minus[0] = 32 * static_cast<signed char>(pair), out.minus[1] = 32 * static_cast<signed char>(pair >> 8);
         UNROLL
         for (unsigned j = 0; j < 8; j++) {
             const unsigned scale = loads::byte_at(block + 192 + 2 * j + lane / 4);
             out.scales[j] = static_cast<signed char>(scale);
             const unsigned four = low[j / 4 * 2 + j % 2] >> j % 4 / 2 * 4 & 0x0f0f0f0f;
             const unsigned two = high[j / 4] >> 2 * (j % 4) & 0x03030303;
-            out.words[j] = loads::less<32>(four | two << 4);
+            out.words[j] = static_cast<int>(four | two << 4);
         }
     }
 };

@@ -1,3 +1,5 @@
 // All kernels, as one unit of compilation. `list.h` names them.
 #include "common.cuh"
 #include "vector.cuh"
+#include "quantize.cuh"
+#include "matmul.cuh"

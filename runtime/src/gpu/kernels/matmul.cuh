@@ -99,11 +99,10 @@ template <typename F> __device__ __forceinline__ float add256(const Part256& w, 
     for (unsigned j = 0; j < 8; j++) {
         lane += w.scales[j] * __dp4a(w.words[j], q[j], 0);
     }
+    const int minus = F::MINUS == Minus::NOTHING ? 0 : w.minus[0] * (short)sums + w.minus[1] * (sums >> 16);
+    if (F::MINUS == Minus::OFFSET) lane -= minus;
     sum = fmaf(w.d * d, (float)lane, sum);
-    if (F::HAS_MINS) {
-        const int mins = w.mins[0] * (short)sums + w.mins[1] * (sums >> 16);
-        sum = fmaf(-(w.d_min * d), (float)mins, sum);
-    }
+    if (F::MINUS == Minus::MINIMA) sum = fmaf(-(w.d_min * d), (float)minus, sum);
     return sum;
 }
 
@@ -131,7 +130,8 @@ template <typename F, unsigned R> __device__ __forceinline__ void run256(const J
                 q[j] = (int)loads::word_at(x + 32 * j + 4 * tile.lane);
             }
             const float d = loads::get<float>(x + X256_D);
-            const int two_sums = F::HAS_MINS ? (int)loads::word_at(x + X256_SUMS + 4 * tile.lane) : 0;
+            const int two_sums =
+                F::MINUS == Minus::NOTHING ? 0 : (int)loads::word_at(x + X256_SUMS + 4 * tile.lane);
             UNROLL
             for (unsigned n = 0; n < N; n++) {
                 sums[n][r] = add256<F>(w[n], q, d, two_sums, sums[n][r]);
