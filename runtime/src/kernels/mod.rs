@@ -21,8 +21,16 @@ mod vector;
 pub use attend::{AttendSpace, KvView, QUERIES_MAX};
 pub use cpu::Isa;
 pub use cpu::activations::quantized_bytes;
+pub(crate) use cpu::lookup::lookup_tables;
+#[cfg(test)]
+pub(crate) use cpu::tests::{noise, quantized, random_weights};
 pub use experts::{Down, GateUp, down_experts, gate_up_experts};
+<<<<<<< HEAD
 pub use format::{Format, Side, is_supported, supported_names};
+=======
+pub(crate) use format::Side;
+pub use format::{Format, is_supported, supported_names};
+>>>>>>> hM
 pub use kv_rows::{KV_BLOCK, KvRows, RowLayout};
 pub use matmul::{Input, MatrixRef, matmul, matmul_group, matmul_serial};
 pub use pool::{Pool, SharedOut};

@@ -279,13 +279,13 @@ static SIGNS: [u64; 256] = sign_masks();
 /// As `SIGNS` for 7 bits: the eighth weight's sign makes the number of negative ones even.
 static EVEN_SIGNS: [u64; 128] = even_sign_masks();
 
-static IQ3_XXS_ROWS: [u32; 256] = rows_of_4(&IQ3_XXS, IQ3_XXS_LEVELS);
-static IQ3_S_ROWS: [u32; 512] = rows_of_4(&IQ3_S, IQ3_S_LEVELS);
-static IQ2_XXS_ROWS: [u64; 256] = rows_of_8(&IQ2_XXS, IQ2_XXS_LEVELS);
-static IQ2_XS_ROWS: [u64; 512] = rows_of_8(&IQ2_XS, IQ2_XS_LEVELS);
-static IQ2_S_ROWS: [u64; 1024] = rows_of_8(&IQ2_S, IQ2_S_LEVELS);
+pub(super) static IQ3_XXS_ROWS: [u32; 256] = rows_of_4(&IQ3_XXS, IQ3_XXS_LEVELS);
+pub(super) static IQ3_S_ROWS: [u32; 512] = rows_of_4(&IQ3_S, IQ3_S_LEVELS);
+pub(super) static IQ2_XXS_ROWS: [u64; 256] = rows_of_8(&IQ2_XXS, IQ2_XXS_LEVELS);
+pub(super) static IQ2_XS_ROWS: [u64; 512] = rows_of_8(&IQ2_XS, IQ2_XS_LEVELS);
+pub(super) static IQ2_S_ROWS: [u64; 1024] = rows_of_8(&IQ2_S, IQ2_S_LEVELS);
 /// Bytes of 8 w + 129: what [`eighths`] wants.
-static IQ1_ROWS: [u64; 2048] = rows_of_8(&IQ1, iq1_eighths());
+pub(super) static IQ1_ROWS: [u64; 2048] = rows_of_8(&IQ1, iq1_eighths());
 
 const fn iq1_eighths() -> [i8; 3] {
     let [minus, zero, plus] = IQ1_LEVELS;

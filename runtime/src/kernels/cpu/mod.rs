@@ -15,6 +15,7 @@ mod codebooks;
 mod i_quants;
 mod k_quants;
 mod legacy;
+pub(super) mod lookup;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;

@@ -8,7 +8,7 @@ use super::tile::{TILE_ROWS_MAX, Tile};
 use super::{Isa, dequantize};
 
 /// Values around 0, the same for the same seed.
-pub(in crate::kernels) fn noise(n: usize, seed: u64) -> Vec<f32> {
+pub(crate) fn noise(n: usize, seed: u64) -> Vec<f32> {
     let mut state = seed;
     let mut next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -32,7 +32,7 @@ fn scales(format: Format) -> &'static [usize] {
 
 /// `count` weights in blocks of random bits with sane scales; floats are made from values, since random
 /// bits are not numbers.
-pub(in crate::kernels) fn random_weights(format: Format, count: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn random_weights(format: Format, count: usize, seed: u64) -> Vec<u8> {
     let values = noise(count, seed);
     match format {
         Format::F32 => return values.iter().flat_map(|v| v.to_le_bytes()).collect(),
@@ -64,6 +64,35 @@ pub(in crate::kernels) fn random_weights(format: Format, count: usize, seed: u64
         }
     }
     bytes
+}
+
+/// Activation rows of `width` values as another processor's memory has them: for `Side::Float` the floats, else
+/// blocks of 320 bytes, their padding zero.
+pub(crate) fn quantized(side: Side, values: &[f32], width: usize) -> Vec<u8> {
+    fn bytes<const N: usize, T>(numbers: &[T], of: fn(&T) -> [u8; N]) -> impl Iterator<Item = u8> {
+        numbers.iter().flat_map(of)
+    }
+    fn rows<X: Activations>(values: &[f32], width: usize) -> Vec<X> {
+        let mut out = vec![X::ZERO; values.len() / width * width.div_ceil(256)];
+        Isa::Portable.quantize(values, width, &mut out);
+        out
+    }
+    let mut out = Vec::new();
+    match side {
+        Side::Float => out.extend(bytes(values, |v| v.to_le_bytes())),
+        Side::X32 => rows::<X32>(values, width).iter().for_each(|x| {
+            out.extend(bytes(&x.q, |q| q.to_le_bytes()));
+            out.extend(bytes(&x.d, |d| d.to_le_bytes()));
+            out.extend(bytes(&x.sums, |sum| sum.to_le_bytes()));
+        }),
+        Side::X256 => rows::<X256>(values, width).iter().for_each(|x| {
+            out.extend(bytes(&x.q, |q| q.to_le_bytes()));
+            out.extend(bytes(&x.sums, |sum| sum.to_le_bytes()));
+            out.extend(x.d.to_le_bytes());
+            out.resize(out.len().next_multiple_of(320), 0);
+        }),
+    }
+    out
 }
 
 /// `weights . x` of all rows through the kernel for `R` of them at a time.

@@ -1,0 +1,294 @@
+// The matrix products: activation rows with quantized weight rows, as `kernels/cpu/portable.rs` defines them.
+//
+// Owns the split into threads and the order of float arithmetic. A weight row belongs to eight threads, each the
+// owner of one of the definition's eight sums (of two of the sixteen sums of floats), so that no sum is ever split;
+// a thread unpacks its weights once for R activation rows, with R = 8 for two weight rows at a time, so that it also
+// loads activations once for two. It must not know how blocks are packed (k_quants.cuh, i_quants.cuh, legacy.cuh).
+#pragma once
+
+#include "i_quants.cuh"
+#include "k_quants.cuh"
+#include "legacy.cuh"
+
+namespace matmul {
+
+// Threads of a weight row.
+const unsigned LANES = 8;
+// Weight rows of a block of threads: what `gpu/shapes.rs` calls MATMUL_COLUMNS.
+const unsigned COLUMNS = 16;
+
+// How R activation rows are shared out.
+template <unsigned R> struct Shape {
+    // Weight rows of a thread.
+    static constexpr unsigned WEIGHT_ROWS = R == 8 ? 2 : 1;
+    // Threads of a block, as `gpu/shapes.rs` says.
+    static constexpr unsigned THREADS = COLUMNS / WEIGHT_ROWS * LANES;
+    // Blocks of threads that a multiprocessor shall have room for: few, so that a thread has registers for many
+    // loads at once. Without them memory is waited for, and a matrix often has no more blocks anyway.
+    static constexpr unsigned RESIDENT_BLOCKS = R == 4 ? 6 : 8;
+};
+
+// Bytes of 256 quantized activations, and where their parts stand.
+const unsigned X_BYTES = 320;
+const unsigned X256_SUMS = 256, X256_D = 288;
+const unsigned X32_D = 256, X32_SUMS = 288;
+
+// What a thread works on. Weight and activation rows behind the last ones are the last ones again: all threads of a
+// warp go on to the shuffles, but nothing is stored for them.
+template <unsigned R, unsigned N> struct Tile {
+    unsigned lane, column;
+    const u8* w[N];
+    const u8* x[R];
+
+    __device__ __forceinline__ Tile(const Job& job, size_t row_bytes) {
+        lane = threadIdx.x % LANES;
+        column = blockIdx.x * COLUMNS + threadIdx.x / LANES * N;
+        UNROLL
+        for (unsigned n = 0; n < N; n++) {
+            w[n] = job.w + (column + n < job.n ? column + n : job.n - 1) * row_bytes;
+        }
+        UNROLL
+        for (unsigned r = 0; r < R; r++) {
+            unsigned i = blockIdx.y * R + r;
+            i = i < job.count ? i : job.count - 1;
+            const unsigned row = job.rows ? loads::get<unsigned>(job.rows + i) : job.x_first + i * job.x_step;
+            x[r] = job.x + (size_t)row * job.x_stride;
+        }
+    }
+};
+
+// Whether the block of threads has anything to do.
+template <unsigned R> __device__ __forceinline__ bool is_inside(const Job& job) {
+    return blockIdx.x * COLUMNS < job.n && blockIdx.y * R < job.count;
+}
+
+// Adds the sums of eight threads by halves, for R products at once: as long as a thread has several, it gives half of
+// them away and adds what it gets to the others. Thread l ends up with product l / (8 / R).
+template <unsigned R> __device__ __forceinline__ float add_lanes(float (&sums)[R], unsigned lane) {
+    unsigned left = R;
+    UNROLL
+    for (unsigned half = LANES / 2; half > 0; half /= 2) {
+        if (left == 1) {
+            sums[0] += __shfl_xor_sync(ALL_LANES, sums[0], half, LANES);
+            continue;
+        }
+        left /= 2;
+        const bool is_upper = (lane & half) != 0;
+        UNROLL
+        for (unsigned i = 0; i < left; i++) {
+            const float given = is_upper ? sums[i] : sums[i + left];
+            const float kept = is_upper ? sums[i + left] : sums[i];
+            sums[i] = kept + __shfl_xor_sync(ALL_LANES, given, half, LANES);
+        }
+    }
+    return sums[0];
+}
+
+// Stores the product that `add_lanes` left with this thread.
+template <unsigned R> __device__ __forceinline__ void store(const Job& job, unsigned lane, unsigned column, float product) {
+    const unsigned i = blockIdx.y * R + lane / (LANES / R);
+    if (lane % (LANES / R) == 0 && i < job.count && column < job.n) {
+        job.out[(size_t)i * job.out_stride + column] = product;
+    }
+}
+
+// Adds a thread's part of 256 products to its sum.
+template <typename F> __device__ __forceinline__ float add256(const Part256& w, const int (&q)[8], float d, int sums, float sum) {
+    int lane = 0;
+    UNROLL
+    for (unsigned j = 0; j < 8; j++) {
+        lane += w.scales[j] * __dp4a(w.words[j], q[j], 0);
+    }
+    const int minus = F::MINUS == Minus::NOTHING ? 0 : w.minus[0] * (short)sums + w.minus[1] * (sums >> 16);
+    if (F::MINUS == Minus::OFFSET) lane -= minus;
+    sum = fmaf(w.d * d, (float)lane, sum);
+    if (F::MINUS == Minus::MINIMA) sum = fmaf(-(w.d_min * d), (float)minus, sum);
+    return sum;
+}
+
+// A product with a 256 format.
+template <typename F, unsigned R> __device__ __forceinline__ void run256(const Job& job, unsigned cols, const u8* tables) {
+    constexpr unsigned N = Shape<R>::WEIGHT_ROWS;
+    if (!is_inside<R>(job)) return;
+    const F format(tables);
+    const unsigned blocks = cols / 256;
+    const Tile<R, N> tile(job, (size_t)blocks * F::BYTES);
+    float sums[N][R] = {};
+    UNROLL_BY((R <= 2 ? 4 / R : 1))
+    for (unsigned b = 0; b < blocks; b++) {
+        Part256 w[N];
+        UNROLL
+        for (unsigned n = 0; n < N; n++) {
+            format.unpack(tile.w[n] + b * F::BYTES, tile.lane, w[n]);
+        }
+        UNROLL
+        for (unsigned r = 0; r < R; r++) {
+            const u8* x = tile.x[r] + b * X_BYTES;
+            int q[8];
+            UNROLL
+            for (unsigned j = 0; j < 8; j++) {
+                q[j] = (int)loads::word_at(x + 32 * j + 4 * tile.lane);
+            }
+            const float d = loads::get<float>(x + X256_D);
+            const int two_sums =
+                F::MINUS == Minus::NOTHING ? 0 : (int)loads::word_at(x + X256_SUMS + 4 * tile.lane);
+            UNROLL
+            for (unsigned n = 0; n < N; n++) {
+                sums[n][r] = add256<F>(w[n], q, d, two_sums, sums[n][r]);
+            }
+        }
+    }
+    UNROLL
+    for (unsigned n = 0; n < N; n++) {
+        store<R>(job, tile.lane, tile.column + n, add_lanes<R>(sums[n], tile.lane));
+    }
+}
+
+// Adds 32 products to the sum of the thread they belong to.
+template <typename F> __device__ __forceinline__ float add32(const Part32& w, const unsigned (&q)[8], float d, int q_sum, float sum) {
+    int lane = 0;
+    UNROLL
+    for (unsigned j = 0; j < 8; j++) {
+        lane = __dp4a(w.words[j], (int)q[j], lane);
+    }
+    sum = fmaf(w.d * d, (float)lane, sum);
+    if (F::HAS_MIN) sum = fmaf(w.m, d * (float)q_sum, sum);
+    return sum;
+}
+
+// A product with a 32 format. Thread l has blocks l, l + 8, ...
+template <typename F, unsigned R> __device__ __forceinline__ void run32(const Job& job, unsigned cols, const u8* tables) {
+    constexpr unsigned N = Shape<R>::WEIGHT_ROWS;
+    if (!is_inside<R>(job)) return;
+    const F format(tables);
+    const unsigned blocks = cols / 32;
+    const Tile<R, N> tile(job, (size_t)blocks * F::BYTES);
+    float sums[N][R] = {};
+    UNROLL_BY((R <= 2 ? 2 : 1))
+    for (unsigned b = tile.lane; b < blocks; b += LANES) {
+        Part32 w[N];
+        UNROLL
+        for (unsigned n = 0; n < N; n++) {
+            format.unpack(tile.w[n] + b * F::BYTES, w[n]);
+        }
+        UNROLL
+        for (unsigned r = 0; r < R; r++) {
+            const u8* x = tile.x[r] + b / LANES * X_BYTES;
+            unsigned q[8];
+            loads::aligned_words<8>(x + 32 * tile.lane, q);
+            const float d = loads::get<float>(x + X32_D + 4 * tile.lane);
+            const int q_sum = F::HAS_MIN ? (int)loads::word_at(x + X32_SUMS + 4 * tile.lane) : 0;
+            UNROLL
+            for (unsigned n = 0; n < N; n++) {
+                sums[n][r] = add32<F>(w[n], q, d, q_sum, sums[n][r]);
+            }
+        }
+    }
+    UNROLL
+    for (unsigned n = 0; n < N; n++) {
+        store<R>(job, tile.lane, tile.column + n, add_lanes<R>(sums[n], tile.lane));
+    }
+}
+
+// The sums of floats 2 l and 2 l + 1 of every 16, read one by one or, where all rows allow it, both at once.
+template <typename F, bool PAIRS, unsigned R, unsigned N>
+__device__ __forceinline__ void add_floats(const Tile<R, N>& tile, unsigned cols, float (&even)[N][R], float (&odd)[N][R]) {
+    UNROLL_BY((R <= 2 ? 8 / R : 2))
+    for (unsigned i = 2 * tile.lane; i < cols; i += 2 * LANES) {
+        const bool is_whole = PAIRS || i + 1 < cols;
+        float w[N][2];
+        UNROLL
+        for (unsigned n = 0; n < N; n++) {
+            const u8* at = tile.w[n] + (size_t)i * F::BYTES;
+            if (PAIRS) {
+                F::two(at, w[n]);
+            } else {
+                w[n][0] = F::one(at);
+                w[n][1] = is_whole ? F::one(at + F::BYTES) : 0;
+            }
+        }
+        UNROLL
+        for (unsigned r = 0; r < R; r++) {
+            float x[2];
+            if (PAIRS) {
+                formats::F32::two(tile.x[r] + (size_t)i * 4, x);
+            } else {
+                x[0] = formats::F32::one(tile.x[r] + (size_t)i * 4);
+                x[1] = is_whole ? formats::F32::one(tile.x[r] + (size_t)i * 4 + 4) : 0;
+            }
+            UNROLL
+            for (unsigned n = 0; n < N; n++) {
+                even[n][r] = fmaf(w[n][0], x[0], even[n][r]);
+                if (is_whole) odd[n][r] = fmaf(w[n][1], x[1], odd[n][r]);
+            }
+        }
+    }
+}
+
+// A product with plain floats.
+template <typename F, unsigned R> __device__ __forceinline__ void run_float(const Job& job, unsigned cols, const u8*) {
+    constexpr unsigned N = Shape<R>::WEIGHT_ROWS;
+    if (!is_inside<R>(job)) return;
+    const Tile<R, N> tile(job, (size_t)cols * F::BYTES);
+    size_t odd_places = cols % 2;
+    UNROLL
+    for (unsigned n = 0; n < N; n++) {
+        odd_places |= (size_t)tile.w[n] % (2 * F::BYTES);
+    }
+    UNROLL
+    for (unsigned r = 0; r < R; r++) {
+        odd_places |= (size_t)tile.x[r] % 8;
+    }
+    float even[N][R] = {}, odd[N][R] = {};
+    if (odd_places == 0) {
+        add_floats<F, true, R, N>(tile, cols, even, odd);
+    } else {
+        add_floats<F, false, R, N>(tile, cols, even, odd);
+    }
+    UNROLL
+    for (unsigned n = 0; n < N; n++) {
+        const float product = add_lanes<R>(even[n], tile.lane) + add_lanes<R>(odd[n], tile.lane);
+        store<R>(job, tile.lane, tile.column + n, product);
+    }
+}
+
+} // namespace matmul
+
+// Every format: its name in a kernel's name, its struct, the product it takes.
+#define MATMUL_FORMATS(EACH)      \
+    EACH(f32, F32, run_float)     \
+    EACH(f16, F16, run_float)     \
+    EACH(bf16, BF16, run_float)   \
+    EACH(q4_0, Q4_0, run32)       \
+    EACH(q4_1, Q4_1, run32)       \
+    EACH(q5_0, Q5_0, run32)       \
+    EACH(q5_1, Q5_1, run32)       \
+    EACH(q8_0, Q8_0, run32)       \
+    EACH(iq4nl, Iq4Nl, run32)     \
+    EACH(mxfp4, Mxfp4, run32)     \
+    EACH(q2k, Q2K, run256)        \
+    EACH(q3k, Q3K, run256)        \
+    EACH(q4k, Q4K, run256)        \
+    EACH(q5k, Q5K, run256)        \
+    EACH(q6k, Q6K, run256)        \
+    EACH(iq4xs, Iq4Xs, run256)    \
+    EACH(iq3xxs, Iq3Xxs, run256)  \
+    EACH(iq3s, Iq3S, run256)      \
+    EACH(iq2xxs, Iq2Xxs, run256)  \
+    EACH(iq2xs, Iq2Xs, run256)    \
+    EACH(iq2s, Iq2S, run256)      \
+    EACH(iq1s, Iq1S, run256)      \
+    EACH(iq1m, Iq1M, run256)
+
+#define MATMUL_KERNEL(name, FORMAT, RUN, R)                                                               \
+    extern "C" __global__ void __launch_bounds__(matmul::Shape<R>::THREADS, matmul::Shape<R>::RESIDENT_BLOCKS)                                      \
+        matmul_##name##_r##R(PARAMETER(Jobs) jobs, unsigned cols, const unsigned char* tables) {          \
+        matmul::RUN<formats::FORMAT, R>(jobs.job[blockIdx.z], cols, tables);                              \
+    }
+#define MATMUL_KERNELS(name, FORMAT, RUN)  \
+    MATMUL_KERNEL(name, FORMAT, RUN, 1)    \
+    MATMUL_KERNEL(name, FORMAT, RUN, 2)    \
+    MATMUL_KERNEL(name, FORMAT, RUN, 4)    \
+    MATMUL_KERNEL(name, FORMAT, RUN, 8)
+
+MATMUL_FORMATS(MATMUL_KERNELS)
