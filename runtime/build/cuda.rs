@@ -103,10 +103,17 @@ fn compile(nvcc: &Path, archs: &[String], to: &Path) -> Result<(), String> {
     }
     command.arg("-o").arg(to).arg(SOURCE);
     let output = command.output().map_err(|e| format!("cannot run {}: {e}; {HELP}", nvcc.display()))?;
-    if output.status.success() && to.is_file() {
-        return Ok(());
+    if output.status.success() {
+        return check_header(to);
     }
     let said =
         [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
     Err(format!("{command:?} failed ({}):\n{said}", output.status))
+}
+
+/// Drivers read past the end of what is no such file.
+fn check_header(file: &Path) -> Result<(), String> {
+    let bytes = fs::read(file).map_err(|e| format!("nvcc made no {}: {e}", file.display()))?;
+    let magic = bytes.len() >= 16 && bytes.starts_with(&0xba55_ed50_u32.to_le_bytes());
+    if magic { Ok(()) } else { Err(format!("nvcc made something else than kernels of {}", file.display())) }
 }
