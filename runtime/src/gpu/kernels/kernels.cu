@@ -1,0 +1,3 @@
+// All kernels, as one unit of compilation. `list.h` names them.
+#include "common.cuh"
+#include "vector.cuh"
