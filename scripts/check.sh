@@ -1,5 +1,6 @@
 #!/bin/sh
-# The whole check, as CI runs it: format, lints, crate edges, tests, hand-over, the GPU backend without a card. Stops at the first failure.
+# The whole check, as CI runs it: format, lints, crate edges, tests, hand-over, the GPU backend without a card. Stops
+# at the first failure.
 set -eu
 cd "$(dirname "$0")/.."
 cargo fmt --all -- --check

@@ -1,7 +1,7 @@
 #!/bin/sh
 # cuda-build.sh [ARCHS] : builds the release with the GPU backend for NVIDIA cards, from nothing: needs Rust, a C++
 # compiler and Python 3, no CUDA toolkit, no driver, no card. NVIDIA's compiler comes as wheels from PyPI (pinned;
-# 250 MB to fetch, 460 MB on disk) into CUDA_CACHE (default ~/.cache/drafthorse/cuda), once. ARCHS are the compute
+# 300 MB on disk) into CUDA_CACHE (default ~/.cache/drafthorse/cuda), once. ARCHS are the compute
 # capabilities to make machine code for, as in "75 86" (default: those of runtime/build/cuda.rs); cards newer than
 # the last run its PTX. With NVCC set, that compiler is used and nothing is fetched.
 #
