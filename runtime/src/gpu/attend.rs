@@ -5,9 +5,8 @@
 
 use super::backend::{GpuBackend, row_bytes};
 use super::driver::{Arg, DevicePtr};
-use super::queue::Job;
-use super::shapes::{HEAD_THREADS, SCORE_TILE};
-use super::{SCORE_THREADS, VALUE_THREADS, VALUES_PER_BLOCK};
+use super::grids::{head_grid, scores_grid, values_grid};
+use super::shapes::MatmulJob;
 use crate::backend::{AttendRows, Reg};
 use crate::kernels::{RowLayout, Side};
 use crate::layers::Mla;
@@ -43,9 +42,8 @@ impl GpuBackend {
                 Arg::F32(scale),
                 Arg::U32(stride as u32),
             ];
-            let tiles = ((start + rows) as u32).div_ceil(SCORE_TILE);
-            let blocks = [tiles, at.heads as u32, rows as u32];
-            self.queue.launch("attend_scores", (blocks, SCORE_THREADS), &args);
+            let grid = scores_grid(rows as u32, at.heads as u32, start as u32);
+            self.queue.launch("attend_scores", grid, &args);
             let args = [
                 Arg::Ptr(scores),
                 Arg::Ptr(values),
@@ -59,9 +57,8 @@ impl GpuBackend {
                 Arg::U32(start as u32),
                 Arg::U32(stride as u32),
             ];
-            let columns = (at.value_dim as u32).div_ceil(VALUES_PER_BLOCK);
-            let blocks = [columns, at.heads as u32, rows as u32];
-            self.queue.launch("attend_values", (blocks, VALUE_THREADS), &args);
+            let grid = values_grid(rows as u32, at.heads as u32, at.value_dim as u32);
+            self.queue.launch("attend_values", grid, &args);
         }
     }
 
@@ -88,7 +85,7 @@ impl GpuBackend {
             Arg::U32(nope as u32),
             Arg::U32(rope as u32),
         ];
-        self.queue.launch("mla_query", ([(rows * heads) as u32, 1, 1], HEAD_THREADS), &args);
+        self.queue.launch("mla_query", head_grid(rows as u32, heads as u32), &args);
         let at = AttendRows { heads, ..*at };
         let (keys, key) = (self.layout.keys[at.block], self.kv.key);
         self.attend_rows(&at, (query, keys, scale), (keys, key, narrow));
@@ -117,8 +114,8 @@ impl GpuBackend {
         };
         let row_bytes = self.layout.row_bytes(matrix);
         let w = self.layout.matrices[matrix.id()];
-        let jobs: Vec<Job> = (0..heads)
-            .map(|head| Job {
+        let jobs: Vec<MatmulJob> = (0..heads)
+            .map(|head| MatmulJob {
                 w: w + ((first + head * each) * row_bytes) as u64,
                 x,
                 rows: 0,

@@ -10,13 +10,14 @@ use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use super::GpuStats;
 use super::driver::{Arg, DevicePtr, Driver, Event, GpuError, Lane};
 use super::experts::Experts;
+use super::grids::{combine_grid, head_grid, norm_grid};
 use super::layout::{Layout, Place};
-use super::queue::{Job, Queue};
-use super::shapes::{HEAD_THREADS, ROW_THREADS};
+use super::queue::Queue;
+use super::shapes::{MatmulJob, quantize_grid, quantize_name};
 use super::staging::{Pinned, Staging, bytes_of};
-use super::{GpuStats, QUANTIZE_THREADS};
 use crate::backend::{AttendRows, Backend, ExpertWork, Fill, Norm, Reg, Rotation};
 use crate::kernels::{Format, Side};
 use crate::kv::KvShape;
@@ -168,9 +169,8 @@ impl GpuBackend {
         side: Side,
         (rows, width, stride): (usize, usize, usize),
     ) {
-        let blocks = rows * width.div_ceil(256);
         debug_assert!(((first + rows) * row_bytes(width)) as u64 <= to.bytes, "the copy has room");
-        let name = if side == Side::X32 { "quantize_x32" } else { "quantize_x256" };
+        let Some(name) = quantize_name(side) else { return };
         let args = [
             Arg::Ptr(x),
             Arg::Ptr(to.at + (first * row_bytes(width)) as u64),
@@ -178,7 +178,7 @@ impl GpuBackend {
             Arg::U32(stride as u32),
             Arg::U32(rows as u32),
         ];
-        self.queue.launch(name, ([blocks as u32, 1, 1], QUANTIZE_THREADS), &args);
+        self.queue.launch(name, quantize_grid(rows as u32, width as u32), &args);
     }
 
     /// `out[m, n]` of whole rows: `out` is a register or anything else on the device.
@@ -193,8 +193,8 @@ impl GpuBackend {
         for format in (0..products.len()).filter(|index| is_first(*index)).map(|index| products[index].0) {
             let x = self.activations(reg, format.side(), rows, cols);
             let of_format = products.iter().filter(|product| product.0 == format);
-            let jobs: Vec<Job> = of_format
-                .map(|(_, w, n, out)| Job {
+            let jobs: Vec<MatmulJob> = of_format
+                .map(|(_, w, n, out)| MatmulJob {
                     w: *w,
                     x: x.at,
                     rows: 0,
@@ -245,8 +245,7 @@ impl GpuBackend {
             Arg::U32(row.quantized as u32),
             Arg::U32(row.halves as u32),
         ];
-        let blocks = (at.rows * heads) as u32;
-        self.queue.launch("store_rows", ([blocks, 1, 1], HEAD_THREADS), &args);
+        self.queue.launch("store_rows", head_grid(at.rows as u32, heads as u32), &args);
     }
 }
 
@@ -327,8 +326,7 @@ impl Backend for GpuBackend {
             Arg::U32(stride as u32),
             Arg::F32(eps),
         ];
-        let blocks = (rows.end - rows.start) as u32;
-        self.queue.launch("rms_norm", ([blocks, 1, 1], ROW_THREADS), &args);
+        self.queue.launch("rms_norm", norm_grid((rows.end - rows.start) as u32), &args);
     }
 
     fn add(&mut self, x: Reg, out: Reg, len: usize) {
@@ -379,7 +377,7 @@ impl Backend for GpuBackend {
         let x = self.activations(x, w.format.side(), rows, w.cols);
         for (index, out) in out.chunks_mut(at_once * w.rows).enumerate() {
             let count = (out.len() / w.rows) as u32;
-            let job = Job {
+            let job = MatmulJob {
                 w: product.1,
                 x: x.at,
                 rows: 0,
@@ -420,8 +418,7 @@ impl Backend for GpuBackend {
             Arg::Ptr(norm.map_or(0, |(weight, _)| self.vector(weight))),
             Arg::F32(norm.map_or(0.0, |(_, eps)| eps)),
         ];
-        let blocks = (rows * heads) as u32;
-        self.queue.launch("rotate", ([blocks, 1, 1], HEAD_THREADS), &args);
+        self.queue.launch("rotate", head_grid(rows as u32, heads as u32), &args);
     }
 
     fn cache_heads(&mut self, at: &AttendRows) {
@@ -481,7 +478,6 @@ impl Backend for GpuBackend {
             Arg::U32(width as u32),
             Arg::U32(used as u32),
         ];
-        let blocks = [(width as u32).div_ceil(ROW_THREADS), (places.len() / used) as u32, 1];
-        self.queue.launch("combine", (blocks, ROW_THREADS), &args);
+        self.queue.launch("combine", combine_grid((places.len() / used) as u32, width as u32), &args);
     }
 }

@@ -14,7 +14,7 @@ use drafthorse_offload::{ExpertId, Tier};
 use super::backend::{Activations, GpuBackend, row_bytes};
 use super::driver::{Arg, DevicePtr, Driver, Event, GpuError, Lane};
 use super::lanes::{Choice, Rates};
-use super::queue::Job;
+use super::shapes::MatmulJob;
 use super::staging::bytes_of;
 use super::{ExpertsPlan, GpuStats};
 use crate::backend::{Backend as _, ExpertWork, Reg, down_bytes, inner_bytes};
@@ -30,13 +30,18 @@ const GROUP: usize = 4;
 
 /// Bytes of a slot that holds any of `shapes`.
 pub fn slot_bytes<'a>(shapes: impl Iterator<Item = &'a ExpertShape>) -> u64 {
-    shapes.map(|shape| offsets(shape)[2] + shape.down.bytes().next_multiple_of(ALIGN)).max().unwrap_or(0)
+    shapes.map(|shape| offsets(shape)[2] + align(shape.down.bytes())).max().unwrap_or(0)
 }
 
 /// Where gate, up and down begin in a slot.
 fn offsets(shape: &ExpertShape) -> [u64; 3] {
-    let up = shape.gate.bytes().next_multiple_of(ALIGN);
-    [0, up, up + shape.up.bytes().next_multiple_of(ALIGN)]
+    let up = align(shape.gate.bytes());
+    [0, up, up + align(shape.up.bytes())]
+}
+
+/// Matrix kernels read up to 3 bytes beyond a matrix.
+fn align(bytes: u64) -> u64 {
+    (bytes + 3).next_multiple_of(ALIGN)
 }
 
 /// Experts in the device's memory.
@@ -312,7 +317,7 @@ impl GpuBackend {
         let jobs_of = |(part, offset, out): (PartShape, u64, DevicePtr), x: Activations| {
             let job = move |(expert, slot): &(u32, DevicePtr)| {
                 let places = plan.places(*expert);
-                Job {
+                MatmulJob {
                     w: slot + offset,
                     x: x.at,
                     rows: list + (places.start * size_of::<u32>()) as u64,
@@ -362,11 +367,11 @@ impl GpuBackend {
                 self.quantize(from, (to, run.start), side, (run.len(), part.cols, part.cols));
             }
         }
-        let jobs: Vec<Job> = at
+        let jobs: Vec<MatmulJob> = at
             .iter()
             .map(|(expert, slot)| {
                 let places = plan.places(*expert);
-                Job {
+                MatmulJob {
                     w: slot + offset,
                     x,
                     rows: 0,

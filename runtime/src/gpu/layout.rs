@@ -159,8 +159,9 @@ fn latent(spec: AttentionSpec, rope: usize, rows: usize) -> [u64; 4] {
     [floats(kv_lora), floats(kv_lora + rope), floats(kv_lora), quantized]
 }
 
+/// Matrix kernels read up to 3 bytes beyond a matrix.
 fn align(bytes: u64) -> u64 {
-    bytes.next_multiple_of(ALIGN)
+    if bytes == 0 { 0 } else { (bytes + 3).next_multiple_of(ALIGN) }
 }
 
 /// Everything but experts, in place.

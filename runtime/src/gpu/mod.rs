@@ -6,19 +6,22 @@
 
 mod attend;
 mod backend;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod driver;
 #[cfg(feature = "gpu-emulator")]
 mod emulated;
 mod experts;
+mod grids;
+#[cfg(all(test, feature = "gpu-emulator"))]
+mod kernel_tests;
 mod lanes;
 mod layout;
+mod link;
 mod queue;
 mod shapes;
 mod staging;
 mod tables;
-mod grids;
-#[cfg(all(test, feature = "gpu-emulator"))]
-mod kernel_tests;
 
 use drafthorse_offload::{ExpertIndex, Policy};
 
@@ -30,6 +33,7 @@ pub use driver::{Arg, DeviceInfo, DevicePtr, Driver, Event, GpuError, Grid, Kern
 pub use emulated::{EmulatedDriver, EmulatedOptions, Schedule};
 pub use experts::slot_bytes;
 pub use layout::LayoutPlan;
+pub use link::{LinkRates, measure_link};
 pub use tables::tables;
 
 /// A kind of GPU.
@@ -52,6 +56,11 @@ pub fn open(name: &str) -> Result<Box<dyn Driver>, GpuError> {
     let device = DEVICES.iter().find(|device| device.name == name);
     let unknown = || GpuError::Unavailable { reason: format!("there is no kind \"{name}\"") };
     (device.ok_or_else(unknown)?.open)()
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda() -> Result<Box<dyn Driver>, GpuError> {
+    Ok(Box::new(cuda::CudaDriver::open(0)?))
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -116,4 +125,3 @@ pub struct ExpertsPlan {
     /// Threads that compute experts which are not on the device; `None`: all are copied in.
     pub pool: Option<Pool>,
 }
-

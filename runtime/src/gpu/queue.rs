@@ -6,12 +6,10 @@
 use std::collections::HashMap;
 
 use super::driver::{Arg, DevicePtr, Driver, Event, GpuError, Grid, KernelId, Lane};
-use super::shapes::{JOB_WORDS, JOBS_MAX, ROW_THREADS};
-use super::{MATMUL_COLUMNS, MATMUL_THREADS};
+use super::grids::element_grid;
+use super::shapes::{MATMUL_JOBS_MAX, MATMUL_ROWS, MatmulJob, matmul_grid, matmul_jobs, matmul_name};
 use crate::kernels::Format;
 
-/// Activation rows of one block of a matrix kernel.
-const TILE_ROWS: [u32; 4] = [1, 2, 4, 8];
 /// Kernels without a format.
 const NAMES: [&str; 13] = [
     "quantize_x32",
@@ -28,31 +26,6 @@ const NAMES: [&str; 13] = [
     "attend_values",
     "combine",
 ];
-
-/// One matrix of a launch and the rows it multiplies.
-#[derive(Clone, Copy, Debug)]
-pub struct Job {
-    /// Weight rows.
-    pub w: DevicePtr,
-    /// Activation rows as the format wants them.
-    pub x: DevicePtr,
-    /// Which of them; null: `x_first + i * x_step`.
-    pub rows: DevicePtr,
-    /// `[count, out_stride]`.
-    pub out: DevicePtr,
-    /// Weight rows.
-    pub n: u32,
-    /// Activation rows.
-    pub count: u32,
-    /// First activation row.
-    pub x_first: u32,
-    /// From one to the next.
-    pub x_step: u32,
-    /// Bytes of an activation row.
-    pub x_stride: u32,
-    /// Values from one row of the result to the next.
-    pub out_stride: u32,
-}
 
 /// The two lanes of a device, with its kernels.
 pub struct Queue {
@@ -75,9 +48,8 @@ impl Queue {
         }
         let mut matmuls = HashMap::new();
         for format in formats {
-            for rows in TILE_ROWS {
-                let name = format!("matmul_{}_r{rows}", format.name().to_lowercase());
-                matmuls.insert((format.name(), rows), driver.kernel(&name)?);
+            for rows in MATMUL_ROWS {
+                matmuls.insert((format.name(), rows), driver.kernel(&matmul_name(*format, rows))?);
             }
         }
         let bytes = super::tables();
@@ -137,54 +109,33 @@ impl Queue {
 
     /// Queues a kernel over `len` values, one a thread.
     pub fn over(&mut self, name: &'static str, len: usize, args: &[Arg<'_>]) {
-        let blocks = (len as u32).div_ceil(ROW_THREADS);
-        self.launch(name, ([blocks, 1, 1], ROW_THREADS), args);
+        self.launch(name, element_grid(len as u32), args);
     }
 
     /// Queues a kernel.
-    pub fn launch(&mut self, name: &'static str, (blocks, threads): ([u32; 3], u32), args: &[Arg<'_>]) {
-        if blocks.contains(&0) {
+    pub fn launch(&mut self, name: &'static str, grid: Grid, args: &[Arg<'_>]) {
+        if grid.blocks.contains(&0) {
             return;
         }
         let kernel = self.kernels[name];
-        let grid = Grid { blocks, threads, shared_bytes: 0 };
         // SAFETY: callers pass what the kernel's signature asks for (checked bit by bit in `kernel_tests`).
         self.run(|driver| unsafe { driver.launch(kernel, grid, args) });
     }
 
     /// Queues products of matrices of one format and input width.
-    pub fn matmul(&mut self, format: Format, cols: usize, jobs: &[Job]) {
-        for jobs in jobs.chunks(JOBS_MAX) {
-            let n = jobs.iter().map(|job| job.n).max().unwrap_or(0);
+    pub fn matmul(&mut self, format: Format, cols: usize, jobs: &[MatmulJob]) {
+        for jobs in jobs.chunks(MATMUL_JOBS_MAX) {
             let count = jobs.iter().map(|job| job.count).max().unwrap_or(0);
-            if n == 0 || count == 0 {
+            if count == 0 {
                 continue;
             }
-            let rows = TILE_ROWS.into_iter().find(|rows| *rows >= count).unwrap_or(8);
+            let rows = MATMUL_ROWS.into_iter().find(|rows| *rows >= count).unwrap_or(8);
             let kernel = self.matmuls[&(format.name(), rows)];
-            let mut words = [0u64; JOBS_MAX * JOB_WORDS];
-            jobs.iter().zip(words.as_chunks_mut().0).for_each(|(job, words)| *words = job.words());
+            let words = matmul_jobs(jobs);
             let args = [Arg::Struct(&words), Arg::U32(cols as u32), Arg::Ptr(self.tables)];
-            let blocks = [n.div_ceil(MATMUL_COLUMNS), count.div_ceil(rows), jobs.len() as u32];
-            let grid = Grid { blocks, threads: MATMUL_THREADS, shared_bytes: 0 };
+            let grid = matmul_grid(rows, jobs);
             // SAFETY: as in `launch`; jobs lie in registers and weights of this device.
             self.run(|driver| unsafe { driver.launch(kernel, grid, &args) });
         }
-    }
-}
-
-impl Job {
-    /// As the kernels have it.
-    fn words(&self) -> [u64; JOB_WORDS] {
-        let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
-        [
-            self.w,
-            self.x,
-            self.rows,
-            self.out,
-            pair(self.n, self.count),
-            pair(self.x_first, self.x_step),
-            pair(self.x_stride, self.out_stride),
-        ]
     }
 }

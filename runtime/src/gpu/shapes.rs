@@ -88,10 +88,11 @@ pub fn matmul_grid(rows: u32, jobs: &[MatmulJob]) -> Grid {
     Grid { blocks, threads, shared_bytes: 0 }
 }
 
-/// The kernel that makes activation rows what a format multiplies with; `None` where these are the floats.
+/// The kernel that makes activation rows what formats of this side multiply with; `None` where these are the
+/// floats.
 #[must_use]
-pub fn quantize_name(format: Format) -> Option<&'static str> {
-    match format.side() {
+pub fn quantize_name(side: Side) -> Option<&'static str> {
+    match side {
         Side::Float => None,
         Side::X32 => Some("quantize_x32"),
         Side::X256 => Some("quantize_x256"),

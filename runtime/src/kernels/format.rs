@@ -80,21 +80,12 @@ formats! {
 
 /// What a format's dot product multiplies with: the activation row as it is, or quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-<<<<<<< HEAD
 pub enum Side {
     /// As it is.
     Float,
     /// In 8 bits, with a scale for every 32.
     X32,
     /// In 8 bits, with a scale for every 256.
-=======
-pub(crate) enum Side {
-    /// As it is.
-    Float,
-    /// A scale for every 32 values.
-    X32,
-    /// A scale for every 256 values.
->>>>>>> hM
     X256,
 }
 
@@ -124,13 +115,8 @@ impl Format {
         self.entry().0
     }
 
-<<<<<<< HEAD
     /// What it multiplies with.
     pub fn side(self) -> Side {
-=======
-    /// What the format multiplies with.
-    pub(crate) fn side(self) -> Side {
->>>>>>> hM
         self.entry().2
     }
 

@@ -25,12 +25,7 @@ pub(crate) use cpu::lookup::lookup_tables;
 #[cfg(test)]
 pub(crate) use cpu::tests::{noise, quantized, random_weights};
 pub use experts::{Down, GateUp, down_experts, gate_up_experts};
-<<<<<<< HEAD
 pub use format::{Format, Side, is_supported, supported_names};
-=======
-pub(crate) use format::Side;
-pub use format::{Format, is_supported, supported_names};
->>>>>>> hM
 pub use kv_rows::{KV_BLOCK, KvRows, RowLayout};
 pub use matmul::{Input, MatrixRef, matmul, matmul_group, matmul_serial};
 pub use pool::{Pool, SharedOut};

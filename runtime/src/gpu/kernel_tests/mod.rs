@@ -1,14 +1,11 @@
 //! Every kernel on the emulated card against the CPU path, bit by bit.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-<<<<<<< HEAD
 mod attend;
 mod cache;
-mod vector;
-=======
 mod matmul;
 mod quantize;
->>>>>>> hM
+mod vector;
 
 use super::{Arg, DevicePtr, Driver, EmulatedDriver, EmulatedOptions, Grid, Lane, Schedule};
 

@@ -1,0 +1,84 @@
+//! How fast the link between host and GPU is, as the GPU's own clock says. Knows nothing of what is copied.
+
+use std::ptr::NonNull;
+
+use serde::Serialize;
+
+use super::driver::{Driver, GpuError, Lane};
+
+/// Rates of long copies between pinned memory and the GPU's, each alone on the link, in bytes a second.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct LinkRates {
+    /// Host to device: the fastest of the copies.
+    pub upload_bytes_per_s: f64,
+    /// Device to host: the fastest of the copies.
+    pub download_bytes_per_s: f64,
+    /// Bytes of each copy.
+    pub copy_bytes: u64,
+}
+
+/// Times `copies` >= 1 copies of `bytes` >= 1 each way, after one that warms up. They go through the copy lane.
+/// The buffers stay with the driver on its side; the host's is let go.
+///
+/// # Errors
+/// What the driver says; [`GpuError::Failed`] too where the bytes that came back are not those that went.
+pub fn measure_link(driver: &mut dyn Driver, bytes: usize, copies: usize) -> Result<LinkRates, GpuError> {
+    let device = driver.alloc("measuring the link", bytes as u64)?;
+    let mut host: Vec<u8> = (0..bytes).map(|i| (i % 251) as u8).collect();
+    let place = NonNull::from(&mut host[..]).cast::<u8>();
+    // SAFETY: unpinned below, before the vector goes, whatever the measurement says.
+    unsafe { driver.pin(place, bytes)? };
+    let measured = time_both(driver, device, place, bytes, copies);
+    driver.unpin(place)?;
+    let rates = measured?;
+    if host.iter().enumerate().any(|(i, &byte)| byte != (i % 251) as u8) {
+        let reason = "other bytes came back than went".to_owned();
+        return Err(GpuError::Failed { action: "copy to and from itself", reason });
+    }
+    Ok(rates)
+}
+
+fn time_both(
+    driver: &mut dyn Driver,
+    device: u64,
+    host: NonNull<u8>,
+    bytes: usize,
+    copies: usize,
+) -> Result<LinkRates, GpuError> {
+    // SAFETY: the buffer is pinned and outlives the copies, which `fastest` waits for.
+    let upload =
+        fastest(driver, copies, |driver| unsafe { driver.upload(Lane::Copy, device, host.as_ptr(), bytes) })?;
+    // What comes back is then what came from the device, not what was there before.
+    // SAFETY: nothing is queued any more, and the buffer has `bytes` bytes.
+    unsafe { host.as_ptr().write_bytes(0, bytes) };
+    // SAFETY: as above.
+    let download = fastest(driver, copies, |driver| unsafe {
+        driver.download(Lane::Copy, host.as_ptr(), device, bytes)
+    })?;
+    let rate = |seconds: f64| bytes as f64 / seconds;
+    Ok(LinkRates {
+        upload_bytes_per_s: rate(upload),
+        download_bytes_per_s: rate(download),
+        copy_bytes: bytes as u64,
+    })
+}
+
+/// Seconds of the fastest of `copies` copies, each between two events; one more goes ahead.
+fn fastest(
+    driver: &mut dyn Driver,
+    copies: usize,
+    mut copy: impl FnMut(&mut dyn Driver) -> Result<(), GpuError>,
+) -> Result<f64, GpuError> {
+    copy(driver)?;
+    let mut best = f64::INFINITY;
+    let (mut first, mut second) = (None, None);
+    for _ in 0..copies {
+        let begun = driver.record(Lane::Copy, first)?;
+        copy(driver)?;
+        let ended = driver.record(Lane::Copy, second)?;
+        driver.wait(ended)?;
+        best = best.min(driver.seconds_between(begun, ended)?);
+        (first, second) = (Some(begun), Some(ended));
+    }
+    Ok(best)
+}

@@ -1,0 +1,31 @@
+#!/bin/sh
+# Tests scripts/gpu-check.sh without a card, on programs that print what a GPU build would (fixtures/fake_gpu_kit.py): what
+# is right passes, and each thing that is wrong fails and is named.
+set -eu
+cd "$(dirname "$0")"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+for name in drafthorse drafthorse-eval gpu-tests; do
+    cp fixtures/fake_gpu_kit.py "$work/$name"
+    chmod +x "$work/$name"
+done
+holds() { # FAKE_KIT, exit code, a line of the table, options
+    code=0
+    # shellcheck disable=SC2086
+    FAKE_KIT=$1 sh gpu-check.sh -q ${4:-} "$work/out" "$work/drafthorse" "$work/drafthorse-eval" "$work/gpu-tests" \
+        >"$work/table" 2>"$work/errors" || code=$?
+    if [ "$code" -ne "$2" ] || ! grep -qF -e "$3" "$work/table" || ! python3 -m json.tool "$work/out/gpu-check.json" >/dev/null; then
+        echo "gpu-check with FAKE_KIT='$1' ended with $code, not $2, or has no line '$3':" >&2
+        cat "$work/table" "$work/errors" >&2
+        exit 1
+    fi
+}
+holds '' 0 '| mid, draft auto | 4 GiB | 80.0 | 900.0 | 2.50 | 64 | 66.7 | 2.50 GB | 25.0 GB/s |'
+grep -qF '| copies while missing >= 85% of the link | yes | 96% |' "$work/table"
+holds logits 1 "- demo at all: logits : {'differing': 24, 'of': 96,"
+holds ids 1 "runtime/demo/draft.gguf 8 : other ids than the CPU's"
+holds tests 1 'failed: gpu::kernel_tests::a_kernel'
+holds skipped 1 'skipped: no GPU can be used'
+holds cpu 1 'no gpu object'
+holds hang 0 '**Out of time** during: speed of mid' '-l 15'
+echo "gpu-check tells right from wrong (on programs that only print)"

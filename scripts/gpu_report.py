@@ -1,0 +1,182 @@
+"""What the figures of gpu_check.py mean: verdicts against the goals of the GPU issue, and the Markdown table. Runs nothing."""
+
+# The goals: 8 rows of a verification against one, speculation at acceptance 0.8 against none, copies while missing
+# against the link's peak.
+ROWS_8_MAX = 1.5
+SPECULATION_MIN = 1.5
+LINK_SHARE_MIN = 0.85
+
+
+def is_right(result):
+    """Whether everything that was run is right. Goals of speed that were missed do not count."""
+    return all(verdict["ok"] for verdict in result["verdicts"] if verdict["kind"] == "right" and verdict["ok"] is not None)
+
+
+def verdicts(result):
+    """[{kind: right|goal, what, ok (None: not run), figure}]"""
+    tests, rows = result.get("kernel_tests"), [row for row in result["correctness"] if not row.get("refused")]
+    wrong = [row for row in rows if not row["ok"]]
+    found = [
+        verdict("right", "kernels' tests on the card", tests and tests["ok"], tests and tests_figure(tests)),
+        verdict("right", "logits and ids as the CPU's", (not wrong) if rows else None,
+                f"{len(rows) - len(wrong)} of {len(rows)} comparisons"),
+        verdict("right", "ids the same at every size and draft of the speed runs", same_ids(result["speed"]["rows"]), ""),
+        verdict("right", "a limited --vram was met", limited(rows), "a run whose experts did not all fit"),
+    ]
+    return found + goals(result)
+
+
+def verdict(kind, what, ok, figure):
+    return {"kind": kind, "what": what, "ok": ok, "figure": figure or ""}
+
+
+def tests_figure(tests):
+    parts = [f"{tests['passed']} passed in {tests['seconds']:.0f} s"] + [f"failed: {name}" for name in tests["failed"]]
+    return "; ".join(parts + tests["skipped"])
+
+
+def same_ids(rows):
+    """Every run of a model gives the ids of its longest run, as far as it goes, and none failed. None without runs."""
+    by_model = {}
+    for row in rows:
+        by_model.setdefault(row["what"].split(",")[0], []).append(row.get("tokens"))
+    if not by_model:
+        return None
+    return all(all(ids is not None and ids == max(runs, key=lambda r: len(r or []))[: len(ids)] for ids in runs)
+               for runs in by_model.values())
+
+
+def limited(rows):
+    seen = [row for row in rows if row["vram"] not in ("all", "-") and (row.get("misses") or 0) > 0 and row["ok"]]
+    return bool(seen) if rows else None
+
+
+def goals(result):
+    speed = result["speed"]
+    whole = next((p for p in speed["passes"] if "passes" in p), None)
+    eight = next((p["ratio"] for p in whole["passes"] if p["rows"] == 8), None) if whole else None
+    ratio = speculation(speed["rows"])
+    share = link_share(result)
+    return [
+        verdict("goal", f"8 rows <= {ROWS_8_MAX} of one, resident", eight and eight <= ROWS_8_MAX, number(eight)),
+        verdict("goal", f"speculation at acceptance 0.8 >= {SPECULATION_MIN}, resident", ratio and ratio >= SPECULATION_MIN,
+                number(ratio)),
+        verdict("goal", f"copies while missing >= {LINK_SHARE_MIN:.0%} of the link", share and share >= LINK_SHARE_MIN,
+                f"{share:.0%}" if share else "no run missed, or no peak"),
+    ]
+
+
+def number(value):
+    return "not run" if value is None else f"{value:.2f}"
+
+
+def rate(row):
+    return (row.get("timings") or {}).get("decode_tps")
+
+
+def speculation(rows):
+    """tok/s with a draft of acceptance 0.8 over none, everything on the card."""
+    mid = [row for row in rows if row["what"].startswith("mid") and row.get("vram_bytes") and rate(row)]
+    largest = max((row["vram_bytes"] for row in mid), default=0)
+    rates = {row["what"]: rate(row) for row in mid if row["vram_bytes"] == largest}
+    off, auto = rates.get("mid, no draft"), rates.get("mid, draft auto")
+    return auto / off if off and auto else None
+
+
+def copy_rate(row):
+    gpu = row.get("gpu") or {}
+    return gpu["upload_bytes"] / gpu["upload_s"] if gpu.get("upload_s") and gpu.get("misses") else None
+
+
+def link_share(result):
+    """Rate of copies in the run that missed most, over the link's peak."""
+    missed = [row for row in result["speed"]["rows"] if copy_rate(row)]
+    peak = (result.get("link") or {}).get("upload_bytes_per_s")
+    if not missed or not peak:
+        return None
+    return copy_rate(max(missed, key=lambda row: row["gpu"]["upload_bytes"])) / peak
+
+
+def markdown(result):
+    parts = [heading(result), verdict_table(result["verdicts"]), speed_table(result["speed"]["rows"])]
+    parts += [passes_table(result["speed"]["passes"]), wrong_list(result["correctness"]), refused_line(result["correctness"])]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def heading(result):
+    facts, link = result.get("machine") or {}, result.get("link")
+    lines = [f"# GPU check, {facts.get('date', 'no date')}", ""]
+    gpu = facts.get("gpu") or {}
+    lines.append(", ".join(filter(None, [
+        gpu.get("name"), gpu.get("memory.total"), gpu.get("driver_version") and f"driver {gpu['driver_version']}",
+        f"{facts.get('cpus')} CPUs", facts.get("version"), f"{result['seconds']:.0f} s",
+    ])) + ".")
+    if link:
+        lines.append(f"Link, pinned, copies of {link['copy_bytes'] >> 20} MiB: {gb(link['upload_bytes_per_s'])} to the card, "
+                     f"{gb(link['download_bytes_per_s'])} back.")
+    mid = result["speed"].get("mid")
+    if mid:
+        lines.append(f"mid: {mid['layers']} layers, {mid['file_bytes'] / 1e9:.2f} GB, Q4_K, random weights, files in "
+                     f"{result['files_in'].rsplit('/', 1)[0]}; its draft is scripted (acceptance 0.8, 0.5 ms a token).")
+    if result.get("out_of_time"):
+        lines.append(f"**Out of time** during: {result['out_of_time']}. What follows it was not run.")
+    if result["speed"].get("mid_error"):
+        lines.append(f"**mid was not run**: {result['speed']['mid_error']}.")
+    return "\n".join(lines)
+
+
+def gb(rate_bytes):
+    return f"{rate_bytes / 1e9:.1f} GB/s"
+
+
+def verdict_table(found):
+    word = {True: "yes", False: "**NO**", None: "not run"}
+    lines = ["| | held | figure |", "|---|---|---|"]
+    return "\n".join(lines + [f"| {v['what']} | {word[v['ok']]} | {v['figure']} |" for v in found])
+
+
+def speed_table(rows):
+    if not rows:
+        return ""
+    lines = ["| run | vram | tok/s | prefill tok/s | accepted a pass | slots | hits % | copies | copy rate | compute s | wall s |",
+             "|---|---|---|---|---|---|---|---|---|---|---|"]
+    return "\n".join(lines + [speed_line(row) for row in rows])
+
+
+def speed_line(row):
+    vram = f"{row['vram_bytes'] / (1 << 30):.0f} GiB" if row["vram_bytes"] else "CPU"
+    if "error" in row:
+        return f"| {row['what']} | {vram} | {row['error']} |" + " |" * 8
+    gpu, timings, said = row.get("gpu") or {}, row["timings"], row.get("speculation") or {}
+    uses = (gpu.get("hits") or 0) + (gpu.get("misses") or 0)
+    cells = [
+        row["what"], vram, f"{timings['decode_tps']:.1f}", f"{timings['prefill_tps']:.1f}",
+        f"{said['accepted_per_pass']:.2f}" if said.get("proposed") else "-", gpu.get("slots", "-"),
+        f"{100 * gpu['hits'] / uses:.1f}" if uses else "-",
+        f"{gpu['upload_bytes'] / 1e9:.2f} GB" if gpu.get("upload_bytes") else "-",
+        gb(copy_rate(row)) if copy_rate(row) else "-", f"{gpu['compute_s']:.3f}" if "compute_s" in gpu else "-",
+        f"{timings['decode_s']:.3f}",
+    ]
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def passes_table(all_passes):
+    done = [p for p in all_passes if "passes" in p]
+    if not done:
+        return ""
+    lines = ["| rows of a pass (mid) | ms | of one row |", "|---|---|---|"]
+    for each in done:
+        lines += [f"| {p['rows']} | {1e3 * p['seconds']['median']:.2f} | {p['ratio']:.2f} |" for p in each["passes"]]
+    return "\n".join(lines)
+
+
+def wrong_list(rows):
+    wrong = [row for row in rows if not row.get("refused") and not row["ok"]]
+    lines = [f"- {row['model']} at {row['vram']}: {row['what']} {row.get('settings', '')}: {row['wrong']}" for row in wrong]
+    shown = lines[:20] + ([f"- and {len(lines) - 20} more"] if len(lines) > 20 else [])
+    return "\n".join(["Wrong:", ""] + shown) if wrong else ""
+
+
+def refused_line(rows):
+    refused = [f"{row['model']} at {row['vram']}" for row in rows if row.get("refused")]
+    return f"Refused as too small a --vram, as it should be: {', '.join(refused)}." if refused else ""
