@@ -390,7 +390,10 @@ impl GpuBackend {
 
     /// Computes experts on the host's threads while the device works, and uploads what they give.
     fn compute_here(&mut self, own: &mut Experts, work: &ExpertWork<'_, '_>, experts: &[u32]) {
-        let (false, Some(mut pool)) = (experts.is_empty(), own.pool.take()) else { return };
+        if experts.is_empty() {
+            return;
+        }
+        let mut pool = own.pool.take().expect("invariant: without threads nothing is left to them");
         let began = Instant::now();
         let (plan, shape) = (work.plan, &work.weights.shape);
         let width = work.weights.router.cols;
