@@ -10,7 +10,7 @@ const TILE: u32 = 32;
 /// Values that a block of `attend_values` computes.
 const VALUES_PER_BLOCK: u32 = 64;
 /// Threads of `attend_values`.
-const VALUE_THREADS: u32 = 128;
+const VALUE_THREADS: u32 = 160;
 
 fn grid(blocks: [u32; 3], threads: u32) -> Grid {
     Grid { blocks, threads, shared_bytes: 0 }

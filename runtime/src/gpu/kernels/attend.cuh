@@ -131,75 +131,123 @@ __device__ __forceinline__ void unpack_keys(const u8* rows, RowLayout layout, un
     }
 }
 
-// Scores of one (row, head) in one tile: eight threads a position, each with one of the eight sums of
+// Rows that a block attends together, from the first on whose number is a multiple of this: what they share of the
+// cache is read once. Blocks of other rows (the grid has one for each) have nothing to do.
+#define ROWS_PER_BLOCK 4u
+
+// The rows of a block.
+struct BlockRows {
+    // The first row, how many there are, and positions that the first and the last of them see.
+    unsigned first, count, limit_first, limit_last;
+
+    __device__ __forceinline__ BlockRows(unsigned start) {
+        unsigned left = gridDim.z - blockIdx.z;
+        first = blockIdx.z;
+        count = first % ROWS_PER_BLOCK != 0 ? 0 : left < ROWS_PER_BLOCK ? left : ROWS_PER_BLOCK;
+        limit_first = start + first + 1;
+        limit_last = start + first + count;
+    }
+};
+
+// Sums of `ROWS` queries and the thread's key, over dimensions `lane`, `lane + 8`, ... below `width`.
+template <unsigned ROWS>
+__device__ __forceinline__ void add_products(const float* key, const float* queries, unsigned lane, unsigned width,
+                                             float* sums) {
+    for (unsigned at = lane; at < (width + 7) / 8 * 8; at += 8) {
+        float value = key[at];
+        UNROLL
+        for (unsigned r = 0; r < ROWS; r++) sums[r] = fmaf(value, queries[r * KEY_SECTION + at], sums[r]);
+    }
+}
+
+// Scores of rows in one tile, of one head: eight threads a position, each with one of the eight sums of
 // `AttendSpace::score`. 256 threads.
 extern "C" __global__ void __launch_bounds__(SCORE_THREADS)
 attend_scores(const float* q, const u8* keys, float* scores, unsigned heads, unsigned kv_heads, unsigned quantized,
               unsigned halves, unsigned context_len, unsigned start, float scale, unsigned score_stride) {
-    __shared__ float query[KEY_SECTION];
+    __shared__ float queries[ROWS_PER_BLOCK * KEY_SECTION];
     __shared__ float tile[TILE * KEY_STRIDE];
-    unsigned head = blockIdx.y, row = blockIdx.z, first = blockIdx.x * TILE, limit = start + row + 1;
-    if (first >= limit) return;
+    unsigned head = blockIdx.y, first = blockIdx.x * TILE;
+    BlockRows rows(start);
+    if (rows.count == 0 || first >= rows.limit_last) return;
     RowLayout layout = {quantized, halves};
-    size_t pair = (size_t)row * heads + head, kv_head = head / (heads / kv_heads);
-    const u8* rows = keys + (kv_head * context_len + first) * layout.bytes();
-    unsigned count = limit - first < TILE ? limit - first : TILE;
+    unsigned dim = layout.dim();
+    size_t kv_head = head / (heads / kv_heads), query = (size_t)rows.first * heads + head;
+    const u8* key_rows = keys + (kv_head * context_len + first) * layout.bytes();
+    unsigned count = rows.limit_last - first < TILE ? rows.limit_last - first : TILE;
     unsigned lane = threadIdx.x % 8, position = threadIdx.x / 8;
-    float sum = 0.0f;
-    for (unsigned from = 0; from < layout.dim(); from += KEY_SECTION) {
-        unsigned i = from + threadIdx.x;
-        if (threadIdx.x < KEY_SECTION) query[threadIdx.x] = i < layout.dim() ? q[pair * layout.dim() + i] * scale : 0.0f;
-        unpack_keys(rows, layout, count, from, tile);
+    float sums[ROWS_PER_BLOCK] = {};
+    for (unsigned from = 0; from < dim; from += KEY_SECTION) {
+        for (unsigned i = threadIdx.x; i < rows.count * KEY_SECTION; i += SCORE_THREADS) {
+            unsigned at = from + i % KEY_SECTION;
+            queries[i] = at < dim ? q[(query + i / KEY_SECTION * heads) * dim + at] * scale : 0.0f;
+        }
+        unpack_keys(key_rows, layout, count, from, tile);
         __syncthreads();
-        unsigned width = layout.dim() - from < KEY_SECTION ? layout.dim() - from : KEY_SECTION;
-        for (unsigned at = lane; at < (width + 7) / 8 * 8; at += 8)
-            sum = fmaf(tile[position * KEY_STRIDE + at], query[at], sum);
+        unsigned width = dim - from < KEY_SECTION ? dim - from : KEY_SECTION;
+        const float* key = tile + position * KEY_STRIDE;
+        // Rows that are not there are computed and not used.
+        if (rows.count == 1) add_products<1>(key, queries, lane, width, sums);
+        else if (rows.count == 2) add_products<2>(key, queries, lane, width, sums);
+        else add_products<ROWS_PER_BLOCK>(key, queries, lane, width, sums);
         __syncthreads();
     }
-    for (unsigned by = 1; by < 8; by *= 2) sum += __shfl_xor_sync(ALL_LANES, sum, by, 8);
-    if (lane == 0 && position < count) scores[pair * score_stride + first + position] = sum;
+    UNROLL
+    for (unsigned r = 0; r < ROWS_PER_BLOCK; r++) {
+        for (unsigned by = 1; by < 8; by *= 2) sums[r] += __shfl_xor_sync(ALL_LANES, sums[r], by, 8);
+        if (lane == 0 && r < rows.count && first + position < rows.limit_first + r)
+            scores[(query + (size_t)r * heads) * score_stride + first + position] = sums[r];
+    }
 }
 
-// Values that a block of `attend_values` computes, two by each thread of its first warp.
+// Values of each row that a block of `attend_values` computes, two by each thread of the row's warp.
 #define VALUES_PER_BLOCK 64u
-#define VALUE_THREADS 128u
+// A warp for each row, and one for the sums of all rows' weights.
+#define VALUE_WARPS ROWS_PER_BLOCK
+#define VALUE_THREADS (32u * (VALUE_WARPS + 1))
 // Tiles whose weights are computed together.
 #define SECTION_TILES 8u
 #define SECTION (SECTION_TILES * TILE)
 // Positions that are loaded while as many before them are added.
 #define BATCH 16u
 
-// Weights of one section, for all values of a block.
+// Weights of one section of one row, for all values of a block.
 struct Section {
     float weights[SECTION];
     // Largest score of each tile, and what is multiplied before its values are added.
     float maxima[SECTION_TILES], factors[SECTION_TILES];
 };
 
-// `AttendSpace::weigh` for the section at `first`; returns the running maximum. All threads take part; behind a
-// barrier that the caller sets, weights and factors can be read.
-__device__ __forceinline__ float weigh(const float* scores, unsigned first, unsigned limit, float max,
-                                       Section& section) {
-    const unsigned WARPS = VALUE_THREADS / 32, EACH = SECTION_TILES / WARPS;
+// Tiles of a section whose weights a warp computes: one in every `VALUE_WARPS`.
+#define TILES_EACH (SECTION_TILES / VALUE_WARPS)
+
+// Reads the scores of the warp's tiles in the section at `first`; the largest of each tile goes to `section`.
+__device__ __forceinline__ void find_maxima(const float* scores, unsigned first, unsigned limit, float* mine,
+                                            Section& section) {
     unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    float mine[EACH];
     UNROLL
-    for (unsigned k = 0; k < EACH; k++) {
-        unsigned position = first + (warp + k * WARPS) * TILE + lane;
+    for (unsigned k = 0; k < TILES_EACH; k++) {
+        unsigned position = first + (warp + k * VALUE_WARPS) * TILE + lane;
         mine[k] = position < limit ? scores[position] : -INFINITY;
-        float largest = mine[k];
+    }
+    UNROLL
+    for (unsigned k = 0; k < TILES_EACH; k++) {
         // What is not a number is never the largest.
-        largest = greater(-INFINITY, largest);
+        float largest = greater(-INFINITY, mine[k]);
         for (unsigned by = 16; by > 0; by /= 2)
             largest = greater(largest, __shfl_xor_sync(ALL_LANES, largest, by, 32));
-        if (lane == 0) section.maxima[warp + k * WARPS] = largest;
+        if (lane == 0) section.maxima[warp + k * VALUE_WARPS] = largest;
     }
-    __syncthreads();
+}
+
+// `AttendSpace::weigh` for the warp's tiles; returns the running maximum behind the section.
+__device__ __forceinline__ float weigh(const float* mine, float max, Section& section) {
+    unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     UNROLL
     for (unsigned t = 0; t < SECTION_TILES; t++) {
         float next = greater(max, section.maxima[t]);
-        if (t % WARPS == warp) {
-            section.weights[t * TILE + lane] = exp_ours(mine[t / WARPS] - next);
+        if (t % VALUE_WARPS == warp) {
+            section.weights[t * TILE + lane] = exp_ours(mine[t / VALUE_WARPS] - next);
             if (lane == 0) section.factors[t] = next != max ? exp_ours(max - next) : 1.0f;
         }
         max = next;
@@ -275,35 +323,52 @@ struct Chain {
     }
 };
 
-// Attends one (row, head) from its scores: 64 of its values. All threads compute weights; the first warp adds
-// values, the last eight threads the sums of weights. 128 threads.
+// Attends rows of one head from their scores: 64 values of each. The first four warps compute the weights of all rows
+// and then each the values of one; the last sums the weights, eight sums a row. 160 threads.
 extern "C" __global__ void __launch_bounds__(VALUE_THREADS)
 attend_values(float* scores, const u8* values, float* out, unsigned heads, unsigned kv_heads, unsigned value_dim,
               unsigned quantized, unsigned halves, unsigned context_len, unsigned start, unsigned score_stride) {
-    __shared__ Section section;
-    __shared__ float sums[8];
-    unsigned head = blockIdx.y, row = blockIdx.z, limit = start + row + 1;
+    __shared__ Section sections[ROWS_PER_BLOCK];
+    __shared__ float sums[ROWS_PER_BLOCK][8];
+    unsigned head = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    BlockRows rows(start);
+    if (rows.count == 0) return;
     RowLayout layout = {quantized, halves};
-    size_t pair = (size_t)row * heads + head, kv_head = head / (heads / kv_heads);
-    unsigned i = blockIdx.x * VALUES_PER_BLOCK + 2 * threadIdx.x;
-    bool adds_values = threadIdx.x < VALUES_PER_BLOCK / 2 && i < value_dim;
-    bool adds_weights = threadIdx.x / 8 == VALUE_THREADS / 8 - 1;
+    size_t kv_head = head / (heads / kv_heads), query = (size_t)rows.first * heads + head;
+    unsigned i = blockIdx.x * VALUES_PER_BLOCK + 2 * lane;
+    // The row whose weights or values the thread adds.
+    unsigned mine = warp < VALUE_WARPS ? warp : lane / 8;
+    bool adds_weights = warp == VALUE_WARPS && mine < rows.count;
+    bool adds_values = warp < rows.count && i < value_dim;
+    unsigned limit = rows.limit_first + (mine < rows.count ? mine : 0);
     // Threads that add no values look at the first two.
     Chain chain(values + kv_head * context_len * layout.bytes(), layout, limit, adds_values ? i : 0, value_dim);
-    float max = -INFINITY, sum = 0.0f;
-    for (unsigned first = 0; first < limit; first += SECTION) {
-        max = weigh(scores + pair * score_stride, first, limit, max, section);
+    float max[ROWS_PER_BLOCK], read[ROWS_PER_BLOCK][TILES_EACH], sum = 0.0f;
+    UNROLL
+    for (unsigned r = 0; r < ROWS_PER_BLOCK; r++) max[r] = -INFINITY;
+    for (unsigned first = 0; first < rows.limit_last; first += SECTION) {
+        UNROLL
+        for (unsigned r = 0; r < ROWS_PER_BLOCK; r++) {
+            const float* of_row = scores + (query + (size_t)r * heads) * score_stride;
+            if (r < rows.count && warp < VALUE_WARPS)
+                find_maxima(of_row, first, rows.limit_first + r, read[r], sections[r]);
+        }
+        // Nobody reads maxima any more when the next are found: a barrier lies between.
         __syncthreads();
-        unsigned count = limit - first < SECTION ? limit - first : SECTION;
-        if (adds_values) chain.add(first, count, section);
-        if (adds_weights) sum = add_weights(section, (count + TILE - 1) / TILE, threadIdx.x % 8, sum);
-        // The next section's maxima are written at once, its weights behind another barrier.
+        UNROLL
+        for (unsigned r = 0; r < ROWS_PER_BLOCK; r++)
+            if (r < rows.count && warp < VALUE_WARPS) max[r] = weigh(read[r], max[r], sections[r]);
+        __syncthreads();
+        unsigned count = first >= limit ? 0 : limit - first < SECTION ? limit - first : SECTION;
+        if (adds_values) chain.add(first, count, sections[mine]);
+        if (adds_weights) sum = add_weights(sections[mine], (count + TILE - 1) / TILE, lane % 8, sum);
     }
-    if (adds_weights) sums[threadIdx.x % 8] = sum;
+    if (adds_weights) sums[mine][lane % 8] = sum;
     __syncthreads();
-    float total = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
-    float factor = 1.0f / total;
-    float* to = out + pair * value_dim + i;
-    if (adds_values) to[0] = chain.first * factor;
-    if (adds_values && i + 1 < value_dim) to[1] = chain.second * factor;
+    if (!adds_values) return;
+    const float* s = sums[mine];
+    float factor = 1.0f / (((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7])));
+    float* to = out + (query + (size_t)mine * heads) * value_dim + i;
+    to[0] = chain.first * factor;
+    if (i + 1 < value_dim) to[1] = chain.second * factor;
 }
