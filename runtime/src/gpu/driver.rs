@@ -101,15 +101,25 @@ pub trait Driver: Send {
     /// # Safety
     /// `from..from + len` stays as it is until the copy is done (an event behind it says so); the destination is
     /// allocated.
-    unsafe fn upload(&mut self, lane: Lane, to: DevicePtr, from: *const u8, len: usize)
-    -> Result<(), GpuError>;
+    unsafe fn upload(
+        &mut self,
+        lane: Lane,
+        to: DevicePtr,
+        from: *const u8,
+        len: usize,
+    ) -> Result<(), GpuError>;
 
     /// Queues a copy from the device.
     ///
     /// # Safety
     /// Nobody touches `to..to + len` until the copy is done; the source is allocated.
-    unsafe fn download(&mut self, lane: Lane, to: *mut u8, from: DevicePtr, len: usize)
-    -> Result<(), GpuError>;
+    unsafe fn download(
+        &mut self,
+        lane: Lane,
+        to: *mut u8,
+        from: DevicePtr,
+        len: usize,
+    ) -> Result<(), GpuError>;
 
     /// Queues filling with zeros.
     ///
