@@ -6,14 +6,11 @@
 
 #include "common.cuh"
 
-// A loop without a loop, or with N turns at a time.
+// Before a loop that is to be written out turn by turn, so that its arrays are registers.
 #ifdef __CUDACC__
-#define UNROLL_TEXT(text) _Pragma(#text)
-#define UNROLL UNROLL_TEXT(unroll)
-#define UNROLL_BY(n) UNROLL_TEXT(unroll n)
+#define UNROLL _Pragma("unroll")
 #else
 #define UNROLL
-#define UNROLL_BY(n)
 #endif
 
 namespace loads {

@@ -25,7 +25,10 @@ template <unsigned R> struct Shape {
     static constexpr unsigned THREADS = COLUMNS / WEIGHT_ROWS * LANES;
     // Blocks of threads that a multiprocessor shall have room for: few, so that a thread has registers for many
     // loads at once. Without them memory is waited for, and a matrix often has no more blocks anyway.
-    static constexpr unsigned RESIDENT_BLOCKS = R == 4 ? 6 : 8;
+    static constexpr unsigned RESIDENT_BLOCKS = R == 8 ? 8 : 6;
+    // Parts of a row that a thread loads before it multiplies the first. Where a row has no more, the last one is
+    // loaded again and not added: that is cheaper than to wait for what is left part by part.
+    static constexpr unsigned AT_ONCE = R <= 2 ? 4 / R : 1;
 };
 
 // Bytes of 256 quantized activations, and where their parts stand.
@@ -106,6 +109,32 @@ template <typename F> __device__ __forceinline__ float add256(const Part256& w, 
     return sum;
 }
 
+// Adds the products of block `b`, or nothing.
+template <typename F, unsigned R, unsigned N>
+__device__ __forceinline__ void step256(const F& format, const Tile<R, N>& tile, unsigned b, bool is_added, float (&sums)[N][R]) {
+    Part256 w[N];
+    UNROLL
+    for (unsigned n = 0; n < N; n++) {
+        format.unpack(tile.w[n] + b * F::BYTES, tile.lane, w[n]);
+    }
+    UNROLL
+    for (unsigned r = 0; r < R; r++) {
+        const u8* x = tile.x[r] + b * X_BYTES;
+        int q[8];
+        UNROLL
+        for (unsigned j = 0; j < 8; j++) {
+            q[j] = (int)loads::word_at(x + 32 * j + 4 * tile.lane);
+        }
+        const float d = loads::get<float>(x + X256_D);
+        const int two_sums = F::MINUS == Minus::NOTHING ? 0 : (int)loads::word_at(x + X256_SUMS + 4 * tile.lane);
+        UNROLL
+        for (unsigned n = 0; n < N; n++) {
+            const float sum = add256<F>(w[n], q, d, two_sums, sums[n][r]);
+            sums[n][r] = is_added ? sum : sums[n][r];
+        }
+    }
+}
+
 // A product with a 256 format.
 template <typename F, unsigned R> __device__ __forceinline__ void run256(const Job& job, unsigned cols, const u8* tables) {
     constexpr unsigned N = Shape<R>::WEIGHT_ROWS;
@@ -114,28 +143,11 @@ template <typename F, unsigned R> __device__ __forceinline__ void run256(const J
     const unsigned blocks = cols / 256;
     const Tile<R, N> tile(job, (size_t)blocks * F::BYTES);
     float sums[N][R] = {};
-    UNROLL_BY((R <= 2 ? 4 / R : 1))
-    for (unsigned b = 0; b < blocks; b++) {
-        Part256 w[N];
+    for (unsigned first = 0; first < blocks; first += Shape<R>::AT_ONCE) {
         UNROLL
-        for (unsigned n = 0; n < N; n++) {
-            format.unpack(tile.w[n] + b * F::BYTES, tile.lane, w[n]);
-        }
-        UNROLL
-        for (unsigned r = 0; r < R; r++) {
-            const u8* x = tile.x[r] + b * X_BYTES;
-            int q[8];
-            UNROLL
-            for (unsigned j = 0; j < 8; j++) {
-                q[j] = (int)loads::word_at(x + 32 * j + 4 * tile.lane);
-            }
-            const float d = loads::get<float>(x + X256_D);
-            const int two_sums =
-                F::MINUS == Minus::NOTHING ? 0 : (int)loads::word_at(x + X256_SUMS + 4 * tile.lane);
-            UNROLL
-            for (unsigned n = 0; n < N; n++) {
-                sums[n][r] = add256<F>(w[n], q, d, two_sums, sums[n][r]);
-            }
+        for (unsigned i = 0; i < Shape<R>::AT_ONCE; i++) {
+            const bool is_there = i == 0 || first + i < blocks;
+            step256<F, R, N>(format, tile, is_there ? first + i : blocks - 1, is_there, sums);
         }
     }
     UNROLL
@@ -156,6 +168,29 @@ template <typename F> __device__ __forceinline__ float add32(const Part32& w, co
     return sum;
 }
 
+// Adds the products of block `b`, one of this thread's, or nothing.
+template <typename F, unsigned R, unsigned N>
+__device__ __forceinline__ void step32(const F& format, const Tile<R, N>& tile, unsigned b, bool is_added, float (&sums)[N][R]) {
+    Part32 w[N];
+    UNROLL
+    for (unsigned n = 0; n < N; n++) {
+        format.unpack(tile.w[n] + b * F::BYTES, w[n]);
+    }
+    UNROLL
+    for (unsigned r = 0; r < R; r++) {
+        const u8* x = tile.x[r] + b / LANES * X_BYTES;
+        unsigned q[8];
+        loads::aligned_words<8>(x + 32 * tile.lane, q);
+        const float d = loads::get<float>(x + X32_D + 4 * tile.lane);
+        const int q_sum = F::HAS_MIN ? (int)loads::word_at(x + X32_SUMS + 4 * tile.lane) : 0;
+        UNROLL
+        for (unsigned n = 0; n < N; n++) {
+            const float sum = add32<F>(w[n], q, d, q_sum, sums[n][r]);
+            sums[n][r] = is_added ? sum : sums[n][r];
+        }
+    }
+}
+
 // A product with a 32 format. Thread l has blocks l, l + 8, ...
 template <typename F, unsigned R> __device__ __forceinline__ void run32(const Job& job, unsigned cols, const u8* tables) {
     constexpr unsigned N = Shape<R>::WEIGHT_ROWS;
@@ -164,24 +199,12 @@ template <typename F, unsigned R> __device__ __forceinline__ void run32(const Jo
     const unsigned blocks = cols / 32;
     const Tile<R, N> tile(job, (size_t)blocks * F::BYTES);
     float sums[N][R] = {};
-    UNROLL_BY((R <= 2 ? 2 : 1))
-    for (unsigned b = tile.lane; b < blocks; b += LANES) {
-        Part32 w[N];
+    for (unsigned first = tile.lane; first < blocks; first += Shape<R>::AT_ONCE * LANES) {
         UNROLL
-        for (unsigned n = 0; n < N; n++) {
-            format.unpack(tile.w[n] + b * F::BYTES, w[n]);
-        }
-        UNROLL
-        for (unsigned r = 0; r < R; r++) {
-            const u8* x = tile.x[r] + b / LANES * X_BYTES;
-            unsigned q[8];
-            loads::aligned_words<8>(x + 32 * tile.lane, q);
-            const float d = loads::get<float>(x + X32_D + 4 * tile.lane);
-            const int q_sum = F::HAS_MIN ? (int)loads::word_at(x + X32_SUMS + 4 * tile.lane) : 0;
-            UNROLL
-            for (unsigned n = 0; n < N; n++) {
-                sums[n][r] = add32<F>(w[n], q, d, q_sum, sums[n][r]);
-            }
+        for (unsigned i = 0; i < Shape<R>::AT_ONCE; i++) {
+            const unsigned b = first + i * LANES;
+            const bool is_there = i == 0 || b < blocks;
+            step32<F, R, N>(format, tile, is_there ? b : first, is_there, sums);
         }
     }
     UNROLL
@@ -190,36 +213,53 @@ template <typename F, unsigned R> __device__ __forceinline__ void run32(const Jo
     }
 }
 
-// The sums of floats 2 l and 2 l + 1 of every 16, read one by one or, where all rows allow it, both at once.
-template <typename F, bool PAIRS, unsigned R, unsigned N>
-__device__ __forceinline__ void add_floats(const Tile<R, N>& tile, unsigned cols, float (&even)[N][R], float (&odd)[N][R]) {
-    UNROLL_BY((R <= 2 ? 8 / R : 2))
-    for (unsigned i = 2 * tile.lane; i < cols; i += 2 * LANES) {
-        const bool is_whole = PAIRS || i + 1 < cols;
-        float w[N][2];
+// Adds the products of floats i and i + 1, or nothing.
+template <typename F, unsigned R, unsigned N>
+__device__ __forceinline__ void step_floats(const Tile<R, N>& tile, unsigned i, bool is_added, float (&even)[N][R], float (&odd)[N][R]) {
+    float w[N][2];
+    UNROLL
+    for (unsigned n = 0; n < N; n++) {
+        F::two(tile.w[n] + i * F::BYTES, w[n]);
+    }
+    UNROLL
+    for (unsigned r = 0; r < R; r++) {
+        float x[2];
+        formats::F32::two(tile.x[r] + i * 4, x);
         UNROLL
         for (unsigned n = 0; n < N; n++) {
-            const u8* at = tile.w[n] + (size_t)i * F::BYTES;
-            if (PAIRS) {
-                F::two(at, w[n]);
-            } else {
-                w[n][0] = F::one(at);
-                w[n][1] = is_whole ? F::one(at + F::BYTES) : 0;
-            }
+            const float first = fmaf(w[n][0], x[0], even[n][r]), second = fmaf(w[n][1], x[1], odd[n][r]);
+            even[n][r] = is_added ? first : even[n][r];
+            odd[n][r] = is_added ? second : odd[n][r];
         }
+    }
+}
+
+// The sums of floats 2 l and 2 l + 1 of every 16, where all rows let them be read both at once.
+template <typename F, unsigned R, unsigned N>
+__device__ __forceinline__ void add_pairs(const Tile<R, N>& tile, unsigned cols, float (&even)[N][R], float (&odd)[N][R]) {
+    constexpr unsigned STEP = 2 * LANES, AT_ONCE = 2 * Shape<R>::AT_ONCE;
+    for (unsigned first = 2 * tile.lane; first < cols; first += AT_ONCE * STEP) {
         UNROLL
-        for (unsigned r = 0; r < R; r++) {
-            float x[2];
-            if (PAIRS) {
-                formats::F32::two(tile.x[r] + (size_t)i * 4, x);
-            } else {
-                x[0] = formats::F32::one(tile.x[r] + (size_t)i * 4);
-                x[1] = is_whole ? formats::F32::one(tile.x[r] + (size_t)i * 4 + 4) : 0;
-            }
+        for (unsigned i = 0; i < AT_ONCE; i++) {
+            const bool is_there = i == 0 || first + i * STEP < cols;
+            step_floats<F, R, N>(tile, is_there ? first + i * STEP : first, is_there, even, odd);
+        }
+    }
+}
+
+// The same sums, float by float.
+template <typename F, unsigned R, unsigned N>
+__device__ __forceinline__ void add_single(const Tile<R, N>& tile, unsigned cols, float (&even)[N][R], float (&odd)[N][R]) {
+    for (unsigned i = 2 * tile.lane; i < cols; i += i % 2 == 0 ? 1 : 2 * LANES - 1) {
+        UNROLL
+        for (unsigned n = 0; n < N; n++) {
+            const float w = F::one(tile.w[n] + i * F::BYTES);
             UNROLL
-            for (unsigned n = 0; n < N; n++) {
-                even[n][r] = fmaf(w[n][0], x[0], even[n][r]);
-                if (is_whole) odd[n][r] = fmaf(w[n][1], x[1], odd[n][r]);
+            for (unsigned r = 0; r < R; r++) {
+                const float x = formats::F32::one(tile.x[r] + i * 4);
+                const float first = fmaf(w, x, even[n][r]), second = fmaf(w, x, odd[n][r]);
+                even[n][r] = i % 2 == 0 ? first : even[n][r];
+                odd[n][r] = i % 2 == 0 ? odd[n][r] : second;
             }
         }
     }
@@ -241,9 +281,9 @@ template <typename F, unsigned R> __device__ __forceinline__ void run_float(cons
     }
     float even[N][R] = {}, odd[N][R] = {};
     if (odd_places == 0) {
-        add_floats<F, true, R, N>(tile, cols, even, odd);
+        add_pairs<F, R, N>(tile, cols, even, odd);
     } else {
-        add_floats<F, false, R, N>(tile, cols, even, odd);
+        add_single<F, R, N>(tile, cols, even, odd);
     }
     UNROLL
     for (unsigned n = 0; n < N; n++) {
