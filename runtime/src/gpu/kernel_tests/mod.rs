@@ -1,4 +1,5 @@
-//! Every kernel on the emulated card against the CPU path, bit by bit.
+//! Every kernel against the CPU path, bit by bit: on the machine's card where the build supports it and there is one,
+//! else on the emulated one.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod attend;
@@ -9,13 +10,24 @@ mod vector;
 
 use super::{Arg, DevicePtr, Driver, EmulatedDriver, EmulatedOptions, Grid, Lane, Schedule};
 
-/// An emulated card for one test.
-struct Card(EmulatedDriver);
+#[test]
+fn the_card_of_these_tests_has_a_name() {
+    let name = Card::new().0.info().unwrap().name;
+    println!("kernel tests run on: {name}");
+    assert!(!name.is_empty());
+}
+
+/// A card for one test.
+struct Card(Box<dyn Driver>);
 
 impl Card {
     fn new() -> Card {
+        #[cfg(feature = "cuda")]
+        if let Ok(driver) = super::cuda::CudaDriver::open(0) {
+            return Card(Box::new(driver));
+        }
         let options = EmulatedOptions { memory_bytes: 256 << 20, schedule: Schedule::Eager, failing: None };
-        Card(EmulatedDriver::new(options).unwrap())
+        Card(Box::new(EmulatedDriver::new(options).unwrap()))
     }
 
     /// Memory with these bytes.
