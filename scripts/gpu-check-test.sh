@@ -26,6 +26,7 @@ holds logits 1 "- demo at all: logits : {'differing': 24, 'of': 96,"
 holds ids 1 "runtime/demo/draft.gguf 8 : other ids than the CPU's"
 holds tests 1 'failed: gpu::kernel_tests::a_kernel'
 holds skipped 1 'skipped: no GPU can be used'
+holds emulated 1 'on Emulated card'
 holds cpu 1 'no gpu object'
 holds hang 0 '**Out of time** during: speed of mid' '-l 15'
 echo "gpu-check tells right from wrong (on programs that only print)"

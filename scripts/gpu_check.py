@@ -95,14 +95,17 @@ def machine(runner):
 
 
 def kernel_tests(runner):
-    """The tests of every GPU module, one after another: they share the card."""
+    """The tests of every GPU module, one after another: they share the card. Those that ran elsewhere do not count."""
     code, text, seconds = runner.run([runner.args.tests, "gpu::", "--test-threads", "1", "--nocapture"], 150)
     found = re.search(r"test result: \S+ (\d+) passed; (\d+) failed", text)
     skipped = sorted(set(re.findall(r"skipped: .*", text)))
+    cards = sorted(set(re.findall(r"kernel tests run on: (.*)", text)))
+    on_card = bool(cards) and not any("emulated" in card.lower() for card in cards)
     failed = re.findall(r"^test (\S+) \.\.\. .*FAILED$|^    (gpu::\S+)$", text, re.M)
     return {
         "passed": int(found[1]) if found else 0, "failed": sorted({a or b for a, b in failed}), "skipped": skipped,
-        "seconds": seconds, "ok": code == 0 and bool(found) and int(found[1]) > 0 and not skipped,
+        "cards": cards, "seconds": seconds,
+        "ok": code == 0 and bool(found) and int(found[1]) > 0 and not skipped and on_card,
     }
 
 

@@ -31,7 +31,8 @@ def verdict(kind, what, ok, figure):
 
 
 def tests_figure(tests):
-    parts = [f"{tests['passed']} passed in {tests['seconds']:.0f} s"] + [f"failed: {name}" for name in tests["failed"]]
+    cards = ", ".join(tests["cards"]) or "no card named"
+    parts = [f"{tests['passed']} passed in {tests['seconds']:.0f} s on {cards}"] + [f"failed: {name}" for name in tests["failed"]]
     return "; ".join(parts + tests["skipped"])
 
 
