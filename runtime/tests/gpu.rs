@@ -20,7 +20,7 @@ use drafthorse_runtime::Error;
 use drafthorse_runtime::api::{DraftSource, EngineOptions, GpuOptions, KvType, Silent};
 use drafthorse_runtime::engine::Engine;
 use drafthorse_runtime::gguf::Gguf;
-use drafthorse_runtime::gpu::{EmulatedDriver, EmulatedOptions, LayoutPlan, Schedule};
+use drafthorse_runtime::gpu::{Driver, EmulatedDriver, EmulatedOptions, LayoutPlan, Schedule};
 use drafthorse_runtime::models::{Blueprint, DeviceChoice, Model, ModelOptions};
 use drafthorse_scheduler::DraftLen;
 
@@ -36,7 +36,16 @@ const MIXTURES: [&str; 7] = [
 ];
 const SCHEDULES: [Schedule; 3] = [Schedule::Lazy, Schedule::Random(1), Schedule::Random(2)];
 
-/// An emulated card and what is kept on it.
+/// The machine's card where the build supports it, there is one and nothing is to fail; else an emulated one.
+fn driver(options: EmulatedOptions) -> Box<dyn Driver> {
+    #[cfg(feature = "cuda")]
+    if let (None, Ok(driver)) = (options.failing, drafthorse_runtime::gpu::cuda::CudaDriver::open(0)) {
+        return Box::new(driver);
+    }
+    Box::new(EmulatedDriver::new(options).unwrap())
+}
+
+/// A card and what is kept on it.
 #[derive(Clone, Copy, Debug)]
 struct Card {
     schedule: Schedule,
@@ -51,8 +60,7 @@ const CARD: Card = Card { schedule: Schedule::Lazy, slots_part: 1, hybrid: false
 impl Card {
     fn device(&self, blueprint: &Blueprint, options: &ModelOptions) -> DeviceChoice {
         let Card { schedule, failing, hybrid, .. } = *self;
-        let driver =
-            EmulatedDriver::new(EmulatedOptions { memory_bytes: 1 << 30, schedule, failing }).unwrap();
+        let driver = driver(EmulatedOptions { memory_bytes: 1 << 30, schedule, failing });
         let used = blueprint.spec.moe.map_or(1, |moe| moe.used);
         let total = blueprint.experts.as_ref().map_or(0, |layers| layers.index.experts_total());
         let slots = if total == 0 { 0 } else { used + (total - used) / self.slots_part };
@@ -61,7 +69,7 @@ impl Card {
             .as_ref()
             .map(|layers| PolicyKind::Gating.build(&PolicyConfig::new(&layers.index, slots, used as u32)));
         let layout = LayoutPlan::new(blueprint, options);
-        DeviceChoice { driver: Box::new(driver), layout, slots, policy, hybrid }
+        DeviceChoice { driver, layout, slots, policy, hybrid }
     }
 
     fn load(&self, path: &Path, setup: Setup, kv_type: KvType) -> Model {

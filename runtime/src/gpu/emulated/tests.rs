@@ -1,4 +1,5 @@
 //! The emulated card itself: order within a lane and across lanes, lateness, failure, broken accesses.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use super::*;
 
@@ -222,4 +223,13 @@ fn a_barrier_that_a_thread_does_not_come_to_is_an_error_and_the_next_launch_is_n
         assert!(error.to_string().contains("emulator_meet: threads of a block wait"), "{error}");
         assert_eq!(meet(96).unwrap(), [1; 96]);
     }
+}
+
+#[test]
+fn an_address_that_a_card_would_not_take_is_an_error_that_names_the_line() {
+    let mut driver = card(Schedule::Eager);
+    let (x, out) = (floats(&mut driver, &[1.0; 9]), floats(&mut driver, &[1.0; 8]));
+    add(&mut driver, x + 4, out, 8).unwrap();
+    let error = add(&mut driver, x + 2, out, 8).unwrap_err();
+    assert!(error.to_string().contains("not aligned at src/gpu/kernels/vector.cuh:"), "{error}");
 }

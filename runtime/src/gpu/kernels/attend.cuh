@@ -62,39 +62,52 @@ extern "C" __global__ void mla_query(const float* absorbed, const float* q, floa
         to[i] = i < kv_lora ? latent[i] : rotated[i - kv_lora];
 }
 
-// Where the two values `i`, `i + 1` (`i` even) of rows of one layout lie, and how to read them. Both are of one
-// kind: blocks are of 32.
+// How two neighbouring values of a row are read.
+enum PairKind : unsigned {
+    IN_BLOCK,  // two signed bytes of a Q8_0 block
+    IN_WORD,   // two f16 at once
+    IN_CELLS,  // f16 one by one: rows are not aligned to words, or the second is none of the row's
+};
+
+// Where the two values `i`, `i + 1` (`i` even) of rows of one layout lie. Both are of one kind: blocks are of 32.
+// What reads them is compiled for each kind, so that loops over positions do not ask.
 struct PairPlace {
     unsigned cell_at, factor_at;
-    bool is_quantized, has_second, is_aligned;
+    PairKind kind;
+    bool has_second;
 
     __device__ __forceinline__ PairPlace(RowLayout layout, unsigned i, unsigned dim, const u8* rows) {
-        is_quantized = i < layout.quantized;
+        bool is_quantized = i < layout.quantized;
         factor_at = i / KV_BLOCK * KV_BLOCK_BYTES + KV_BLOCK;
         cell_at = is_quantized ? factor_at - KV_BLOCK + i % KV_BLOCK
                                : layout.halves_at() + 2 * (i - layout.quantized);
         has_second = i + 1 < dim;
-        is_aligned = (((size_t)rows | layout.bytes() | cell_at) & 3) == 0;
+        bool is_word = has_second && (((size_t)rows | layout.bytes() | cell_at) & 3) == 0;
+        kind = is_quantized ? IN_BLOCK : is_word ? IN_WORD : IN_CELLS;
     }
 
-    // The cells of both: signed bytes or f16.
+    template <PairKind KIND>
     __device__ __forceinline__ unsigned cells(const u8* row) const {
         const u16* cell = (const u16*)(row + cell_at);
-        if (is_quantized) return cell[0];
-        if (is_aligned && has_second) return *(const unsigned*)cell;
+        if (KIND == IN_BLOCK) return cell[0];
+        if (KIND == IN_WORD) return *(const unsigned*)cell;
         return cell[0] | (has_second ? (unsigned)cell[1] << 16 : 0);
     }
 
+    template <PairKind KIND>
     __device__ __forceinline__ u16 factor(const u8* row) const {
-        return is_quantized ? *(const u16*)(row + factor_at) : (u16)0;
+        return KIND == IN_BLOCK ? *(const u16*)(row + factor_at) : (u16)0;
     }
 
-    __device__ __forceinline__ float first(unsigned cells, float factor) const {
-        return is_quantized ? signed_byte(cells) * factor : half_to_float((u16)cells);
+    template <PairKind KIND>
+    __device__ __forceinline__ static float first(unsigned cells, u16 factor) {
+        return KIND == IN_BLOCK ? signed_byte(cells) * half_to_float(factor) : half_to_float((u16)cells);
     }
 
-    __device__ __forceinline__ float second(unsigned cells, float factor) const {
-        return is_quantized ? signed_byte(cells >> 8) * factor : half_to_float((u16)(cells >> 16));
+    template <PairKind KIND>
+    __device__ __forceinline__ static float second(unsigned cells, u16 factor) {
+        return KIND == IN_BLOCK ? signed_byte(cells >> 8) * half_to_float(factor)
+                                : half_to_float((u16)(cells >> 16));
     }
 };
 
@@ -104,31 +117,43 @@ struct PairPlace {
 #define KEY_STRIDE (KEY_SECTION + 8u)
 #define SCORE_THREADS 256u
 
-// Unpacks dimensions `from..from + KEY_SECTION` of a tile's `count` keys, zeros behind their end.
-__device__ __forceinline__ void unpack_keys(const u8* rows, RowLayout layout, unsigned count, unsigned from,
-                                            float* tile) {
-    const unsigned PAIRS = KEY_SECTION / 2, EACH = TILE * PAIRS / SCORE_THREADS;
-    unsigned pair = threadIdx.x % PAIRS, position = threadIdx.x / PAIRS, i = from + 2 * pair;
-    bool is_there = i < layout.dim();
-    PairPlace place(layout, i, layout.dim(), rows);
+// Unpacks pair `pair` of a tile's `count` keys from `rows`, for every `STEP`-th position from `position` on.
+template <PairKind KIND, unsigned EACH, unsigned STEP>
+__device__ __forceinline__ void unpack_pairs(const u8* rows, unsigned row_bytes, const PairPlace& place,
+                                             unsigned count, unsigned position, unsigned pair, float* tile) {
     unsigned cells[EACH];
     u16 factors[EACH];
     // All loads are on their way before the first is used.
     UNROLL
     for (unsigned k = 0; k < EACH; k++) {
-        unsigned at = position + k * (SCORE_THREADS / PAIRS);
-        const u8* row = rows + (size_t)at * layout.bytes();
-        bool is_read = is_there && at < count;
-        cells[k] = is_read ? place.cells(row) : 0;
-        factors[k] = is_read ? place.factor(row) : (u16)0;
+        unsigned at = position + k * STEP;
+        const u8* row = rows + (size_t)at * row_bytes;
+        cells[k] = at < count ? place.cells<KIND>(row) : 0;
+        factors[k] = at < count ? place.factor<KIND>(row) : (u16)0;
     }
     UNROLL
     for (unsigned k = 0; k < EACH; k++) {
-        float* to = tile + (position + k * (SCORE_THREADS / PAIRS)) * KEY_STRIDE + 2 * pair;
-        float factor = half_to_float(factors[k]);
-        to[0] = is_there ? place.first(cells[k], factor) : 0.0f;
-        to[1] = is_there && place.has_second ? place.second(cells[k], factor) : 0.0f;
+        float* to = tile + (position + k * STEP) * KEY_STRIDE + 2 * pair;
+        to[0] = place.first<KIND>(cells[k], factors[k]);
+        to[1] = place.has_second ? place.second<KIND>(cells[k], factors[k]) : 0.0f;
     }
+}
+
+// Unpacks dimensions `from..from + KEY_SECTION` of a tile's `count` keys, zeros behind their end.
+__device__ __forceinline__ void unpack_keys(const u8* rows, RowLayout layout, unsigned count, unsigned from,
+                                            float* tile) {
+    const unsigned PAIRS = KEY_SECTION / 2, STEP = SCORE_THREADS / PAIRS, EACH = TILE / STEP;
+    unsigned pair = threadIdx.x % PAIRS, position = threadIdx.x / PAIRS, i = from + 2 * pair;
+    unsigned bytes = layout.bytes();
+    if (i >= layout.dim()) {
+        for (unsigned at = position; at < TILE; at += STEP)
+            tile[at * KEY_STRIDE + 2 * pair] = tile[at * KEY_STRIDE + 2 * pair + 1] = 0.0f;
+        return;
+    }
+    PairPlace place(layout, i, layout.dim(), rows);
+    if (place.kind == IN_BLOCK) unpack_pairs<IN_BLOCK, EACH, STEP>(rows, bytes, place, count, position, pair, tile);
+    else if (place.kind == IN_WORD) unpack_pairs<IN_WORD, EACH, STEP>(rows, bytes, place, count, position, pair, tile);
+    else unpack_pairs<IN_CELLS, EACH, STEP>(rows, bytes, place, count, position, pair, tile);
 }
 
 // Rows that a block attends together, from the first on whose number is a multiple of this: what they share of the
@@ -162,7 +187,7 @@ __device__ __forceinline__ void add_products(const float* key, const float* quer
 
 // Scores of rows in one tile, of one head: eight threads a position, each with one of the eight sums of
 // `AttendSpace::score`. 256 threads.
-extern "C" __global__ void __launch_bounds__(SCORE_THREADS)
+extern "C" __global__ void __launch_bounds__(SCORE_THREADS, 4)
 attend_scores(const float* q, const u8* keys, float* scores, unsigned heads, unsigned kv_heads, unsigned quantized,
               unsigned halves, unsigned context_len, unsigned start, float scale, unsigned score_stride) {
     __shared__ float queries[ROWS_PER_BLOCK * KEY_SECTION];
@@ -264,68 +289,80 @@ __device__ __forceinline__ float add_weights(const Section& section, unsigned ti
     return sum;
 }
 
-// Two values of one query: chains of fused products over positions, with the next batch of cells on its way.
+// Cells of two values at some positions, on their way.
+struct Batch {
+    unsigned cells[BATCH];
+    u16 factors[BATCH];
+};
+
+// Two values of one query: chains of fused products over positions.
 struct Chain {
     const u8* rows;
     unsigned row_bytes, limit;
     PairPlace place;
     float first, second;
-    unsigned cells[BATCH];
-    u16 factors[BATCH];
 
     __device__ __forceinline__ Chain(const u8* rows, RowLayout layout, unsigned limit, unsigned i, unsigned dim)
-        : rows(rows), row_bytes(layout.bytes()), limit(limit), place(layout, i, dim, rows), first(0), second(0) {
-        load(0, cells, factors);
-    }
+        : rows(rows), row_bytes(layout.bytes()), limit(limit), place(layout, i, dim, rows), first(0), second(0) {}
 
     // Behind the last position it is that position again, which is not used.
-    __device__ __forceinline__ void load(unsigned position, unsigned* cells, u16* factors) const {
+    template <PairKind KIND>
+    __device__ __forceinline__ void load(unsigned position, Batch& batch) const {
         UNROLL
         for (unsigned i = 0; i < BATCH; i++) {
             unsigned at = position + i < limit ? position + i : limit - 1;
             const u8* row = rows + (size_t)at * row_bytes;
-            cells[i] = place.cells(row);
-            factors[i] = place.factor(row);
+            batch.cells[i] = place.cells<KIND>(row);
+            batch.factors[i] = place.factor<KIND>(row);
         }
     }
 
-    __device__ __forceinline__ void add_one(unsigned i, float weight) {
-        float factor = half_to_float(factors[i]);
-        first = fmaf(place.first(cells[i], factor), weight, first);
-        second = fmaf(place.second(cells[i], factor), weight, second);
+    template <PairKind KIND>
+    __device__ __forceinline__ void add_one(unsigned cells, u16 factor, float weight) {
+        first = fmaf(place.first<KIND>(cells, factor), weight, first);
+        second = fmaf(place.second<KIND>(cells, factor), weight, second);
     }
 
-    // Adds the section at `position`: `count` positions of it are seen.
-    __device__ __forceinline__ void add(unsigned position, unsigned count, const Section& section) {
-        for (unsigned at = 0; at < count; at += BATCH) {
-            unsigned next[BATCH];
-            u16 next_factors[BATCH];
-            load(position + at + BATCH, next, next_factors);
-            if (at % TILE == 0) {
-                first *= section.factors[at / TILE];
-                second *= section.factors[at / TILE];
-            }
-            const float* weights = section.weights + at;
-            if (at + BATCH <= count) {
-                UNROLL
-                for (unsigned i = 0; i < BATCH; i++) add_one(i, weights[i]);
-            } else {
-                UNROLL
-                for (unsigned i = 0; i < BATCH; i++)
-                    if (at + i < count) add_one(i, weights[i]);
-            }
+    // Adds a batch, of which `count` positions are seen.
+    template <PairKind KIND>
+    __device__ __forceinline__ void add_batch(const Batch& batch, unsigned count, const float* weights) {
+        if (count >= BATCH) {
             UNROLL
-            for (unsigned i = 0; i < BATCH; i++) {
-                cells[i] = next[i];
-                factors[i] = next_factors[i];
-            }
+            for (unsigned i = 0; i < BATCH; i++) add_one<KIND>(batch.cells[i], batch.factors[i], weights[i]);
+        } else {
+            UNROLL
+            for (unsigned i = 0; i < BATCH; i++)
+                if (i < count) add_one<KIND>(batch.cells[i], batch.factors[i], weights[i]);
         }
+    }
+
+    // Adds the `count` positions from `position` on; while a batch is added the next is loaded.
+    template <PairKind KIND>
+    __device__ __forceinline__ void add_section(unsigned position, unsigned count, const Section& section) {
+        Batch even, odd;
+        load<KIND>(position, even);
+        for (unsigned at = 0; at < count; at += 2 * BATCH) {
+            first *= section.factors[at / TILE];
+            second *= section.factors[at / TILE];
+            load<KIND>(position + at + BATCH, odd);
+            add_batch<KIND>(even, count - at, section.weights + at);
+            load<KIND>(position + at + 2 * BATCH, even);
+            if (at + BATCH < count) add_batch<KIND>(odd, count - at - BATCH, section.weights + at + BATCH);
+        }
+    }
+
+    __device__ __forceinline__ void add(unsigned position, unsigned count, const Section& section) {
+        if (place.kind == IN_BLOCK) add_section<IN_BLOCK>(position, count, section);
+        else if (place.kind == IN_WORD) add_section<IN_WORD>(position, count, section);
+        else add_section<IN_CELLS>(position, count, section);
     }
 };
 
+static_assert(2 * BATCH == TILE, "factors change where a pair of batches begins");
+
 // Attends rows of one head from their scores: 64 values of each. The first four warps compute the weights of all rows
 // and then each the values of one; the last sums the weights, eight sums a row. 160 threads.
-extern "C" __global__ void __launch_bounds__(VALUE_THREADS)
+extern "C" __global__ void __launch_bounds__(VALUE_THREADS, 2)
 attend_values(float* scores, const u8* values, float* out, unsigned heads, unsigned kv_heads, unsigned value_dim,
               unsigned quantized, unsigned halves, unsigned context_len, unsigned start, unsigned score_stride) {
     __shared__ Section sections[ROWS_PER_BLOCK];
