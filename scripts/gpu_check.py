@@ -26,8 +26,8 @@ SYNTHETIC = [
     ("tiny-mixtral", "q4_0"), ("tiny-mixtral", "q5_k"), ("tiny-llama", "q5_1"), ("tiny-llama", "bf16"),
     ("tiny-qwen3", "q3_k"), ("tiny-qwen3", "q2_k"), ("tiny-qwen3", "f16"), ("tiny-llama", "q4_1"), ("tiny-qwen3", "q5_0"),
 ]
-# Shares of what the whole model takes on the card. A share that cannot be is refused by the program with code 4.
-SHARES = [0.8, 0.5, 0.3]
+# Shares of the experts that the card has room for. What cannot be is refused by the program with code 4.
+SHARES = [0.75, 0.5, 0.3]
 EXIT_BUDGET = 4
 
 
@@ -69,7 +69,7 @@ class Runner:
         """The JSON object, or {"error": ...} with the exit code."""
         code, text, _ = self.run([self.args.drafthorse, *arguments, "--json"], limit_s)
         if code != 0:
-            return {"error": f"exit code {code}", "code": code}
+            return {"error": "ran past its time" if code is None else f"exit code {code}", "code": code}
         try:
             return json.loads(text)
         except ValueError as error:
@@ -125,7 +125,7 @@ def logits(runner, model, *more):
     return runner.drafthorse("logits", model, "--tokens", tokens, "--all", *more, limit_s=60)
 
 
-def generate(runner, model, *more, tokens=48, limit_s=60):
+def generate(runner, model, *more, tokens, limit_s=60):
     prompt = ",".join(map(str, PROMPT))
     plain = ["--temp", "0", "--seed", "1", "--ignore-eos", "-n", tokens]
     return runner.drafthorse("run", model, "--tokens", prompt, *plain, *more, limit_s=limit_s)
@@ -146,16 +146,18 @@ def difference(ours, reference):
 def vram_sizes(runner, model):
     """The size that holds all of it, and for a mixture smaller ones to try: [(label, bytes)]."""
     whole = generate(runner, model, *on_gpu(runner, GIB), "--draft", "none", tokens=1)
-    planned = (whole.get("gpu") or {}).get("planned_bytes")
-    if planned is None or not (whole.get("offload") or {}).get("experts_total"):
+    gpu, offload = whole.get("gpu") or {}, whole.get("offload") or {}
+    if "planned_bytes" not in gpu or not offload.get("experts_total"):
         return [("all", GIB)]
-    return [("all", GIB)] + [(f"{share:.0%}", int(share * planned)) for share in SHARES]
+    experts = gpu["slots"] * offload["slot_bytes"]
+    shares = [(f"{share:.0%} of its experts", int(gpu["planned_bytes"] - (1 - share) * experts)) for share in SHARES]
+    return [("all", GIB)] + shares
 
 
 def check_model(runner, rows, name, model, drafts):
     """GPU against CPU at every size: one row a comparison."""
     reference = logits(runner, model)
-    texts = {}
+    texts, tokens = {}, 8 if runner.args.quick else 48
     for label, size in vram_sizes(runner, model):
         ours = logits(runner, model, *on_gpu(runner, size))
         if ours.get("code") == EXIT_BUDGET and label != "all":
@@ -166,9 +168,9 @@ def check_model(runner, rows, name, model, drafts):
         for draft, length, more in drafts:
             key = tuple(more)
             if key not in texts:
-                texts[key] = generate(runner, model, "--draft", "none", *more)
+                texts[key] = generate(runner, model, "--draft", "none", *more, tokens=tokens)
             drafting = ["--draft", draft] + (["--draft-len", length] if draft != "none" else [])
-            out = generate(runner, model, *on_gpu(runner, size), *drafting, *more)
+            out = generate(runner, model, *on_gpu(runner, size), *drafting, *more, tokens=tokens)
             ok = "tokens" in out and out["tokens"] == texts[key].get("tokens")
             gpu = out.get("gpu") or {}
             rows.append({
