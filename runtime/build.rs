@@ -14,6 +14,8 @@ fn emulator() {
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").file("src/gpu/kernels/emulator.cpp").opt_level(2);
     build.flag("-ffp-contract=off").flag("-fno-strict-aliasing").flag("-fno-math-errno");
+    // Addresses that a card would not take are noticed (`emulator.cpp` hears of them).
+    build.flag("-fsanitize=alignment").flag("-fsanitize-recover=alignment");
     // A jump from stack to stack is what fortified functions take for an error.
     build.flag("-U_FORTIFY_SOURCE");
     if host_has_fma() {

@@ -3,7 +3,7 @@
 //! Owns the C interface of `kernels/emulator.cpp` and checks arguments against signatures. It must not know memory
 //! or lanes.
 
-use std::ffi::{CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
 use super::super::driver::{Arg, Grid};
 
@@ -11,6 +11,7 @@ unsafe extern "C" {
     fn emulator_needs_fma() -> c_int;
     fn emulator_find(name: *const c_char) -> c_int;
     fn emulator_parameter(kernel: c_int, index: u32, kind: *mut u32, bytes: *mut u32) -> u32;
+    fn emulator_misaligned(line: *mut u32) -> *const c_char;
     fn emulator_launch(
         kernel: c_int,
         blocks: *const u32,
@@ -87,9 +88,23 @@ impl Launch {
         match outcome {
             0 => Ok(()),
             1 => Err("threads of a block wait for others that never come".into()),
+            3 => Err(format!("an address is not aligned at {}", misaligned_line())),
             _ => Err("no memory is left for the threads' stacks".into()),
         }
     }
+}
+
+/// Where this thread's last launch used an address that is not aligned.
+fn misaligned_line() -> String {
+    let mut line = 0;
+    // SAFETY: the place may be written to.
+    let file = unsafe { emulator_misaligned(&mut line) };
+    if file.is_null() {
+        return String::new();
+    }
+    // SAFETY: names of source files are constants.
+    let file = unsafe { CStr::from_ptr(file) };
+    format!("{}:{line}", file.to_string_lossy())
 }
 
 fn first_in_word(bytes: [u8; 4]) -> u64 {

@@ -1,4 +1,5 @@
 //! The emulated card itself: order within a lane and across lanes, lateness, failure, broken accesses.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use super::*;
 
@@ -202,4 +203,33 @@ fn the_operation_that_is_to_fail_does_and_so_does_everything_after_it() {
         assert!(error.to_string().contains("operation 1 was to fail"), "{error}");
         assert!(driver.alloc("more", 1).is_err() && driver.info().is_err());
     }
+}
+
+#[test]
+fn a_barrier_that_a_thread_does_not_come_to_is_an_error_and_the_next_launch_is_none_the_worse() {
+    let meet = |missing| {
+        let mut driver = card(Schedule::Eager);
+        let met = floats(&mut driver, &[0.0; 96]);
+        let kernel = driver.kernel("emulator_meet")?;
+        let grid = Grid { blocks: [3, 1, 1], threads: 96, shared_bytes: 0 };
+        // SAFETY: a word for each thread is allocated.
+        unsafe { driver.launch(kernel, grid, &[Arg::Ptr(met), Arg::U32(missing)]) }?;
+        let bits: Vec<u32> =
+            read(&mut driver, Lane::Compute, met, 96).iter().map(|met| met.to_bits()).collect();
+        Ok::<_, GpuError>(bits)
+    };
+    for missing in [0, 50, 95] {
+        let error = meet(missing).unwrap_err();
+        assert!(error.to_string().contains("emulator_meet: threads of a block wait"), "{error}");
+        assert_eq!(meet(96).unwrap(), [1; 96]);
+    }
+}
+
+#[test]
+fn an_address_that_a_card_would_not_take_is_an_error_that_names_the_line() {
+    let mut driver = card(Schedule::Eager);
+    let (x, out) = (floats(&mut driver, &[1.0; 9]), floats(&mut driver, &[1.0; 8]));
+    add(&mut driver, x + 4, out, 8).unwrap();
+    let error = add(&mut driver, x + 2, out, 8).unwrap_err();
+    assert!(error.to_string().contains("not aligned at src/gpu/kernels/vector.cuh:"), "{error}");
 }

@@ -1,8 +1,11 @@
 //! Every kernel on the emulated card against the CPU path, bit by bit.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+mod attend;
+mod cache;
 mod matmul;
 mod quantize;
+mod vector;
 
 use super::{Arg, DevicePtr, Driver, EmulatedDriver, EmulatedOptions, Grid, Lane, Schedule};
 

@@ -11,10 +11,12 @@
 #define DYNAMIC_SHARED(type, name)                              \
     extern __shared__ __align__(16) unsigned char dynamic_shared[]; \
     type* name = (type*)dynamic_shared
+#define UNROLL _Pragma("unroll")
 #else
 #include "emulator.h"
 #define PARAMETER(type) const type&
 #define DYNAMIC_SHARED(type, name) type* name = (type*)::emulator::now.shared
+#define UNROLL
 #endif
 
 #define ALL_LANES 0xffffffffu

@@ -29,7 +29,17 @@ const size_t SHARED_BYTES_MAX = 48 << 10;
 const int BACK = 1, NO_MEMORY = 2;
 
 // How a block ended, as `emulated.rs` reads it.
-enum Outcome : int { DONE = 0, STUCK = 1, OUT_OF_MEMORY = 2 };
+enum Outcome : int { DONE = 0, STUCK = 1, OUT_OF_MEMORY = 2, MISALIGNED = 3 };
+
+// A line of a kernel, as the compiler's checks name it.
+struct Line {
+    const char* file;
+    unsigned line, column;
+};
+
+// The first line of this launch that used an address that is no multiple of its type's alignment. Here that is
+// allowed; a card stops at it.
+thread_local Line misaligned;
 
 struct Fiber {
     ucontext_t entry;
@@ -258,9 +268,23 @@ struct Entry<void(A...), function> {
     }
 };
 
+}  // namespace
+}  // namespace emulator
+
+// For tests of the emulator: all threads but one meet at a barrier.
+extern "C" __global__ void emulator_meet(unsigned* met, unsigned missing) {
+    if (threadIdx.x == missing) return;
+    __syncthreads();
+    met[threadIdx.x] = 1;
+}
+
+namespace emulator {
+namespace {
+
 #define KERNEL(name) Entry<decltype(::name), ::name>::kernel(#name),
 const Kernel KERNELS[] = {
 #include "list.h"
+    KERNEL(emulator_meet)
 };
 #undef KERNEL
 
@@ -270,6 +294,17 @@ const size_t KERNEL_COUNT = sizeof KERNELS / sizeof *KERNELS;
 }  // namespace emulator
 
 using namespace emulator;
+
+// What the compiler calls where -fsanitize=alignment finds something.
+extern "C" void __ubsan_handle_type_mismatch_v1(const Line* line, void*) {
+    if (!misaligned.file) misaligned = *line;
+}
+
+// Where the last launch was misaligned, if it was.
+extern "C" const char* emulator_misaligned(unsigned* line) {
+    *line = misaligned.line;
+    return misaligned.file;
+}
 
 // Whether this file was compiled for processors with fused products.
 extern "C" int emulator_needs_fma() {
@@ -298,7 +333,7 @@ extern "C" unsigned emulator_parameter(int kernel, unsigned index, unsigned* kin
 }
 
 // Runs a kernel to its end. What cannot be run to its end is an `Outcome` other than `DONE`: threads of a block that
-// wait for others that never come, or no memory for their stacks.
+// wait for others that never come, no memory for their stacks, or an address that a card would not take.
 extern "C" int emulator_launch(int kernel, const unsigned* blocks, unsigned threads, unsigned shared_bytes,
                                void** args) {
     if (!owner.engine) {
@@ -307,6 +342,7 @@ extern "C" int emulator_launch(int kernel, const unsigned* blocks, unsigned thre
         reset(*owner.engine);
     }
     Engine& e = *owner.engine;
+    misaligned = {nullptr, 0, 0};
     e.call = {KERNELS[kernel].run, args};
     now = {{0, 0, 0}, {0, 0, 0}, {blocks[0], blocks[1], blocks[2]}, {threads, 1, 1}, e.shared};
     for (now.block.z = 0; now.block.z < blocks[2]; now.block.z++)
@@ -315,5 +351,5 @@ extern "C" int emulator_launch(int kernel, const unsigned* blocks, unsigned thre
                 Outcome outcome = run_block(e, shared_bytes);
                 if (outcome != DONE) return outcome;
             }
-    return DONE;
+    return misaligned.file ? MISALIGNED : DONE;
 }
