@@ -69,7 +69,7 @@ impl Card {
             .as_ref()
             .map(|layers| PolicyKind::Gating.build(&PolicyConfig::new(&layers.index, slots, used as u32)));
         let layout = LayoutPlan::new(blueprint, options);
-        DeviceChoice { driver, layout, slots, policy, hybrid }
+        DeviceChoice { driver, layout, slots, policy, hybrid, has_head: false }
     }
 
     fn load(&self, path: &Path, setup: Setup, kv_type: KvType) -> Model {

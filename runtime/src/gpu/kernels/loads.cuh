@@ -48,7 +48,8 @@ static __device__ __forceinline__ unsigned shift_pair(unsigned low, unsigned hig
 }
 
 // N words at a multiple of 16.
-template <unsigned N> static __device__ __forceinline__ void aligned_words(const unsigned char* at, unsigned (&out)[N]) {
+template <unsigned N>
+static __device__ __forceinline__ void aligned_words(const unsigned char* at, unsigned (&out)[N]) {
 #ifdef __CUDACC__
     UNROLL
     for (unsigned i = 0; i < N / 4; i++) {
@@ -64,7 +65,8 @@ template <unsigned N> static __device__ __forceinline__ void aligned_words(const
 
 // N words at a multiple of 2, by loads of whole words. Reads no byte behind them, and two in front of them unless
 // they stand at a multiple of 4.
-template <unsigned N> static __device__ __forceinline__ void words_at(const unsigned char* at, unsigned (&out)[N]) {
+template <unsigned N>
+static __device__ __forceinline__ void words_at(const unsigned char* at, unsigned (&out)[N]) {
     const unsigned odd = static_cast<unsigned>(reinterpret_cast<size_t>(at)) & 2;
     unsigned words[N + 1];
     UNROLL
@@ -79,7 +81,8 @@ template <unsigned N> static __device__ __forceinline__ void words_at(const unsi
 }
 
 // N words anywhere. Reads the whole words that their first and last bytes stand in.
-template <unsigned N> static __device__ __forceinline__ void words_anywhere(const unsigned char* at, unsigned (&out)[N]) {
+template <unsigned N>
+static __device__ __forceinline__ void words_anywhere(const unsigned char* at, unsigned (&out)[N]) {
     const unsigned odd = static_cast<unsigned>(reinterpret_cast<size_t>(at)) & 3;
     const unsigned char* last = at + 4 * N - 1;
     unsigned words[N + 1];
