@@ -21,7 +21,7 @@ mkdir "$work/other"
 echo 'int cuInit(unsigned f) { return (int)f; }' |
     cc -x c -shared -fPIC -Wl,-soname,libcuda.so.1 -o "$work/other/libcuda.so" -
 # shellcheck disable=SC2086
-tests=$(cargo test $features --lib --no-run --message-format=json |
+tests=$(cargo test $features --lib --no-run --message-format=json-render-diagnostics |
     sed -n '/"name":"drafthorse_runtime"/s/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
 [ -x "$tests" ] || { echo "cargo named no test program of the runtime" >&2; exit 1; }
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# gpu-check.sh [-m LAYERS] [-l SECONDS] [-q] [--sanitize] OUTDIR [DRAFTHORSE DRAFTHORSE_EVAL GPU_TESTS] : what a machine with an
+# gpu-check.sh [-m LAYERS] [-l SECONDS] [-q] [-d DEVICE] [--sanitize] OUTDIR [DRAFTHORSE DRAFTHORSE_EVAL GPU_TESTS] : what a machine with an
 # NVIDIA card can say about the GPU backend, in one command. Needs the card's driver, Python 3 and the programs
 # of `KIT=DIR sh scripts/cuda-build.sh` (default: beside this script), no network and no cargo.
 #
@@ -10,15 +10,17 @@
 #
 # Writes gpu-check.json, gpu-check.md and gpu-check.log into OUTDIR. Ends within SECONDS (default 460): what does not fit is
 # named as not run. Exit code: 0 all that was run is right, 1 something is wrong (goals of speed that were missed are
-# stated, not counted), 2 usage. -q compares two models alone and in fewer settings. --sanitize runs the kernels' tests under compute-sanitizer instead, and no more.
+# stated, not counted), 2 usage. -q compares two models alone and in fewer settings. -d emulated
+# tries the check itself where there is no card (programs built with the feature gpu-emulator). --sanitize runs the kernels' tests under compute-sanitizer instead, and no more.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 usage() { sed -n '2,4s/^# //p' "$0" >&2; exit 2; }
-layers=48 limit=460 sanitize= quick=
+layers=48 limit=460 sanitize= quick= device=cuda
 while [ $# -gt 0 ]; do
     case "$1" in
     -m) layers=${2:?}; shift 2 ;;
     -l) limit=${2:?}; shift 2 ;;
+    -d) device=${2:?}; shift 2 ;;
     -q) quick=--quick; shift ;;
     --sanitize) sanitize=1; shift ;;
     -*) usage ;;
@@ -38,4 +40,4 @@ fi
 demo=$here
 [ -f "$demo/target.gguf" ] || demo=$here/../runtime/demo
 exec python3 "$here/gpu_check.py" --drafthorse "$drafthorse" --eval "$eval" --tests "$tests" --demo "$demo" \
-    --layers "$layers" --limit-s "$limit" $quick "$out"
+    --layers "$layers" --limit-s "$limit" --device "$device" $quick "$out"

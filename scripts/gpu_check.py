@@ -95,14 +95,17 @@ def machine(runner):
 
 
 def kernel_tests(runner):
-    """The tests of every GPU module, one after another: they share the card."""
+    """The tests of every GPU module, one after another: they share the card. Those that ran elsewhere do not count."""
     code, text, seconds = runner.run([runner.args.tests, "gpu::", "--test-threads", "1", "--nocapture"], 150)
     found = re.search(r"test result: \S+ (\d+) passed; (\d+) failed", text)
     skipped = sorted(set(re.findall(r"skipped: .*", text)))
+    cards = sorted(set(re.findall(r"kernel tests run on: (.*)", text)))
+    on_card = bool(cards) and not any("emulated" in card.lower() for card in cards)
     failed = re.findall(r"^test (\S+) \.\.\. .*FAILED$|^    (gpu::\S+)$", text, re.M)
     return {
         "passed": int(found[1]) if found else 0, "failed": sorted({a or b for a, b in failed}), "skipped": skipped,
-        "seconds": seconds, "ok": code == 0 and bool(found) and int(found[1]) > 0 and not skipped,
+        "cards": cards, "seconds": seconds,
+        "ok": code == 0 and bool(found) and int(found[1]) > 0 and not skipped and on_card,
     }
 
 
@@ -110,6 +113,11 @@ def link_peak(runner):
     code, text, _ = runner.run([runner.args.tests, "--ignored", "--nocapture", "gpu::cuda::tests::link_peak"], 60)
     found = re.search(r"link_peak (\{.*\})", text)
     return json.loads(found[1]) if code == 0 and found else None
+
+
+def on_gpu(runner, size):
+    """The settings that compute on the card, within so many bytes of its memory."""
+    return ["--vram", size, "--gpu", runner.args.device]
 
 
 def logits(runner, model, *more):
@@ -137,7 +145,7 @@ def difference(ours, reference):
 
 def vram_sizes(runner, model):
     """The size that holds all of it, and for a mixture smaller ones to try: [(label, bytes)]."""
-    whole = generate(runner, model, "--vram", GIB, "--draft", "none", tokens=1)
+    whole = generate(runner, model, *on_gpu(runner, GIB), "--draft", "none", tokens=1)
     planned = (whole.get("gpu") or {}).get("planned_bytes")
     if planned is None or not (whole.get("offload") or {}).get("experts_total"):
         return [("all", GIB)]
@@ -149,7 +157,7 @@ def check_model(runner, rows, name, model, drafts):
     reference = logits(runner, model)
     texts = {}
     for label, size in vram_sizes(runner, model):
-        ours = logits(runner, model, "--vram", size)
+        ours = logits(runner, model, *on_gpu(runner, size))
         if ours.get("code") == EXIT_BUDGET and label != "all":
             rows.append({"model": name, "vram": label, "what": "logits", "refused": True})
             continue
@@ -160,7 +168,7 @@ def check_model(runner, rows, name, model, drafts):
             if key not in texts:
                 texts[key] = generate(runner, model, "--draft", "none", *more)
             drafting = ["--draft", draft] + (["--draft-len", length] if draft != "none" else [])
-            out = generate(runner, model, "--vram", size, *drafting, *more)
+            out = generate(runner, model, *on_gpu(runner, size), *drafting, *more)
             ok = "tokens" in out and out["tokens"] == texts[key].get("tokens")
             gpu = out.get("gpu") or {}
             rows.append({
@@ -191,7 +199,7 @@ def correctness(runner, rows, work):
 
 def timed(runner, rows, label, model, *more, tokens, vram, limit_s=60):
     """One run as one row of the speed table."""
-    out = generate(runner, model, *more, *(["--vram", vram] if vram else []), tokens=tokens, limit_s=limit_s)
+    out = generate(runner, model, *more, *(on_gpu(runner, vram) if vram else []), tokens=tokens, limit_s=limit_s)
     keys = ("error", "timings", "attribution", "speculation", "offload", "gpu", "tokens")
     rows.append({"what": label, "vram_bytes": vram, **{key: out[key] for key in keys if key in out}})
     return out
@@ -208,7 +216,7 @@ def demo_speed(runner, rows):
 
 def passes(runner, model, memory, vram):
     """Seconds of a pass of 1, 2, 4 and 8 rows."""
-    out = runner.drafthorse("bench", model, "-p", 16, "-n", 8, "--repeat", 1, *memory, "--vram", vram, limit_s=90)
+    out = runner.drafthorse("bench", model, "-p", 16, "-n", 8, "--repeat", 1, *memory, *on_gpu(runner, vram), limit_s=90)
     return {"vram_bytes": vram, **{key: out[key] for key in ("error", "passes") if key in out}}
 
 
@@ -231,6 +239,10 @@ def mid_speed(runner, work, speed):
     scripted = ["--draft", f"script:{script},accept=0.8,us=500,seed=1"]
     timed(runner, speed["rows"], "mid, draft auto", model, *memory, *scripted, tokens=96, vram=whole)
     speed["passes"].append(passes(runner, model, memory, whole))
+    copies_only = work / "copies-only.toml"
+    copies_only.write_text("[gpu]\nhybrid = false\n")
+    timed(runner, speed["rows"], "mid, no draft, copies only", model, *memory, "--draft", "none", "--config", copies_only,
+          tokens=96, vram=4 * GIB)
     for gib in (4, 8, 12):
         say(f"speed: mid at {gib} GiB")
         for label, drafting in (("mid, no draft", ["--draft", "none"]), ("mid, draft auto", scripted)):
@@ -245,6 +257,7 @@ def arguments():
     parser.add_argument("--layers", type=int, default=48)
     parser.add_argument("--limit-s", type=float, default=460)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--device", default="cuda")
     parser.add_argument("out", type=Path)
     return parser.parse_args()
 

@@ -31,7 +31,8 @@ def verdict(kind, what, ok, figure):
 
 
 def tests_figure(tests):
-    parts = [f"{tests['passed']} passed in {tests['seconds']:.0f} s"] + [f"failed: {name}" for name in tests["failed"]]
+    cards = ", ".join(tests["cards"]) or "no card named"
+    parts = [f"{tests['passed']} passed in {tests['seconds']:.0f} s on {cards}"] + [f"failed: {name}" for name in tests["failed"]]
     return "; ".join(parts + tests["skipped"])
 
 
@@ -63,7 +64,17 @@ def goals(result):
                 number(ratio)),
         verdict("goal", f"copies while missing >= {LINK_SHARE_MIN:.0%} of the link", share and share >= LINK_SHARE_MIN,
                 f"{share:.0%}" if share else "no run missed, or no peak"),
+        hybrid(speed["rows"]),
     ]
+
+
+def hybrid(rows):
+    """Experts on both, where some are missing, against copies alone. Runs of one command differ by a few percent."""
+    at = [row for row in rows if row.get("vram_bytes") and rate(row)]
+    alone = next((row for row in at if row["what"] == "mid, no draft, copies only"), None)
+    both = alone and next((row for row in at if row["what"] == "mid, no draft" and row["vram_bytes"] == alone["vram_bytes"]), None)
+    ratio = rate(both) / rate(alone) if both else None
+    return verdict("goal", "experts on both >= 0.97 of copies alone", ratio and ratio >= 0.97, number(ratio))
 
 
 def number(value):
@@ -99,7 +110,7 @@ def link_share(result):
 
 def markdown(result):
     parts = [heading(result), verdict_table(result["verdicts"]), speed_table(result["speed"]["rows"])]
-    parts += [passes_table(result["speed"]["passes"]), wrong_list(result["correctness"]), refused_line(result["correctness"])]
+    parts += [time_table(result["speed"]["rows"]), passes_table(result["speed"]["passes"]), wrong_list(result["correctness"]), refused_line(result["correctness"])]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -136,17 +147,18 @@ def verdict_table(found):
 
 
 def speed_table(rows):
+    """waited: seconds in which the host waited for copies; on CPU: experts that its threads computed instead."""
     if not rows:
         return ""
-    lines = ["| run | vram | tok/s | prefill tok/s | accepted a pass | slots | hits % | copies | copy rate | compute s | wall s |",
-             "|---|---|---|---|---|---|---|---|---|---|---|"]
+    lines = ["| run | vram | tok/s | prefill tok/s | accepted a pass | slots | hits % | copies | copy rate | waited s | on CPU | decode s |",
+             "|---|---|---|---|---|---|---|---|---|---|---|---|"]
     return "\n".join(lines + [speed_line(row) for row in rows])
 
 
 def speed_line(row):
-    vram = f"{row['vram_bytes'] / (1 << 30):.0f} GiB" if row["vram_bytes"] else "CPU"
+    vram = vram_of(row)
     if "error" in row:
-        return f"| {row['what']} | {vram} | {row['error']} |" + " |" * 8
+        return f"| {row['what']} | {vram} | {row['error']} |" + " |" * 9
     gpu, timings, said = row.get("gpu") or {}, row["timings"], row.get("speculation") or {}
     uses = (gpu.get("hits") or 0) + (gpu.get("misses") or 0)
     cells = [
@@ -154,10 +166,29 @@ def speed_line(row):
         f"{said['accepted_per_pass']:.2f}" if said.get("proposed") else "-", gpu.get("slots", "-"),
         f"{100 * gpu['hits'] / uses:.1f}" if uses else "-",
         f"{gpu['upload_bytes'] / 1e9:.2f} GB" if gpu.get("upload_bytes") else "-",
-        gb(copy_rate(row)) if copy_rate(row) else "-", f"{gpu['compute_s']:.3f}" if "compute_s" in gpu else "-",
-        f"{timings['decode_s']:.3f}",
+        gb(copy_rate(row)) if copy_rate(row) else "-", f"{gpu['upload_wait_s']:.3f}" if "upload_wait_s" in gpu else "-",
+        gpu.get("host_experts", "-"), f"{timings['decode_s']:.3f}",
     ]
     return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def time_table(rows):
+    """Where the seconds of decoding went, as the program attributes them."""
+    timed = [row for row in rows if row.get("attribution")]
+    if not timed:
+        return ""
+    keys = [key for key in timed[0]["attribution"] if key != "wall_s"]
+    lines = ["| time, % of decoding | vram | " + " | ".join(key.removesuffix("_s") for key in keys) + " |",
+             "|---|---|" + "---|" * len(keys)]
+    for row in timed:
+        wall = row["attribution"]["wall_s"] or 1.0
+        shares = [f"{100 * row['attribution'].get(key, 0) / wall:.0f}" for key in keys]
+        lines.append(f"| {row['what']} | {vram_of(row)} | " + " | ".join(shares) + " |")
+    return "\n".join(lines)
+
+
+def vram_of(row):
+    return f"{row['vram_bytes'] / (1 << 30):.0f} GiB" if row["vram_bytes"] else "CPU"
 
 
 def passes_table(all_passes):

@@ -1,6 +1,6 @@
 //! Attention over the cache, from scores to values.
 
-use super::super::{scores_grid, values_grid};
+use super::super::grids::{scores_grid, values_grid};
 use super::vector::{assert_same, noise};
 use super::*;
 use crate::kernels::{AttendSpace, KvRows, KvView, RowLayout};

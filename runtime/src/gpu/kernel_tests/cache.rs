@@ -1,6 +1,6 @@
 //! Rows on their way into the cache, and latent queries.
 
-use super::super::head_grid;
+use super::super::grids::head_grid;
 use super::vector::{assert_same, noise};
 use super::*;
 use crate::kernels::RowLayout;

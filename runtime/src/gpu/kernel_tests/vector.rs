@@ -1,6 +1,6 @@
 //! Norms, activations and sums over rows.
 
-use super::super::{combine_grid, element_grid, head_grid, norm_grid};
+use super::super::grids::{combine_grid, element_grid, head_grid, norm_grid};
 use super::*;
 use crate::kernels::{add_scaled, rms_norm, silu_mul};
 use crate::layers::Rope;
