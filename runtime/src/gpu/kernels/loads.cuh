@@ -50,17 +50,11 @@ static __device__ __forceinline__ unsigned shift_pair(unsigned low, unsigned hig
 // N words at a multiple of 16.
 template <unsigned N>
 static __device__ __forceinline__ void aligned_words(const unsigned char* at, unsigned (&out)[N]) {
-#ifdef __CUDACC__
     UNROLL
     for (unsigned i = 0; i < N / 4; i++) {
         const uint4 four = get<uint4>(at + 16 * i);
         out[4 * i] = four.x, out[4 * i + 1] = four.y, out[4 * i + 2] = four.z, out[4 * i + 3] = four.w;
     }
-#else
-    for (unsigned i = 0; i < N; i++) {
-        out[i] = word_at(at + 4 * i);
-    }
-#endif
 }
 
 // N words at a multiple of 2, by loads of whole words. Reads no byte behind them, and two in front of them unless
