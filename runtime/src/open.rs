@@ -67,6 +67,7 @@ pub struct Device {
     /// What its memory is planned for.
     pub plan: MemoryPlan,
     hybrid: bool,
+    has_head: bool,
 }
 
 /// Everything known before weights are read.
@@ -208,13 +209,13 @@ impl Opened {
             ExpertsChoice { slots, policy: policy.build(&config), hottest }
         });
         let device = device.map(|device| {
-            let Device { driver, layout, plan, hybrid, .. } = device;
+            let Device { driver, layout, plan, hybrid, has_head, .. } = device;
             let policy = self.blueprint.experts.as_ref().map(|layers| {
                 let used = self.blueprint.spec.moe.map_or(1, |moe| moe.used as u32);
                 let config = PolicyConfig::new(&layers.index, plan.slots, used);
                 policy.build(&PolicyConfig { lfu_half_life_rows, ..config })
             });
-            DeviceChoice { driver, layout, slots: plan.slots, policy, hybrid }
+            DeviceChoice { driver, layout, slots: plan.slots, policy, hybrid, has_head }
         });
         progress.begin("loading", self.blueprint.dense.bytes());
         let readers = Readers { experts: reader, embedding };
@@ -255,7 +256,8 @@ pub fn prepare(options: &EngineOptions) -> Result<Prepared, Error> {
     let stats = stats.map(|path| StatsFile::new(path, &gguf, (has_experts, options.policy))).transpose()?;
     drop(gguf);
     let plan = fit(options, budget, &mut target, &mut draft)?;
-    let device = options.gpu.map(|gpu| device(gpu, &target)).transpose()?;
+    let has_head = draft.head.is_some();
+    let device = options.gpu.map(|gpu| device(gpu, &target, has_head)).transpose()?;
     notices.extend(device.as_ref().map(|device| device_notice(device, &target)));
     notices.extend(memory_notice(&plan));
     notices.extend(cycle_notice(&target.blueprint, &plan));
@@ -263,7 +265,7 @@ pub fn prepare(options: &EngineOptions) -> Result<Prepared, Error> {
 }
 
 /// Opens the GPU and plans its memory: everything dense there, and as many experts as fit beside it.
-fn device(gpu: GpuOptions, target: &Opened) -> Result<Device, Error> {
+fn device(gpu: GpuOptions, target: &Opened, has_head: bool) -> Result<Device, Error> {
     let mut driver = gpu::open(gpu.device)?;
     let info = driver.info()?;
     let share = |bytes: u64| bytes / VRAM_DIVISOR * (VRAM_DIVISOR - 1);
@@ -286,7 +288,7 @@ fn device(gpu: GpuOptions, target: &Opened) -> Result<Device, Error> {
         let reason = format!("{}: {planned} are planned, {free} are free", info.name);
         return Err(Error::Gpu(GpuError::Unavailable { reason }));
     }
-    Ok(Device { driver, name: info.name, layout, plan, hybrid: gpu.hybrid })
+    Ok(Device { driver, name: info.name, layout, plan, hybrid: gpu.hybrid, has_head })
 }
 
 fn device_notice(device: &Device, target: &Opened) -> String {
@@ -480,7 +482,10 @@ fn plan(
             + experts_total as u64 * EXPERT_BYTES
             + target.policy_bytes(options)
             + target.blueprint.dense.load_bytes(),
-        dense_bytes: target.blueprint.dense.bytes(),
+        dense_bytes: match &gpu {
+            Some(_) => target.blueprint.dense.kept_bytes(&target.blueprint.host_matrices(head.is_some())),
+            None => target.blueprint.dense.bytes(),
+        },
         kv_bytes: if gpu.is_some() { 0 } else { target.kv_bytes() },
         scratch_bytes: target.scratch_bytes(logit_rows(options) as u64)
             + gpu.as_ref().map_or(0, LayoutPlan::host_bytes),
@@ -492,5 +497,11 @@ fn plan(
         slots_min: used,
         slots_max: experts_total,
     };
+    if gpu.is_some() {
+        // On their way to the GPU all dense weights are here once, before there are experts.
+        let dense_bytes = target.blueprint.dense.bytes();
+        let loading = Needs { dense_bytes, scratch_bytes: 0, slots_min: 0, slots_max: 0, ..needs };
+        MemoryPlan::fit(&loading, budget, None)?;
+    }
     Ok(MemoryPlan::fit(&needs, budget, options.slots)?)
 }

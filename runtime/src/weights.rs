@@ -5,9 +5,10 @@
 //! experts: nothing is left to the page cache's chance (DESIGN I1). Must not know what tensors mean.
 
 use std::collections::VecDeque;
+use std::sync::OnceLock;
 
 use drafthorse_offload::{AlignedBuf, Extent, PAGE_BYTES, Read, Reader};
-use memmap2::MmapMut;
+use memmap2::{MmapMut, UncheckedAdvice};
 
 use crate::gguf::{BlockType, Gguf, TensorInfo, quantize};
 use crate::kernels::{Format, MatrixRef};
@@ -97,6 +98,8 @@ pub struct DenseStore {
     vectors: Vec<StoredVector>,
     end: usize,
     memory: Option<MmapMut>,
+    /// Numbers of the matrices that are still there, once others were let go.
+    kept: OnceLock<Vec<usize>>,
 }
 
 impl DenseStore {
@@ -109,6 +112,7 @@ impl DenseStore {
             vectors: Vec::new(),
             end: 0,
             memory: None,
+            kept: OnceLock::new(),
         }
     }
 
@@ -330,8 +334,43 @@ impl DenseStore {
         Ok(())
     }
 
+    /// Gives the memory of all matrices but `keep` back to the system: they have been copied to where they are
+    /// needed. Whoever still reads one of them is wrong.
+    pub(crate) fn let_go(&self, keep: &[Matrix]) {
+        let Some(memory) = &self.memory else { return };
+        if self.kept.set(keep.iter().map(|matrix| matrix.id).collect()).is_err() {
+            return;
+        }
+        for (_, stored) in self.matrices.iter().enumerate().filter(|(id, _)| !self.has(*id)) {
+            // Whole pages of its own.
+            let from = stored.start.next_multiple_of(PAGE_BYTES);
+            let to = (stored.start + stored.bytes) / PAGE_BYTES * PAGE_BYTES;
+            if from < to {
+                // SAFETY: the range lies in the mapping, which is anonymous: it reads as zeros from now on. `matrix`
+                // hands out nothing of it any more, and nobody holds what it handed out before: loading is over.
+                let advised =
+                    unsafe { memory.unchecked_advise_range(UncheckedAdvice::DontNeed, from, to - from) };
+                // A system that keeps the pages costs memory, nothing else.
+                let _ = advised;
+            }
+        }
+    }
+
+    /// Bytes that are left after [`DenseStore::let_go`].
+    pub(crate) fn kept_bytes(&self, keep: &[Matrix]) -> u64 {
+        let vectors: u64 = self.vectors.iter().map(|vector| vector.info.elements() * 4).sum();
+        // A matrix shares its first and last page with its neighbours.
+        let pages = (self.matrices.len() * PAGE_BYTES) as u64;
+        vectors + pages + keep.iter().map(|matrix| self.bytes_of(matrix)).sum::<u64>()
+    }
+
+    fn has(&self, id: usize) -> bool {
+        self.kept.get().is_none_or(|kept| kept.contains(&id))
+    }
+
     /// A loaded matrix.
     pub fn matrix(&self, matrix: &Matrix) -> MatrixRef<'_> {
+        assert!(self.has(matrix.id), "invariant: nobody reads a matrix that was let go");
         let stored = &self.matrices[matrix.id];
         let memory = self.memory.as_ref().expect("invariant: weights are loaded before a pass");
         MatrixRef {

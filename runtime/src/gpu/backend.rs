@@ -82,8 +82,6 @@ pub struct GpuParts {
     pub layout: super::LayoutPlan,
     /// Where experts are kept.
     pub experts: Option<super::ExpertsPlan>,
-    /// Host memory that experts lie in, to be pinned. It MUST outlive the backend.
-    pub host: Vec<(NonNull<u8>, usize)>,
 }
 
 impl GpuBackend {
@@ -92,17 +90,11 @@ impl GpuBackend {
     /// # Errors
     /// No memory, a kernel that is missing, a device that fails.
     pub fn new(parts: GpuParts) -> Result<GpuBackend, GpuError> {
-        let GpuParts { driver, dense, layout: plan, experts, host } = parts;
+        let GpuParts { driver, dense, layout: plan, experts } = parts;
         let mut queue = Queue::new(driver, &plan.formats())?;
         let layout = Layout::new(queue.driver(), &plan, &dense)?;
         let staging = Staging::new(queue.driver(), plan.staging_bytes())?;
         let mirror = Pinned::new(queue.driver(), plan.mirror_bytes())?;
-        let mut pinned = Vec::with_capacity(host.len());
-        for (start, len) in host {
-            // SAFETY: the caller promises that it outlives this backend, which unpins it when it goes.
-            unsafe { queue.driver().pin(start, len) }?;
-            pinned.push(start);
-        }
         let experts = experts.map(|plan| Experts::new(queue.driver(), plan)).transpose()?;
         queue.finish(Lane::Compute)?;
         Ok(GpuBackend {
@@ -119,8 +111,22 @@ impl GpuBackend {
             host: Vec::new(),
             mirror,
             read: None,
-            pinned,
+            pinned: Vec::new(),
         })
+    }
+
+    /// Pins host memory that experts are copied from.
+    ///
+    /// # Errors
+    /// Memory that the system does not let be pinned.
+    ///
+    /// # Safety
+    /// It outlives this backend.
+    pub unsafe fn pin(&mut self, (start, len): (NonNull<u8>, usize)) -> Result<(), GpuError> {
+        // SAFETY: the caller's promise; it is unpinned when this backend goes.
+        unsafe { self.queue.driver().pin(start, len) }?;
+        self.pinned.push(start);
+        Ok(())
     }
 
     /// Counters so far.

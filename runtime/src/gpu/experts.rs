@@ -196,6 +196,8 @@ impl GpuBackend {
             let Some((slot, is_in_use)) = own.admit(id) else { return };
             self.copies_after_kernels(is_in_use);
             self.upload_expert(own, work, (expert, slot));
+            // Nothing of this window reads it there: whoever is computed there may have the slot.
+            own.tier.release(id);
         }
     }
 

@@ -22,7 +22,7 @@ pub use attend::{AttendSpace, KvView, QUERIES_MAX};
 pub use cpu::Isa;
 pub use cpu::activations::quantized_bytes;
 pub(crate) use cpu::lookup::lookup_tables;
-#[cfg(test)]
+#[cfg(all(test, feature = "gpu-emulator"))]
 pub(crate) use cpu::tests::{noise, quantized, random_weights};
 pub use experts::{Down, GateUp, down_experts, gate_up_experts};
 pub use format::{Format, Side, is_supported, supported_names};

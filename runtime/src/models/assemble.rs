@@ -149,6 +149,12 @@ impl Blueprint {
         self.spec.kv_shape(kv_type)
     }
 
+    /// Matrices that the host reads where a GPU computes: the embedding's rows are looked up here, and a head's
+    /// classifier may be the target's.
+    pub fn host_matrices(&self, has_head: bool) -> Vec<Matrix> {
+        if has_head { vec![self.embedding, self.output] } else { vec![self.embedding] }
+    }
+
     /// Formats of the routed experts' matrices.
     pub fn expert_formats(&self) -> impl Iterator<Item = Format> + '_ {
         let shapes = self.experts.iter().flat_map(|layers| &layers.shapes);

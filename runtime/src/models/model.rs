@@ -58,14 +58,9 @@ impl ModelOptions {
         Ok(Box::new(CpuBackend::new(blueprint.dense.clone(), pool, kv, scratch)))
     }
 
-    /// The same on a GPU; the memory of `cache` is pinned for copies.
-    fn device(
-        &self,
-        blueprint: &Blueprint,
-        device: DeviceChoice,
-        cache: Option<&ExpertCache>,
-    ) -> Result<Box<dyn Backend>, LoadError> {
-        let DeviceChoice { driver, layout, slots, policy, hybrid } = device;
+    /// The same on a GPU. The host keeps only the weights it reads itself.
+    fn device(&self, blueprint: &Blueprint, device: DeviceChoice) -> Result<GpuBackend, LoadError> {
+        let DeviceChoice { driver, layout, slots, policy, hybrid, has_head } = device;
         let experts = match (&blueprint.experts, policy) {
             (Some(layers), Some(policy)) => {
                 let pool = hybrid.then(|| Pool::new(self.threads, self.thread_name)).transpose();
@@ -80,9 +75,10 @@ impl ModelOptions {
             }
             _ => None,
         };
-        let host = cache.map(ExpertCache::memory).into_iter().collect();
-        let parts = GpuParts { driver, dense: blueprint.dense.clone(), layout, experts, host };
-        Ok(Box::new(GpuBackend::new(parts)?))
+        let parts = GpuParts { driver, dense: blueprint.dense.clone(), layout, experts };
+        let backend = GpuBackend::new(parts)?;
+        blueprint.dense.let_go(&blueprint.host_matrices(has_head));
+        Ok(backend)
     }
 }
 
@@ -116,6 +112,8 @@ pub struct DeviceChoice {
     pub policy: Option<Box<dyn Policy>>,
     /// Whether the processor computes experts, too.
     pub hybrid: bool,
+    /// Whether a head on the processor shares the embedding and the classifier.
+    pub has_head: bool,
 }
 
 /// A model and one sequence's cache.
@@ -172,6 +170,8 @@ impl Model {
         let reader = readers.experts;
         let factors = blueprint.rope_factors.as_ref().map(|factors| blueprint.dense.vector(factors));
         let rope = Rope::new(&blueprint.spec.rope, factors);
+        // Before there is room for experts: weights that are on a GPU leave theirs.
+        let device = device.map(|device| options.device(&blueprint, device)).transpose()?;
         let experts = match (&blueprint.experts, experts) {
             (Some(layers), Some(ExpertsChoice { slots, policy, hottest })) => {
                 let (index, threads) = (layers.index.clone(), options.threads);
@@ -181,8 +181,14 @@ impl Model {
             }
             _ => None,
         };
-        let backend = match device {
-            Some(device) => options.device(&blueprint, device, experts.as_ref())?,
+        let backend: Box<dyn Backend> = match device {
+            Some(mut device) => {
+                if let Some(cache) = &experts {
+                    // SAFETY: `Model` drops the backend before the cache.
+                    unsafe { device.pin(cache.memory()) }?;
+                }
+                Box::new(device)
+            }
             None => options.backend(&blueprint)?,
         };
         Ok(Model {

@@ -12,29 +12,54 @@ use super::{Arg, DevicePtr, Driver, EmulatedDriver, EmulatedOptions, Grid, Lane,
 
 #[test]
 fn the_card_of_these_tests_has_a_name() {
-    let name = Card::new().0.info().unwrap().name;
+    let name = Card::new().driver().info().unwrap().name;
     println!("kernel tests run on: {name}");
     assert!(!name.is_empty());
 }
 
+/// A real card, open for whichever test comes next: opening one takes longer than most tests.
+#[cfg(feature = "cuda")]
+static OPEN: parking_lot::Mutex<Vec<super::cuda::CudaDriver>> = parking_lot::Mutex::new(Vec::new());
+
 /// A card for one test.
-struct Card(Box<dyn Driver>);
+enum Card {
+    #[cfg(feature = "cuda")]
+    Real(Option<super::cuda::CudaDriver>),
+    Emulated(EmulatedDriver),
+}
+
+#[cfg(feature = "cuda")]
+impl Drop for Card {
+    fn drop(&mut self) {
+        if let Card::Real(driver) = self {
+            OPEN.lock().extend(driver.take());
+        }
+    }
+}
 
 impl Card {
     fn new() -> Card {
         #[cfg(feature = "cuda")]
-        if let Ok(driver) = super::cuda::CudaDriver::open(0) {
-            return Card(Box::new(driver));
+        if let Some(driver) = OPEN.lock().pop().or_else(|| super::cuda::CudaDriver::open(0).ok()) {
+            return Card::Real(Some(driver));
         }
         let options = EmulatedOptions { memory_bytes: 256 << 20, schedule: Schedule::Eager, failing: None };
-        Card(Box::new(EmulatedDriver::new(options).unwrap()))
+        Card::Emulated(EmulatedDriver::new(options).unwrap())
+    }
+
+    fn driver(&mut self) -> &mut dyn Driver {
+        match self {
+            #[cfg(feature = "cuda")]
+            Card::Real(driver) => driver.as_mut().unwrap(),
+            Card::Emulated(driver) => driver,
+        }
     }
 
     /// Memory with these bytes.
     fn upload(&mut self, bytes: &[u8]) -> DevicePtr {
-        let at = self.0.alloc("a test's bytes", bytes.len().max(1) as u64).unwrap();
+        let at = self.driver().alloc("a test's bytes", bytes.len().max(1) as u64).unwrap();
         // SAFETY: the memory was allocated, and pageable memory is copied at once.
-        unsafe { self.0.upload(Lane::Compute, at, bytes.as_ptr(), bytes.len()) }.unwrap();
+        unsafe { self.driver().upload(Lane::Compute, at, bytes.as_ptr(), bytes.len()) }.unwrap();
         at
     }
 
@@ -44,18 +69,18 @@ impl Card {
 
     /// Runs a kernel.
     fn run(&mut self, kernel: &str, grid: Grid, args: &[Arg<'_>]) {
-        let kernel = self.0.kernel(kernel).unwrap();
+        let kernel = self.driver().kernel(kernel).unwrap();
         // SAFETY: tests pass what the kernel's signature says.
-        unsafe { self.0.launch(kernel, grid, args) }.unwrap();
+        unsafe { self.driver().launch(kernel, grid, args) }.unwrap();
     }
 
     /// What stands in memory once all is done.
     fn read(&mut self, at: DevicePtr, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         // SAFETY: the bytes stay where they are until the wait is over.
-        unsafe { self.0.download(Lane::Compute, bytes.as_mut_ptr(), at, len) }.unwrap();
-        let event = self.0.record(Lane::Compute, None).unwrap();
-        self.0.wait(event).unwrap();
+        unsafe { self.driver().download(Lane::Compute, bytes.as_mut_ptr(), at, len) }.unwrap();
+        let event = self.driver().record(Lane::Compute, None).unwrap();
+        self.driver().wait(event).unwrap();
         bytes
     }
 

@@ -167,12 +167,8 @@ struct F32 {
 
     // Two at a multiple of 8.
     static __device__ __forceinline__ void two(const unsigned char* at, float (&out)[2]) {
-#ifdef __CUDACC__
         const float2 both = loads::get<float2>(at);
         out[0] = both.x, out[1] = both.y;
-#else
-        out[0] = one(at), out[1] = one(at + 4);
-#endif
     }
 };
 

@@ -48,23 +48,19 @@ static __device__ __forceinline__ unsigned shift_pair(unsigned low, unsigned hig
 }
 
 // N words at a multiple of 16.
-template <unsigned N> static __device__ __forceinline__ void aligned_words(const unsigned char* at, unsigned (&out)[N]) {
-#ifdef __CUDACC__
+template <unsigned N>
+static __device__ __forceinline__ void aligned_words(const unsigned char* at, unsigned (&out)[N]) {
     UNROLL
     for (unsigned i = 0; i < N / 4; i++) {
         const uint4 four = get<uint4>(at + 16 * i);
         out[4 * i] = four.x, out[4 * i + 1] = four.y, out[4 * i + 2] = four.z, out[4 * i + 3] = four.w;
     }
-#else
-    for (unsigned i = 0; i < N; i++) {
-        out[i] = word_at(at + 4 * i);
-    }
-#endif
 }
 
 // N words at a multiple of 2, by loads of whole words. Reads no byte behind them, and two in front of them unless
 // they stand at a multiple of 4.
-template <unsigned N> static __device__ __forceinline__ void words_at(const unsigned char* at, unsigned (&out)[N]) {
+template <unsigned N>
+static __device__ __forceinline__ void words_at(const unsigned char* at, unsigned (&out)[N]) {
     const unsigned odd = static_cast<unsigned>(reinterpret_cast<size_t>(at)) & 2;
     unsigned words[N + 1];
     UNROLL
@@ -79,7 +75,8 @@ template <unsigned N> static __device__ __forceinline__ void words_at(const unsi
 }
 
 // N words anywhere. Reads the whole words that their first and last bytes stand in.
-template <unsigned N> static __device__ __forceinline__ void words_anywhere(const unsigned char* at, unsigned (&out)[N]) {
+template <unsigned N>
+static __device__ __forceinline__ void words_anywhere(const unsigned char* at, unsigned (&out)[N]) {
     const unsigned odd = static_cast<unsigned>(reinterpret_cast<size_t>(at)) & 3;
     const unsigned char* last = at + 4 * N - 1;
     unsigned words[N + 1];

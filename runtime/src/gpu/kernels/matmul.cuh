@@ -25,7 +25,7 @@ template <unsigned R> struct Shape {
     static constexpr unsigned THREADS = COLUMNS / WEIGHT_ROWS * LANES;
     // Blocks of threads that a multiprocessor shall have room for: few, so that a thread has registers for many
     // loads at once. Without them memory is waited for, and a matrix often has no more blocks anyway.
-    static constexpr unsigned RESIDENT_BLOCKS = R == 8 ? 8 : 6;
+    static constexpr unsigned RESIDENT_BLOCKS = R == 1 ? 5 : R == 8 ? 8 : 6;
     // Parts of a row that a thread loads before it multiplies the first. Where a row has no more, the last one is
     // loaded again and not added: that is cheaper than to wait for what is left part by part.
     static constexpr unsigned AT_ONCE = R <= 2 ? 4 / R : 1;
@@ -88,7 +88,8 @@ template <unsigned R> __device__ __forceinline__ float add_lanes(float (&sums)[R
 }
 
 // Stores the product that `add_lanes` left with this thread.
-template <unsigned R> __device__ __forceinline__ void store(const Job& job, unsigned lane, unsigned column, float product) {
+template <unsigned R>
+__device__ __forceinline__ void store(const Job& job, unsigned lane, unsigned column, float product) {
     const unsigned i = blockIdx.y * R + lane / (LANES / R);
     if (lane % (LANES / R) == 0 && i < job.count && column < job.n) {
         job.out[(size_t)i * job.out_stride + column] = product;
@@ -96,7 +97,8 @@ template <unsigned R> __device__ __forceinline__ void store(const Job& job, unsi
 }
 
 // Adds a thread's part of 256 products to its sum.
-template <typename F> __device__ __forceinline__ float add256(const Part256& w, const int (&q)[8], float d, int sums, float sum) {
+template <typename F>
+__device__ __forceinline__ float add256(const Part256& w, const int (&q)[8], float d, int sums, float sum) {
     int lane = 0;
     UNROLL
     for (unsigned j = 0; j < 8; j++) {
@@ -111,7 +113,8 @@ template <typename F> __device__ __forceinline__ float add256(const Part256& w, 
 
 // Adds the products of block `b`, or nothing.
 template <typename F, unsigned R, unsigned N>
-__device__ __forceinline__ void step256(const F& format, const Tile<R, N>& tile, unsigned b, bool is_added, float (&sums)[N][R]) {
+__device__ __forceinline__ void step256(
+    const F& format, const Tile<R, N>& tile, unsigned b, bool is_added, float (&sums)[N][R]) {
     Part256 w[N];
     UNROLL
     for (unsigned n = 0; n < N; n++) {
@@ -136,7 +139,8 @@ __device__ __forceinline__ void step256(const F& format, const Tile<R, N>& tile,
 }
 
 // A product with a 256 format.
-template <typename F, unsigned R> __device__ __forceinline__ void run256(const Job& job, unsigned cols, const u8* tables) {
+template <typename F, unsigned R>
+__device__ __forceinline__ void run256(const Job& job, unsigned cols, const u8* tables) {
     constexpr unsigned N = Shape<R>::WEIGHT_ROWS;
     if (!is_inside<R>(job)) return;
     const F format(tables);
@@ -157,7 +161,9 @@ template <typename F, unsigned R> __device__ __forceinline__ void run256(const J
 }
 
 // Adds 32 products to the sum of the thread they belong to.
-template <typename F> __device__ __forceinline__ float add32(const Part32& w, const unsigned (&q)[8], float d, int q_sum, float sum) {
+template <typename F>
+__device__ __forceinline__ float add32(
+    const Part32& w, const unsigned (&q)[8], float d, int q_sum, float sum) {
     int lane = 0;
     UNROLL
     for (unsigned j = 0; j < 8; j++) {
@@ -170,7 +176,8 @@ template <typename F> __device__ __forceinline__ float add32(const Part32& w, co
 
 // Adds the products of block `b`, one of this thread's, or nothing.
 template <typename F, unsigned R, unsigned N>
-__device__ __forceinline__ void step32(const F& format, const Tile<R, N>& tile, unsigned b, bool is_added, float (&sums)[N][R]) {
+__device__ __forceinline__ void step32(
+    const F& format, const Tile<R, N>& tile, unsigned b, bool is_added, float (&sums)[N][R]) {
     Part32 w[N];
     UNROLL
     for (unsigned n = 0; n < N; n++) {
@@ -192,7 +199,8 @@ __device__ __forceinline__ void step32(const F& format, const Tile<R, N>& tile, 
 }
 
 // A product with a 32 format. Thread l has blocks l, l + 8, ...
-template <typename F, unsigned R> __device__ __forceinline__ void run32(const Job& job, unsigned cols, const u8* tables) {
+template <typename F, unsigned R>
+__device__ __forceinline__ void run32(const Job& job, unsigned cols, const u8* tables) {
     constexpr unsigned N = Shape<R>::WEIGHT_ROWS;
     if (!is_inside<R>(job)) return;
     const F format(tables);
@@ -215,7 +223,8 @@ template <typename F, unsigned R> __device__ __forceinline__ void run32(const Jo
 
 // Adds the products of floats i and i + 1, or nothing.
 template <typename F, unsigned R, unsigned N>
-__device__ __forceinline__ void step_floats(const Tile<R, N>& tile, unsigned i, bool is_added, float (&even)[N][R], float (&odd)[N][R]) {
+__device__ __forceinline__ void step_floats(
+    const Tile<R, N>& tile, unsigned i, bool is_added, float (&even)[N][R], float (&odd)[N][R]) {
     float w[N][2];
     UNROLL
     for (unsigned n = 0; n < N; n++) {
@@ -236,7 +245,8 @@ __device__ __forceinline__ void step_floats(const Tile<R, N>& tile, unsigned i, 
 
 // The sums of floats 2 l and 2 l + 1 of every 16, where all rows let them be read both at once.
 template <typename F, unsigned R, unsigned N>
-__device__ __forceinline__ void add_pairs(const Tile<R, N>& tile, unsigned cols, float (&even)[N][R], float (&odd)[N][R]) {
+__device__ __forceinline__ void add_pairs(
+    const Tile<R, N>& tile, unsigned cols, float (&even)[N][R], float (&odd)[N][R]) {
     constexpr unsigned STEP = 2 * LANES, AT_ONCE = 2 * Shape<R>::AT_ONCE;
     for (unsigned first = 2 * tile.lane; first < cols; first += AT_ONCE * STEP) {
         UNROLL
@@ -249,7 +259,8 @@ __device__ __forceinline__ void add_pairs(const Tile<R, N>& tile, unsigned cols,
 
 // The same sums, float by float.
 template <typename F, unsigned R, unsigned N>
-__device__ __forceinline__ void add_single(const Tile<R, N>& tile, unsigned cols, float (&even)[N][R], float (&odd)[N][R]) {
+__device__ __forceinline__ void add_single(
+    const Tile<R, N>& tile, unsigned cols, float (&even)[N][R], float (&odd)[N][R]) {
     for (unsigned i = 2 * tile.lane; i < cols; i += i % 2 == 0 ? 1 : 2 * LANES - 1) {
         UNROLL
         for (unsigned n = 0; n < N; n++) {
@@ -266,7 +277,8 @@ __device__ __forceinline__ void add_single(const Tile<R, N>& tile, unsigned cols
 }
 
 // A product with plain floats.
-template <typename F, unsigned R> __device__ __forceinline__ void run_float(const Job& job, unsigned cols, const u8*) {
+template <typename F, unsigned R>
+__device__ __forceinline__ void run_float(const Job& job, unsigned cols, const u8*) {
     constexpr unsigned N = Shape<R>::WEIGHT_ROWS;
     if (!is_inside<R>(job)) return;
     const Tile<R, N> tile(job, (size_t)cols * F::BYTES);
@@ -320,10 +332,11 @@ template <typename F, unsigned R> __device__ __forceinline__ void run_float(cons
     EACH(iq1s, Iq1S, run256)      \
     EACH(iq1m, Iq1M, run256)
 
-#define MATMUL_KERNEL(name, FORMAT, RUN, R)                                                               \
-    extern "C" __global__ void __launch_bounds__(matmul::Shape<R>::THREADS, matmul::Shape<R>::RESIDENT_BLOCKS)                                      \
-        matmul_##name##_r##R(PARAMETER(Jobs) jobs, unsigned cols, const unsigned char* tables) {          \
-        matmul::RUN<formats::FORMAT, R>(jobs.job[blockIdx.z], cols, tables);                              \
+#define MATMUL_KERNEL(name, FORMAT, RUN, R)                                                              \
+    extern "C" __global__ void                                                                           \
+    __launch_bounds__(matmul::Shape<R>::THREADS, matmul::Shape<R>::RESIDENT_BLOCKS)                      \
+        matmul_##name##_r##R(PARAMETER(Jobs) jobs, unsigned cols, const unsigned char* tables) {         \
+        matmul::RUN<formats::FORMAT, R>(jobs.job[blockIdx.z], cols, tables);                             \
     }
 #define MATMUL_KERNELS(name, FORMAT, RUN)  \
     MATMUL_KERNEL(name, FORMAT, RUN, 1)    \

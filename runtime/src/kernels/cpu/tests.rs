@@ -68,6 +68,7 @@ pub(crate) fn random_weights(format: Format, count: usize, seed: u64) -> Vec<u8>
 
 /// Activation rows of `width` values as another processor's memory has them: for `Side::Float` the floats, else
 /// blocks of 320 bytes, their padding zero.
+#[cfg(feature = "gpu-emulator")]
 pub(crate) fn quantized(side: Side, values: &[f32], width: usize) -> Vec<u8> {
     fn bytes<const N: usize, T>(numbers: &[T], of: fn(&T) -> [u8; N]) -> impl Iterator<Item = u8> {
         numbers.iter().flat_map(of)
