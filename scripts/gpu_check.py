@@ -202,7 +202,7 @@ def correctness(runner, rows, work):
 def timed(runner, rows, label, model, *more, tokens, vram, limit_s=60):
     """One run as one row of the speed table."""
     out = generate(runner, model, *more, *(on_gpu(runner, vram) if vram else []), tokens=tokens, limit_s=limit_s)
-    keys = ("error", "timings", "attribution", "speculation", "offload", "gpu", "tokens")
+    keys = ("error", "code", "timings", "attribution", "speculation", "offload", "gpu", "tokens")
     rows.append({"what": label, "vram_bytes": vram, **{key: out[key] for key in keys if key in out}})
     return out
 

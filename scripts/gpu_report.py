@@ -37,9 +37,12 @@ def tests_figure(tests):
 
 
 def same_ids(rows):
-    """Every run of a model gives the ids of its longest run, as far as it goes, and none failed. None without runs."""
+    """Every run of a model gives the ids of its longest run, as far as it goes, and none failed. Runs that ran past their
+    time say nothing. None without runs."""
     by_model = {}
     for row in rows:
+        if row.get("code") is None and "error" in row:
+            continue
         by_model.setdefault(row["what"].split(",")[0], []).append(row.get("tokens"))
     if not by_model:
         return None
