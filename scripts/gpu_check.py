@@ -127,7 +127,7 @@ def logits(runner, model, *more):
 
 def generate(runner, model, *more, tokens, limit_s=60):
     prompt = ",".join(map(str, PROMPT))
-    plain = ["--temp", "0", "--seed", "1", "--ignore-eos", "-n", tokens]
+    plain = ["--seed", "1", "--ignore-eos", "-n", tokens] + ([] if "--temp" in more else ["--temp", "0"])
     return runner.drafthorse("run", model, "--tokens", prompt, *plain, *more, limit_s=limit_s)
 
 

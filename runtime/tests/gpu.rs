@@ -9,6 +9,7 @@
 mod common;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use common::{
     PLAIN, Setup, ask, bits, generate, golden, load_shaped, load_with_kv, open, plain_options, tokens,
@@ -18,10 +19,16 @@ use drafthorse_offload::reader::PreadReader;
 use drafthorse_offload::{PolicyConfig, PolicyKind};
 use drafthorse_runtime::Error;
 use drafthorse_runtime::api::{DraftSource, EngineOptions, GpuOptions, KvType, Silent};
+use drafthorse_runtime::backend::{Backend, CpuBackend, Reg, Rotation};
 use drafthorse_runtime::engine::Engine;
 use drafthorse_runtime::gguf::Gguf;
-use drafthorse_runtime::gpu::{Driver, EmulatedDriver, EmulatedOptions, LayoutPlan, Schedule};
-use drafthorse_runtime::models::{Blueprint, DeviceChoice, Model, ModelOptions};
+use drafthorse_runtime::gpu::{
+    Driver, EmulatedDriver, EmulatedOptions, GpuBackend, GpuParts, LayoutPlan, Schedule,
+};
+use drafthorse_runtime::kernels::Pool;
+use drafthorse_runtime::kv::KvCache;
+use drafthorse_runtime::layers::Rope;
+use drafthorse_runtime::models::{AttentionSpec, Blueprint, DeviceChoice, Model, ModelOptions};
 use drafthorse_scheduler::DraftLen;
 
 const DENSE: [&str; 5] = ["llama", "llama_tied", "llama_bias", "qwen2", "qwen3"];
@@ -241,4 +248,82 @@ fn memory_that_holds_too_little_is_refused_with_the_sum_and_more_holds_more_expe
     let ((fewest, total), (more, _), (all, _)) =
         (slots(enough), slots(enough + (1 << 18)), slots(enough + (64 << 20)));
     assert!(fewest < more && more <= all && all == total, "{fewest} {more} {all} {total}");
+}
+
+#[test]
+fn the_angles_of_a_pass_outlast_whatever_is_staged_while_it_runs() {
+    let gguf = Gguf::open(&golden("qwen3moe")).unwrap();
+    let mut blueprint = Blueprint::new(&gguf, &Default::default()).unwrap();
+    let mut reader = PreadReader::open(&gguf.files, 2).unwrap();
+    Arc::get_mut(&mut blueprint.dense).unwrap().load(&mut reader, &mut |_| {}).unwrap();
+    let kv = blueprint.kv_shape(KvType::F16).unwrap();
+    let options = ModelOptions { context_len: 64, kv, rows_max: 4, threads: 1, thread_name: "test" };
+    let dense = blueprint.dense.clone();
+    let parts = GpuParts {
+        driver: driver(EmulatedOptions { memory_bytes: 1 << 30, schedule: Schedule::Lazy, failing: None }),
+        dense: dense.clone(),
+        layout: LayoutPlan::new(&blueprint, &options),
+        experts: None,
+    };
+    let card: &mut dyn Backend = &mut GpuBackend::new(parts).unwrap();
+    let pool = Pool::new(1, "test").unwrap();
+    let scratch = options.scratch(&blueprint).allocate();
+    let cache = KvCache::new(kv, blueprint.spec.blocks, 64);
+    let processor: &mut dyn Backend = &mut CpuBackend::new(dense, pool, cache, scratch);
+    let AttentionSpec::Gqa { heads, key_dim, .. } = blueprint.spec.attention else {
+        panic!("qwen3moe has heads")
+    };
+    let rope = Rope::new(&blueprint.spec.rope, None);
+    let (rows, len, width) = (4, 4 * heads * key_dim, blueprint.spec.width);
+    let turned: Vec<Vec<u32>> = [card, processor]
+        .map(|ops| {
+            let numbers = &mut |_: &_, out: &mut [f32]| {
+                out.iter_mut().enumerate().for_each(|(i, value)| *value = (i as f32 * 0.37).sin());
+                Ok(())
+            };
+            for (reg, len) in [(Reg::Q, len), (Reg::Branch, width), (Reg::Routed, width)] {
+                ops.fill(reg, len, numbers).unwrap();
+            }
+            ops.begin(rope.table(9, rows));
+            // Each stages two lists.
+            (0..500).for_each(|_| ops.combine(&[0], &[0.5], 1, width));
+            ops.rotate(Rotation { reg: Reg::Q, rows, heads, len: key_dim, offset: 0, norm: None });
+            bits(ops.values(Reg::Q, 0..len).unwrap())
+        })
+        .to_vec();
+    assert_eq!(turned[0], turned[1]);
+}
+
+/// Where a card departs from the processor, for whoever looks for the reason: the first block whose input differs,
+/// and in which row. `MODEL=FILE ROWS=N cargo test --test gpu -- --ignored --nocapture first_difference`.
+#[test]
+#[ignore = "takes a model of one's own"]
+fn first_difference_between_card_and_processor() {
+    let path = PathBuf::from(std::env::var_os("MODEL").expect("MODEL names a GGUF"));
+    let rows: usize = std::env::var("ROWS").ok().and_then(|rows| rows.parse().ok()).unwrap_or(64);
+    let setup = Setup { rows_max: rows, context_len: 512, threads: 4, ..PLAIN };
+    let gguf = Gguf::open(&path).unwrap();
+    let blocks = Blueprint::new(&gguf, &Default::default()).unwrap().spec.blocks;
+    let taps: Vec<usize> = (0..=blocks).collect();
+    let ids: Vec<TokenId> = tokens(7, rows);
+    let states = |mut model: Model| {
+        model.record_features(&taps);
+        model.forward(&ids, LogitRows::Last, &mut Vec::new()).unwrap();
+        model.features().unwrap().values.to_vec()
+    };
+    let card = states(CARD.load(&path, setup, KvType::F16));
+    let again = states(CARD.load(&path, setup, KvType::F16));
+    let processor = states(on_processor(&path, setup, KvType::F16));
+    let width = card.len() / rows / taps.len();
+    for tap in &taps {
+        let differing = |a: &[f32], b: &[f32]| -> Vec<(usize, usize)> {
+            let row = |row: usize| (row * taps.len() + tap) * width..(row * taps.len() + tap + 1) * width;
+            let count = |at: usize| {
+                bits(&a[row(at)]).iter().zip(bits(&b[row(at)])).filter(|(a, b)| **a != *b).count()
+            };
+            (0..rows).map(|at| (at, count(at))).filter(|(_, count)| *count > 0).collect()
+        };
+        println!("input of block {tap}: {:?}", differing(&card, &processor));
+        println!("   card against itself: {:?}", differing(&card, &again));
+    }
 }

@@ -297,9 +297,17 @@ impl Backend for GpuBackend {
 
     fn begin(&mut self, table: RopeTable) {
         let (cos, sin) = table.angles();
+        let places = self.layout.angles.map(|place| place.at);
+        // They are read in every block, so they do not lie in the ring, which may come round before the last.
+        for (at, angles) in places.into_iter().zip([cos, sin]) {
+            // SAFETY: the place holds the angles of the widest pass; pageable memory is copied at the call.
+            self.queue.run(|driver| unsafe {
+                driver.upload(Lane::Compute, at, angles.as_ptr().cast(), size_of_val(angles))
+            });
+        }
         self.rope = Rope {
-            cos: self.stage(bytes_of(cos)),
-            sin: self.stage(bytes_of(sin)),
+            cos: places[0],
+            sin: places[1],
             half: table.half() as u32,
             is_interleaved: table.layout() == RopeLayout::Interleaved,
         };

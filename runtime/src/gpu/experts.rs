@@ -25,7 +25,7 @@ use crate::layers::{DenseFeedForward, ExpertShape, PartShape, WindowPlan};
 const ALIGN: u64 = 256;
 /// Experts of a window that are copied in for later at most.
 const PROMOTED_MAX: usize = 2;
-/// Experts that are copied in before the kernels of the first of them are queued.
+/// Experts that are computed together once they have been copied in.
 const GROUP: usize = 4;
 
 /// Bytes of a slot that holds any of `shapes`.
@@ -49,10 +49,14 @@ pub struct Experts {
     tier: Tier,
     slab: DevicePtr,
     slot_bytes: u64,
+    /// Experts that the present window found, which are computed before any other.
+    claimed: Vec<ExpertId>,
     /// Slots that kernels of the present window read or will read.
     used: BTreeSet<usize>,
-    /// Behind the last copy that was queued; `None` once it has been waited for.
+    /// Behind the last copy of a window.
     copied: Option<Event>,
+    /// Events that nobody waits for: an order that was given stands when its event is recorded anew.
+    spare: Vec<Event>,
     /// Before the first copy since the last wait, and the bytes copied since.
     began: Option<Event>,
     copying_bytes: u64,
@@ -76,8 +80,10 @@ impl Experts {
             tier: Tier::new(index, slots, policy, used),
             slab,
             slot_bytes,
+            claimed: Vec::new(),
             used: BTreeSet::new(),
             copied: None,
+            spare: Vec::new(),
             began: None,
             copying_bytes: 0,
             pool,
@@ -99,6 +105,7 @@ impl Experts {
         let found = self.tier.begin(layer, experts, counts);
         let slots = found.iter().filter_map(|expert| self.tier.slot(ExpertId { layer, expert: *expert }));
         self.used = slots.collect();
+        self.claimed = found.iter().map(|expert| ExpertId { layer, expert: *expert }).collect();
         found
     }
 
@@ -130,9 +137,7 @@ impl GpuBackend {
         if !work.claimed.is_empty() || !moved.is_empty() {
             let rows = self.stage(bytes_of(&work.plan.rows));
             self.run_experts(&own, work, (work.claimed, rows));
-            for group in moved.chunks(GROUP) {
-                self.copy_in(&mut own, work, (group, rows));
-            }
+            self.copy_all(&mut own, work, (&moved, rows));
         }
         self.promote(&mut own, work, &here);
         self.compute_here(&mut own, work, &here);
@@ -225,30 +230,63 @@ impl GpuBackend {
         self.touch(Reg::Branch);
     }
 
-    /// Brings experts into slots and queues their kernels behind the copies.
-    fn copy_in(&mut self, own: &mut Experts, work: &ExpertWork<'_, '_>, (group, rows): (&[u32], DevicePtr)) {
+    /// Brings experts into slots, as many as find one; returns how many. Groups of them are then computed one after
+    /// another, each behind its own copies: the link is kept busy whatever the kernels take.
+    fn copy_in(
+        &mut self,
+        own: &mut Experts,
+        work: &ExpertWork<'_, '_>,
+        (experts, rows): (&[u32], DevicePtr),
+    ) -> usize {
         let layer = work.weights.layer;
-        let mut begun = Vec::with_capacity(group.len());
-        for &expert in group {
-            let id = ExpertId { layer, expert };
-            let mut slot = own.admit(id);
-            if slot.is_none() {
-                // The window is wider than the slab: what has been computed makes room.
-                self.run_copied(own, work, (&begun, rows));
-                begun.drain(..).for_each(|expert| own.tier.release(ExpertId { layer, expert }));
-                work.claimed.iter().for_each(|expert| own.tier.release(ExpertId { layer, expert: *expert }));
-                slot = own.admit(id);
+        let mut begun = Vec::with_capacity(experts.len().div_ceil(GROUP));
+        let mut count = 0;
+        for group in experts.chunks(GROUP) {
+            let first = count;
+            for &expert in group {
+                let Some((slot, is_in_use)) = own.admit(ExpertId { layer, expert }) else { break };
+                self.copies_after_kernels(is_in_use);
+                self.upload_expert(own, work, (expert, slot));
+                count += 1;
             }
-            let Some((slot, is_in_use)) = slot else {
-                self.queue.run(|_| Err::<(), _>(GpuError::Memory { what: "experts", bytes: own.slot_bytes }));
-                return;
-            };
-            self.copies_after_kernels(is_in_use);
-            self.upload_expert(own, work, (expert, slot));
-            begun.push(expert);
+            if count > first {
+                let spare = own.spare.pop();
+                begun.push((first..count, self.queue.copied(spare)));
+            }
+            if count < first + group.len() {
+                break;
+            }
         }
-        self.run_copied(own, work, (&begun, rows));
-        begun.into_iter().for_each(|expert| own.tier.release(ExpertId { layer, expert }));
+        for (group, copied) in begun {
+            self.queue.compute_after(copied);
+            own.spare.extend(copied);
+            self.run_experts(own, work, (&experts[group], rows));
+        }
+        experts[..count].iter().for_each(|expert| own.tier.release(ExpertId { layer, expert: *expert }));
+        count
+    }
+
+    /// All of them, however few slots there are.
+    fn copy_all(
+        &mut self,
+        own: &mut Experts,
+        work: &ExpertWork<'_, '_>,
+        (experts, rows): (&[u32], DevicePtr),
+    ) {
+        let mut left = experts;
+        while !left.is_empty() {
+            let mut count = self.copy_in(own, work, (left, rows));
+            if count == 0 {
+                // The window holds on to every slot: what has been computed makes room.
+                std::mem::take(&mut own.claimed).into_iter().for_each(|id| own.tier.release(id));
+                count = self.copy_in(own, work, (left, rows));
+            }
+            if count == 0 {
+                let bytes = own.slot_bytes;
+                return self.queue.run(|_| Err(GpuError::Memory { what: "experts", bytes }));
+            }
+            left = &left[count..];
+        }
     }
 
     fn upload_expert(&mut self, own: &mut Experts, work: &ExpertWork<'_, '_>, (expert, slot): (u32, usize)) {
@@ -268,15 +306,6 @@ impl GpuBackend {
             own.copying_bytes += bytes.len() as u64;
         }
         own.stats.uploads += 1;
-    }
-
-    /// Queues the kernels of experts whose copies are queued.
-    fn run_copied(&mut self, own: &mut Experts, work: &ExpertWork<'_, '_>, experts: (&[u32], DevicePtr)) {
-        if experts.0.is_empty() {
-            return;
-        }
-        self.queue.compute_after_copies(&mut own.copied);
-        self.run_experts(own, work, experts);
     }
 
     /// Queues the kernels of experts that are in slots; `rows` is the window's row list on the device.

@@ -56,6 +56,7 @@ pub struct LayoutPlan {
     values: u64,
     blocks: usize,
     hidden_up: u64,
+    angles: u64,
     staged: usize,
     formats: Vec<Format>,
 }
@@ -105,7 +106,8 @@ impl LayoutPlan {
             values: rows_of(options.kv.value),
             blocks: spec.blocks,
             hidden_up: floats(scratch.values(Reg::Hidden)),
-            staged: size_of::<f32>() * rows * (spec.rope.dim / 2).max(used).max(1),
+            angles: floats(rows * spec.rope.dim.div_ceil(2)),
+            staged: size_of::<f32>() * rows * used.max(1),
             formats,
         }
     }
@@ -145,7 +147,8 @@ impl LayoutPlan {
     /// Everything else on the device, experts apart.
     pub fn scratch_bytes(&self) -> u64 {
         let named = self.regs.iter().chain(&self.quantized).map(|(_, bytes)| align(*bytes));
-        let rest = [self.product, self.scores, self.hidden_up, Staging::ring_bytes(self.staged)];
+        let ring = Staging::ring_bytes(self.staged);
+        let rest = [self.product, self.scores, self.hidden_up, self.angles, self.angles, ring];
         named.chain(rest.into_iter().chain(self.latent).map(align)).sum::<u64>() + DRIVER_BYTES
     }
 }
@@ -194,6 +197,8 @@ pub struct Layout {
     pub values: Vec<DevicePtr>,
     /// Up products of routed experts.
     pub hidden_up: Place,
+    /// Cosines and sines of the pass.
+    pub angles: [Place; 2],
     row_bytes: Vec<u64>,
 }
 
@@ -232,6 +237,7 @@ impl Layout {
             narrow: alloc("latent attention", narrow)?,
             head_rows: alloc("latent attention", head_rows)?,
             hidden_up: alloc("experts' rows", plan.hidden_up)?,
+            angles: [alloc("angles", plan.angles)?, alloc("angles", plan.angles)?],
             matrices: upload_matrices(driver, plan, dense)?,
             vectors: upload_vectors(driver, plan, dense)?,
             row_bytes: plan.matrices.clone(),

@@ -97,14 +97,16 @@ impl Queue {
         self.driver.wait(done)
     }
 
-    /// Orders the compute lane after all copies queued so far.
-    pub fn compute_after_copies(&mut self, reuse: &mut Option<Event>) {
-        let last = *reuse;
-        *reuse = self.run(|driver| {
-            let event = driver.record(Lane::Copy, last)?;
-            driver.order(Lane::Compute, event)?;
-            Ok(Some(event))
-        });
+    /// A point behind all copies queued so far; `reuse` is one that nobody waits for any more.
+    pub fn copied(&mut self, reuse: Option<Event>) -> Option<Event> {
+        self.run(|driver| driver.record(Lane::Copy, reuse).map(Some))
+    }
+
+    /// Orders the compute lane behind a point.
+    pub fn compute_after(&mut self, event: Option<Event>) {
+        if let Some(event) = event {
+            self.run(|driver| driver.order(Lane::Compute, event));
+        }
     }
 
     /// Queues a kernel over `len` values, one a thread.
@@ -129,7 +131,9 @@ impl Queue {
             if count == 0 {
                 continue;
             }
-            let rows = MATMUL_ROWS.into_iter().find(|rows| *rows >= count).unwrap_or(8);
+            // Experts of a window have few rows each but for some: those go in several blocks.
+            let mean = jobs.iter().map(|job| job.count).sum::<u32>().div_ceil(jobs.len() as u32);
+            let rows = MATMUL_ROWS.into_iter().find(|rows| *rows >= mean).unwrap_or(8);
             let kernel = self.matmuls[&(format.name(), rows)];
             let words = matmul_jobs(jobs);
             let args = [Arg::Struct(&words), Arg::U32(cols as u32), Arg::Ptr(self.tables)];

@@ -158,6 +158,27 @@ fn every_kernel_gives_the_bits_of_the_portable_one_for_any_number_of_rows() {
 }
 
 #[test]
+fn thousands_of_random_products_have_the_bits_of_the_portable_kernel() {
+    // What happens once in a hundred thousand products happens in a text.
+    for format in Format::all() {
+        let cols = 768;
+        for seed in 0..12 {
+            let (weights, x) = (random_weights(format, 64 * cols, 100 + seed), noise(8 * cols, 200 + seed));
+            let x: Vec<f32> = x.iter().map(|v| v * 10f32.powi(seed as i32 % 7 - 3)).collect();
+            let expected = products(Isa::Portable, format, &weights, &x, cols, 1);
+            for isa in Isa::available() {
+                for at_a_time in [1, 8] {
+                    let got = products(isa, format, &weights, &x, cols, at_a_time);
+                    let wrong = got.iter().zip(&expected).position(|(a, b)| a.to_bits() != b.to_bits());
+                    let wrong = wrong.map(|at| (at, got[at], expected[at]));
+                    assert_eq!(wrong, None, "{format:?} {isa:?} {at_a_time} seed {seed}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn every_kernel_agrees_with_dequantized_arithmetic() {
     for format in Format::all() {
         for &cols in widths(format) {
