@@ -271,7 +271,7 @@ fn the_angles_of_a_pass_outlast_whatever_is_staged_while_it_runs() {
     let cache = KvCache::new(kv, blueprint.spec.blocks, 64);
     let processor: &mut dyn Backend = &mut CpuBackend::new(dense, pool, cache, scratch);
     let AttentionSpec::Gqa { heads, key_dim, .. } = blueprint.spec.attention else {
-        panic!("qwen3moe has heads")
+        unreachable!("qwen3moe has heads")
     };
     let rope = Rope::new(&blueprint.spec.rope, None);
     let (rows, len, width) = (4, 4 * heads * key_dim, blueprint.spec.width);
