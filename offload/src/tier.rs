@@ -8,7 +8,7 @@ use crate::ExpertId;
 use crate::error::OffloadError;
 use crate::gating::{GatingStats, HalfLife};
 use crate::index::ExpertIndex;
-use crate::policy::Policy;
+use crate::policy::{Policy, WarmStats};
 
 /// An expert takes another's slot only if it is this much likelier to be wanted (ALGORITHMS.md H.8): what is
 /// moved to and fro costs the link and gains nothing.
@@ -141,6 +141,11 @@ impl Tier {
         self.held.fill(None);
         self.window_of.fill(0);
         self.free = (0..self.held.len()).rev().collect();
+    }
+
+    /// What the policy has learnt, for another run.
+    pub fn warm_stats(&self) -> Option<WarmStats> {
+        self.policy.warm_stats()
     }
 
     /// Counters so far.

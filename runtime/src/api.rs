@@ -345,6 +345,8 @@ pub struct GpuReport {
     pub hits: u64,
     /// Expert uses that were not.
     pub misses: u64,
+    /// Experts that lost their place on it to another.
+    pub evicted: u64,
     /// Experts copied to it.
     pub uploads: u64,
     /// Their bytes.

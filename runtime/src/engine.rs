@@ -23,6 +23,7 @@ use drafthorse_scheduler::{Controller, ControllerConfig, ElasticMode, MemoryPlan
 use crate::Error;
 use crate::api::{EngineOptions, FinishReason, GenerateOptions, Generation, Progress};
 use crate::clock::{Phase, Spans};
+use crate::gpu::GpuStats;
 use crate::models::Model;
 use crate::open::{CacheChoice, drafter, logit_rows, prepare};
 use crate::recorder::Recording;
@@ -82,6 +83,8 @@ struct Tally {
     decode_cache: [CacheStats; 2],
     rejected_only_bytes: u64,
     rows_dropped: u64,
+    /// Counters of the GPU before the prompt.
+    gpu_before: GpuStats,
 }
 
 impl Engine {
@@ -166,6 +169,7 @@ impl Engine {
         let drafted = Instant::now();
         self.target.clock().lap(Phase::Draft);
         let before = self.cache_stats();
+        let wanted_before = before.hits + before.misses + self.experts_on_gpu();
 
         let dropped = self.verify_pass(sequence, &mut draft)?;
         let vocab = self.target.vocab();
@@ -190,7 +194,7 @@ impl Engine {
                 draft_s: (drafted - started).as_secs_f64(),
                 verify_s: drafted.elapsed().as_secs_f64(),
                 stall_s: after.stall_s - before.stall_s,
-                experts: (after.hits + after.misses) - (before.hits + before.misses),
+                experts: (after.hits + after.misses + self.experts_on_gpu()) - wanted_before,
                 misses: after.misses - before.misses,
                 shadow,
             });
@@ -215,7 +219,8 @@ impl Engine {
         options.sampler.validate()?;
         self.check_prompt(prompt)?;
         let mut sequence = Sequence::new(prompt, Sampler::new(options.sampler));
-        let mut tally = Tally::default();
+        let gpu_before = self.target.gpu_stats().unwrap_or_default();
+        let mut tally = Tally { gpu_before, ..Tally::default() };
         let before = self.cache_stats();
         let hooks = Hooks { progress, on_tokens };
         let outcome = self.run(&mut sequence, options, &mut tally, hooks);
@@ -444,6 +449,11 @@ impl Engine {
 
     fn cache_stats(&self) -> CacheStats {
         self.target.cache_stats().unwrap_or_default()
+    }
+
+    /// Uses of experts so far that a GPU had in its own memory: the expert cache did not hear of them.
+    fn experts_on_gpu(&self) -> u64 {
+        self.target.gpu_stats().map_or(0, |stats| stats.hits)
     }
 
     /// A dense model is a cache that never misses.

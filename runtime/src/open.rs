@@ -13,13 +13,13 @@ use drafthorse_scheduler::{DraftLen, ElasticMode, MemoryPlan, Needs};
 
 use crate::api::{DraftSource, EngineOptions, GpuOptions, Progress};
 use crate::gguf::{Gguf, Strings};
-use crate::gpu::{self, Driver, GpuError, LayoutPlan};
+use crate::gpu::{self, DeviceInfo, Driver, GpuError, LayoutPlan};
 use crate::heads::OpenedHead;
 use crate::kv::{KvCache, KvShape, KvType};
 use crate::layers::ScratchPlan;
 use crate::models::{
-    Blueprint, DeviceChoice, ExpertsChoice, LoadError, Model, ModelOptions, ModelSpec, Overrides, Readers,
-    StreamedTable,
+    Blueprint, DeviceChoice, ExpertLayers, ExpertsChoice, LoadError, Model, ModelOptions, ModelSpec,
+    Overrides, Readers, StreamedTable,
 };
 use crate::stats_file::StatsFile;
 use crate::tokenizer::Tokenizer;
@@ -45,6 +45,8 @@ const PREFILL_CHUNKS: [usize; 5] = [2048, 1024, 512, 256, 128];
 const PREFILL_CHUNK_MIN: usize = 64;
 /// Scratch of an automatic prefill pass may take the budget divided by this.
 const SCRATCH_SHARE: u64 = 24;
+/// Rows of a pass on a GPU, scores and the rest of its scratch may take its memory divided by this.
+const VRAM_SCRATCH_SHARE: u64 = 8;
 /// Of the GPU memory that is free, all but one part in so many may be used on "auto".
 const VRAM_DIVISOR: u64 = 16;
 /// Metadata keys that make up a vocabulary.
@@ -200,21 +202,21 @@ impl Opened {
         if let Some(notice) = reader.notice() {
             progress.notice(notice);
         }
-        let experts = self.blueprint.experts.as_ref().map(|layers| {
-            let used = self.blueprint.spec.moe.map_or(1, |moe| moe.used as u32);
-            let warm = stats.and_then(|stats| stats.load(layers, used, progress));
+        let used = self.blueprint.spec.moe.map_or(1, |moe| moe.used as u32);
+        let layers = self.blueprint.experts.as_ref();
+        let warm = layers.and_then(|layers| stats.and_then(|stats| stats.load(layers, used, progress)));
+        let policy = |layers: &ExpertLayers, slots: usize| {
+            let warm = warm.clone();
+            let config = PolicyConfig::new(&layers.index, slots, used);
+            policy.build(&PolicyConfig { lfu_half_life_rows, warm, ..config })
+        };
+        let experts = layers.map(|layers| {
             let hottest = warm.as_ref().map(|warm| warm.hottest(slots)).unwrap_or_default();
-            let config =
-                PolicyConfig { lfu_half_life_rows, warm, ..PolicyConfig::new(&layers.index, slots, used) };
-            ExpertsChoice { slots, policy: policy.build(&config), hottest }
+            ExpertsChoice { slots, policy: policy(layers, slots), hottest }
         });
         let device = device.map(|device| {
             let Device { driver, layout, plan, hybrid, has_head, .. } = device;
-            let policy = self.blueprint.experts.as_ref().map(|layers| {
-                let used = self.blueprint.spec.moe.map_or(1, |moe| moe.used as u32);
-                let config = PolicyConfig::new(&layers.index, plan.slots, used);
-                policy.build(&PolicyConfig { lfu_half_life_rows, ..config })
-            });
+            let policy = layers.map(|layers| policy(layers, plan.slots));
             DeviceChoice { driver, layout, slots: plan.slots, policy, hybrid, has_head }
         });
         progress.begin("loading", self.blueprint.dense.bytes());
@@ -243,8 +245,19 @@ pub fn prepare(options: &EngineOptions) -> Result<Prepared, Error> {
     let threads = threads_or_default(options.threads);
     let budget = budget_bytes(options)?;
     let kv = kv_shape(options.kv_type, &gguf, &blueprint.spec)?;
-    let prefill_chunk = prefill_chunk(options, &blueprint, (context_len, threads, budget));
-    let shape = ModelShape { context_len, prefill_chunk, verify_rows: verify_rows(options) };
+    // Opened before memory is planned: its driver's part of the process is in use from here on.
+    let gpu = options.gpu.map(|gpu| Ok::<_, Error>((gpu, open_device(gpu)?))).transpose()?;
+    let mut prefill_chunk = prefill_chunk(options, &blueprint, (context_len, threads, budget));
+    let mut shape = ModelShape { context_len, prefill_chunk, verify_rows: verify_rows(options) };
+    if let (Some((_, device)), None) = (&gpu, options.prefill_chunk) {
+        let scratch = |shape: ModelShape| {
+            LayoutPlan::new(&blueprint, &shape.options(threads, "target", kv)).scratch_bytes()
+        };
+        while prefill_chunk > PREFILL_CHUNK_MIN && scratch(shape) > device.vram_bytes / VRAM_SCRATCH_SHARE {
+            prefill_chunk /= 2;
+            shape.prefill_chunk = prefill_chunk;
+        }
+    }
     let mut target = Opened::new(&gguf, blueprint, shape.options(threads, "target", kv));
     let mut draft = draft_files(options, (&gguf, &target.blueprint), shape, &mut notices)?;
     notices.extend(heads_notice(options, &target.blueprint));
@@ -257,19 +270,35 @@ pub fn prepare(options: &EngineOptions) -> Result<Prepared, Error> {
     drop(gguf);
     let plan = fit(options, budget, &mut target, &mut draft)?;
     let has_head = draft.head.is_some();
-    let device = options.gpu.map(|gpu| device(gpu, &target, has_head)).transpose()?;
+    let device = gpu.map(|(gpu, opened)| device(gpu, opened, (&target, has_head))).transpose()?;
     notices.extend(device.as_ref().map(|device| device_notice(device, &target)));
     notices.extend(memory_notice(&plan));
     notices.extend(cycle_notice(&target.blueprint, &plan));
     Ok(Prepared { target, draft, tokenizer, plan, device, prefill_chunk, stats, notices })
 }
 
-/// Opens the GPU and plans its memory: everything dense there, and as many experts as fit beside it.
-fn device(gpu: GpuOptions, target: &Opened, has_head: bool) -> Result<Device, Error> {
+/// A GPU, and the limit of its memory.
+struct OpenedDevice {
+    driver: Box<dyn Driver>,
+    info: DeviceInfo,
+    vram_bytes: u64,
+}
+
+fn open_device(gpu: GpuOptions) -> Result<OpenedDevice, Error> {
     let mut driver = gpu::open(gpu.device)?;
     let info = driver.info()?;
-    let share = |bytes: u64| bytes / VRAM_DIVISOR * (VRAM_DIVISOR - 1);
-    let budget = gpu.vram_bytes.unwrap_or_else(|| share(info.free_bytes));
+    let most = info.free_bytes / VRAM_DIVISOR * (VRAM_DIVISOR - 1);
+    let vram_bytes = gpu.vram_bytes.unwrap_or(most);
+    Ok(OpenedDevice { driver, info, vram_bytes })
+}
+
+/// Plans the GPU's memory: everything dense there, and as many experts as fit beside it.
+fn device(
+    gpu: GpuOptions,
+    opened: OpenedDevice,
+    (target, has_head): (&Opened, bool),
+) -> Result<Device, Error> {
+    let OpenedDevice { driver, info, vram_bytes: budget } = opened;
     let layout = LayoutPlan::new(&target.blueprint, &target.options);
     let shapes = target.blueprint.experts.iter().flat_map(|layers| &layers.shapes);
     let needs = Needs {
@@ -500,7 +529,8 @@ fn plan(
     if gpu.is_some() {
         // On their way to the GPU all dense weights are here once, before there are experts.
         let dense_bytes = target.blueprint.dense.bytes();
-        let loading = Needs { dense_bytes, scratch_bytes: 0, slots_min: 0, slots_max: 0, ..needs };
+        let scratch_bytes = gpu.as_ref().map_or(0, LayoutPlan::host_bytes);
+        let loading = Needs { dense_bytes, scratch_bytes, slots_min: 0, slots_max: 0, ..needs };
         MemoryPlan::fit(&loading, budget, None)?;
     }
     Ok(MemoryPlan::fit(&needs, budget, options.slots)?)

@@ -361,7 +361,9 @@ impl DenseStore {
         let vectors: u64 = self.vectors.iter().map(|vector| vector.info.elements() * 4).sum();
         // A matrix shares its first and last page with its neighbours.
         let pages = (self.matrices.len() * PAGE_BYTES) as u64;
-        vectors + pages + keep.iter().map(|matrix| self.bytes_of(matrix)).sum::<u64>()
+        let is_first = |at: usize| keep[..at].iter().all(|other| other.id != keep[at].id);
+        let kept = (0..keep.len()).filter(|at| is_first(*at)).map(|at| self.bytes_of(&keep[at]));
+        vectors + pages + kept.sum::<u64>()
     }
 
     fn has(&self, id: usize) -> bool {

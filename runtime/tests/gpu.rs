@@ -172,6 +172,33 @@ fn the_counters_tell_what_was_copied_and_what_was_computed_here() {
 }
 
 #[test]
+fn what_is_learnt_of_experts_does_not_depend_on_where_they_are() {
+    let path = golden("qwen3moe");
+    let setup = Setup { policy: PolicyKind::Gating, ..PLAIN };
+    let mut processor = on_processor(&path, setup, KvType::F16);
+    let mut card = CARD.load(&path, setup, KvType::F16);
+    story(&mut processor);
+    story(&mut card);
+    let (expected, learnt) = (processor.warm_stats().unwrap(), card.warm_stats().unwrap());
+    assert_eq!(learnt, expected);
+    assert_eq!(expected.hottest(12).len(), 12);
+}
+
+#[test]
+fn a_card_whose_experts_are_dropped_starts_cold_again() {
+    let mut model = CARD.load(&golden("mixtral"), PLAIN, KvType::F16);
+    let expected = story(&mut model);
+    let first = model.gpu_stats().unwrap();
+    model.truncate(0);
+    story(&mut model);
+    assert_eq!(model.gpu_stats().unwrap().uploads, first.uploads, "all are there");
+    model.truncate(0);
+    model.drop_experts().unwrap();
+    same_bits("mixtral", "after a drop", &story(&mut model), &expected);
+    assert_eq!(model.gpu_stats().unwrap().uploads, 2 * first.uploads);
+}
+
+#[test]
 fn a_card_that_fails_is_an_error_now_and_afterwards_and_nothing_hangs() {
     let mut failures = 0;
     for failing in (0..800).step_by(23) {

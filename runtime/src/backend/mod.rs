@@ -9,7 +9,7 @@ mod cpu;
 
 use std::ops::Range;
 
-use drafthorse_offload::Lease;
+use drafthorse_offload::{Lease, WarmStats};
 
 use crate::gpu::{GpuError, GpuStats};
 use crate::layers::{DenseFeedForward, Mla, RopeTable, WindowPlan};
@@ -179,6 +179,15 @@ pub trait Backend: Send {
 
     /// Counters of a GPU; `None` on the processor.
     fn gpu_stats(&self) -> Option<GpuStats> {
+        None
+    }
+
+    /// Forgets every expert in memory of its own, as a cold start would.
+    fn drop_experts(&mut self) {}
+
+    /// What has been learnt of all experts wanted, those in memory of its own included; `None` on the processor, where
+    /// the expert cache's policy sees them all.
+    fn warm_stats(&self) -> Option<WarmStats> {
         None
     }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use drafthorse_runtime::Error;
-use drafthorse_runtime::config::{Config, Layer};
+use drafthorse_runtime::config::{Config, Layer, Vram};
 use drafthorse_runtime::units::ByteSize;
 use toml::Value;
 
@@ -361,6 +361,17 @@ impl EngineArgs {
     }
 }
 
+impl EngineArgs {
+    /// The settings with these flags on top.
+    fn load(&self, layer: &Layer) -> Result<Config, Error> {
+        let config = Config::load(self.config.as_deref(), layer)?;
+        if self.gpu.is_some() && config.gpu.vram == Vram::None {
+            return super::usage("--gpu: nothing is computed on a GPU without --vram (a size, or auto)");
+        }
+        Ok(config)
+    }
+}
+
 impl DraftArgs {
     fn add_to(&self, layer: &mut Layer) {
         layer.flag("--draft", ("draft", "source"), self.draft.clone());
@@ -397,7 +408,7 @@ impl RunArgs {
         self.sampling.add_to(&mut layer);
         self.draft.add_to(&mut layer);
         self.engine.add_to(&mut layer);
-        Ok(Config::load(self.engine.config.as_deref(), &layer)?)
+        self.engine.load(&layer)
     }
 }
 
@@ -410,7 +421,7 @@ impl LogitsArgs {
         // Logits are the target's alone: whatever the settings say, there is nothing to draft.
         layer.flag("logits", ("draft", "source"), Some("none"));
         self.engine.add_to(&mut layer);
-        Ok(Config::load(self.engine.config.as_deref(), &layer)?)
+        self.engine.load(&layer)
     }
 }
 
@@ -427,7 +438,7 @@ impl BenchArgs {
         layer.flag("--ids", ("draft", "source"), self.ids.as_ref().map(|_| "none"));
         self.draft.add_to(&mut layer);
         self.engine.add_to(&mut layer);
-        Ok(Config::load(self.engine.config.as_deref(), &layer)?)
+        self.engine.load(&layer)
     }
 }
 
@@ -529,5 +540,7 @@ mod tests {
         assert_eq!(gpu(&["m.gguf"]).unwrap(), None);
         let error = gpu(&["m.gguf", "--vram", "8GiB", "--gpu", "abacus"]).unwrap_err();
         assert!(error.to_string().contains("expected one of cuda, emulated"), "{error}");
+        let error = gpu(&["m.gguf", "--gpu", "cuda"]).unwrap_err();
+        assert!(error.to_string().contains("without --vram") && error.exit_code() == 2, "{error}");
     }
 }

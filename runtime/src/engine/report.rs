@@ -8,6 +8,7 @@ use super::{Engine, Tally};
 use crate::api::{
     Attribution, DecodeOffload, FinishReason, Generation, GpuReport, Memory, Offload, Speculation, Timings,
 };
+use crate::gpu::GpuStats;
 use crate::host;
 use crate::sequence::Sequence;
 
@@ -57,14 +58,15 @@ impl Engine {
                 planned_bytes: self.plan.planned_bytes,
                 peak_rss_bytes: host::peak_rss_bytes(),
             },
-            gpu: self.gpu_report(),
+            gpu: self.gpu_report(&tally.gpu_before),
             tokens,
         }
     }
 
-    /// What the GPU has done since the model was loaded.
-    fn gpu_report(&self) -> Option<GpuReport> {
+    /// What the GPU has done since its counters stood at `before`.
+    fn gpu_report(&self, before: &GpuStats) -> Option<GpuReport> {
         let ((name, plan), stats) = self.gpu.as_ref().zip(self.target.gpu_stats())?;
+        let stats = stats.since(before);
         Some(GpuReport {
             name: name.clone(),
             vram_bytes: plan.budget_bytes,
@@ -72,6 +74,7 @@ impl Engine {
             slots: stats.slots as u64,
             hits: stats.hits,
             misses: stats.misses,
+            evicted: stats.evicted,
             uploads: stats.uploads,
             upload_bytes: stats.upload_bytes,
             upload_s: stats.upload_s,

@@ -63,6 +63,8 @@ impl Routes {
 fn shadow_of(target: &Model) -> Option<Shadow> {
     let blueprint = target.blueprint();
     let (moe, experts) = blueprint.spec.moe.as_ref().zip(blueprint.experts.as_ref())?;
-    let residency = target.residency().filter(|residency| residency.slots < residency.experts_total)?;
-    Some(Shadow::new(&experts.index, residency.slots, moe.used))
+    let residency = target.residency()?;
+    // What is on a GPU is not read from the disk either.
+    let slots = residency.slots + target.gpu_stats().map_or(0, |stats| stats.slots);
+    (slots < residency.experts_total).then(|| Shadow::new(&experts.index, slots, moe.used))
 }

@@ -10,6 +10,8 @@ use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use drafthorse_offload::WarmStats;
+
 use super::GpuStats;
 use super::driver::{Arg, DevicePtr, Driver, Event, GpuError, Lane};
 use super::experts::Experts;
@@ -95,12 +97,11 @@ impl GpuBackend {
         let layout = Layout::new(queue.driver(), &plan, &dense)?;
         let staging = Staging::new(queue.driver(), plan.staging_bytes())?;
         let mirror = Pinned::new(queue.driver(), plan.mirror_bytes())?;
-        let experts = experts.map(|plan| Experts::new(queue.driver(), plan)).transpose()?;
-        queue.finish(Lane::Compute)?;
-        Ok(GpuBackend {
+        // Whatever fails from here on, what is pinned is let go first (`Drop`).
+        let mut backend = GpuBackend {
             queue,
             staging,
-            experts,
+            experts: None,
             len: 0,
             context_len: plan.context_len,
             kv: plan.kv,
@@ -112,7 +113,10 @@ impl GpuBackend {
             mirror,
             read: None,
             pinned: Vec::new(),
-        })
+        };
+        backend.experts = experts.map(|plan| Experts::new(backend.queue.driver(), plan)).transpose()?;
+        backend.queue.finish(Lane::Compute)?;
+        Ok(backend)
     }
 
     /// Pins host memory that experts are copied from.
@@ -293,6 +297,14 @@ impl Backend for GpuBackend {
 
     fn gpu_stats(&self) -> Option<GpuStats> {
         Some(self.stats())
+    }
+
+    fn drop_experts(&mut self) {
+        self.experts.iter_mut().for_each(Experts::clear);
+    }
+
+    fn warm_stats(&self) -> Option<WarmStats> {
+        self.experts.as_ref().and_then(Experts::warm_stats)
     }
 
     fn begin(&mut self, table: RopeTable) {

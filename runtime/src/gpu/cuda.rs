@@ -15,6 +15,8 @@ use cudarc::driver::sys;
 use super::driver::{Arg, DeviceInfo, DevicePtr, Driver, Event, GpuError, Grid, KernelId, Lane};
 use card::Card;
 
+/// Up to this size the driver copies memory that is not pinned before it returns, whatever the system; beyond it waits.
+const STAGED_BYTES: usize = 64 << 10;
 /// A kernel has at most this many arguments.
 const ARGS_MAX: usize = 32;
 
@@ -22,7 +24,8 @@ const ARGS_MAX: usize = 32;
 pub struct CudaDriver {
     card: Card,
     allocated: Vec<DevicePtr>,
-    pinned: Vec<NonNull<u8>>,
+    /// Where pinned memory starts, and how long it is.
+    pinned: Vec<(NonNull<u8>, usize)>,
     events: Vec<sys::CUevent>,
     kernels: Vec<sys::CUfunction>,
     kernel_ids: HashMap<String, KernelId>,
@@ -46,6 +49,11 @@ impl CudaDriver {
             kernels: Vec::new(),
             kernel_ids: HashMap::new(),
         })
+    }
+
+    fn is_pinned(&self, at: *const u8) -> bool {
+        let at = at as usize;
+        self.pinned.iter().any(|(start, len)| (at.wrapping_sub(start.as_ptr() as usize)) < *len)
     }
 
     fn event(&self, event: Event) -> Result<sys::CUevent, GpuError> {
@@ -95,13 +103,13 @@ impl Driver for CudaDriver {
         // SAFETY: the caller keeps the memory until it is unpinned; on drop it is at the latest.
         let pinned = unsafe { sys::cuMemHostRegister_v2(at, len, sys::CU_MEMHOSTREGISTER_PORTABLE) };
         pinned.result().map_err(|e| failed("pin memory of the host", e))?;
-        self.pinned.push(host);
+        self.pinned.push((host, len));
         Ok(())
     }
 
     fn unpin(&mut self, host: NonNull<u8>) -> Result<(), GpuError> {
         const ACTION: &str = "unpin memory of the host";
-        let Some(place) = self.pinned.iter().position(|pinned| *pinned == host) else {
+        let Some(place) = self.pinned.iter().position(|(pinned, _)| *pinned == host) else {
             return Err(GpuError::Failed { action: ACTION, reason: format!("{host:p} is not pinned") });
         };
         self.card.make_current()?;
@@ -124,9 +132,14 @@ impl Driver for CudaDriver {
         }
         self.card.make_current()?;
         let stream = self.card.stream(lane);
-        // SAFETY: the caller answers for both ends. Memory that is not pinned is copied before the call returns.
+        // SAFETY: the caller answers for both ends.
         let copied = unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast::<c_void>(), len, stream) };
-        copied.result().map_err(|e| failed("copy to the card", e))
+        copied.result().map_err(|e| failed("copy to the card", e))?;
+        if len > STAGED_BYTES && !self.is_pinned(from) {
+            // SAFETY: the stream is alive as long as the driver is.
+            unsafe { result::stream::synchronize(stream) }.map_err(|e| failed("copy to the card", e))?;
+        }
+        Ok(())
     }
 
     unsafe fn download(
@@ -269,7 +282,7 @@ impl Drop for CudaDriver {
     fn drop(&mut self) {
         let mut ends = vec![self.card.make_current()];
         ends.push(result::ctx::synchronize().map_err(|e| failed("finish its work", e)));
-        for host in self.pinned.drain(..) {
+        for (host, _) in self.pinned.drain(..) {
             // SAFETY: it is pinned, and no work uses it any more.
             let unpinned = unsafe { sys::cuMemHostUnregister(host.as_ptr().cast::<c_void>()) };
             ends.push(unpinned.result().map_err(|e| failed("unpin memory of the host", e)));

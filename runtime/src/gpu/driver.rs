@@ -96,11 +96,11 @@ pub trait Driver: Send {
     /// Lets pinned memory go, once all work is done.
     fn unpin(&mut self, host: NonNull<u8>) -> Result<(), GpuError>;
 
-    /// Queues a copy to the device.
+    /// Queues a copy to the device. Memory that is not pinned has been read when the call returns.
     ///
     /// # Safety
-    /// `from..from + len` stays as it is until the copy is done (an event behind it says so); the destination is
-    /// allocated.
+    /// Pinned memory at `from..from + len` stays as it is until the copy is done (an event behind it says so); the
+    /// destination is allocated.
     unsafe fn upload(
         &mut self,
         lane: Lane,

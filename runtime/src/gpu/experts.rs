@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::Instant;
 
-use drafthorse_offload::{ExpertId, Tier};
+use drafthorse_offload::{ExpertId, Tier, WarmStats};
 
 use super::backend::{Activations, GpuBackend, row_bytes};
 use super::driver::{Arg, DevicePtr, Driver, Event, GpuError, Lane};
@@ -65,7 +65,9 @@ pub struct Experts {
     stats: GpuStats,
     hidden: Vec<f32>,
     out: Vec<f32>,
+    /// The window's rows, once the host has needed them.
     normed: Vec<f32>,
+    has_normed: bool,
 }
 
 impl Experts {
@@ -92,6 +94,7 @@ impl Experts {
             hidden: Vec::new(),
             out: Vec::new(),
             normed: Vec::new(),
+            has_normed: false,
         })
     }
 
@@ -105,8 +108,21 @@ impl Experts {
         let found = self.tier.begin(layer, experts, counts);
         let slots = found.iter().filter_map(|expert| self.tier.slot(ExpertId { layer, expert: *expert }));
         self.used = slots.collect();
+        self.has_normed = false;
         self.claimed = found.iter().map(|expert| ExpertId { layer, expert: *expert }).collect();
         found
+    }
+
+    /// Empties the slab, between passes: everything queued is done then.
+    pub fn clear(&mut self) {
+        self.claimed.clear();
+        self.used.clear();
+        self.tier.clear();
+    }
+
+    /// What the slab's policy has learnt: it sees every window whole.
+    pub fn warm_stats(&self) -> Option<WarmStats> {
+        self.tier.warm_stats()
     }
 
     /// Counters so far.
@@ -140,6 +156,10 @@ impl GpuBackend {
             self.copy_all(&mut own, work, (&moved, rows));
         }
         self.promote(&mut own, work, &here);
+        if !here.is_empty() {
+            // What was promoted as well; the threads' time is none of the link's.
+            own.copied = self.queue.copied(own.copied);
+        }
         self.compute_here(&mut own, work, &here);
         self.experts = Some(own);
     }
@@ -151,9 +171,8 @@ impl GpuBackend {
         let bytes = std::mem::take(&mut own.copying_bytes);
         let waited = Instant::now();
         let driver = self.queue.driver();
-        let copied = driver.record(Lane::Copy, own.copied)?;
+        let Some(copied) = own.copied else { return Ok(()) };
         driver.wait(copied)?;
-        own.copied = Some(copied);
         own.stats.upload_wait_s += waited.elapsed().as_secs_f64();
         if let Some(began) = own.began {
             let seconds = driver.seconds_between(began, copied)?;
@@ -175,7 +194,8 @@ impl GpuBackend {
         for (expert, choice) in work.down.iter().zip(choices) {
             if choice == Choice::Host { here.push(*expert) } else { moved.push(*expert) }
         }
-        if !here.is_empty() {
+        if !here.is_empty() && !own.has_normed {
+            own.has_normed = true;
             let len = work.rows * work.weights.router.cols;
             match self.values(Reg::Normed, 0..len) {
                 Ok(normed) => {
@@ -199,7 +219,7 @@ impl GpuBackend {
                 continue;
             }
             let Some((slot, is_in_use)) = own.admit(id) else { return };
-            self.copies_after_kernels(is_in_use);
+            self.copies_after_kernels(own, is_in_use);
             self.upload_expert(own, work, (expert, slot));
             // Nothing of this window reads it there: whoever is computed there may have the slot.
             own.tier.release(id);
@@ -207,12 +227,14 @@ impl GpuBackend {
     }
 
     /// Orders copies behind all kernels queued so far, where it matters.
-    fn copies_after_kernels(&mut self, matters: bool) {
+    fn copies_after_kernels(&mut self, own: &mut Experts, matters: bool) {
         if matters {
-            self.queue.run(|driver| {
-                let event = driver.record(Lane::Compute, None)?;
-                driver.order(Lane::Copy, event)
+            let spare = own.spare.pop();
+            let event = self.queue.run(|driver| {
+                let event = driver.record(Lane::Compute, spare)?;
+                driver.order(Lane::Copy, event).map(|()| Some(event))
             });
+            own.spare.extend(event);
         }
     }
 
@@ -245,7 +267,7 @@ impl GpuBackend {
             let first = count;
             for &expert in group {
                 let Some((slot, is_in_use)) = own.admit(ExpertId { layer, expert }) else { break };
-                self.copies_after_kernels(is_in_use);
+                self.copies_after_kernels(own, is_in_use);
                 self.upload_expert(own, work, (expert, slot));
                 count += 1;
             }
@@ -257,6 +279,8 @@ impl GpuBackend {
                 break;
             }
         }
+        // Before the kernels are queued: the time that takes is none of the link's.
+        own.copied = self.queue.copied(own.copied);
         for (group, copied) in begun {
             self.queue.compute_after(copied);
             own.spare.extend(copied);
@@ -454,6 +478,7 @@ impl GpuBackend {
             ways_out.push(Down { down, hidden: own_hidden, out });
         }
         down_experts(&mut pool, &mut ways_out);
+        let seconds = began.elapsed().as_secs_f64();
         let mut out = own.out.as_slice();
         for expert in experts {
             let places = plan.places(*expert);
@@ -465,7 +490,6 @@ impl GpuBackend {
                 driver.upload(Lane::Compute, to, own_out.as_ptr().cast(), size_of_val(own_out))
             });
         }
-        let seconds = began.elapsed().as_secs_f64();
         own.rates.learn_host(shape.bytes() as f64 * experts.len() as f64, seconds);
         own.stats.host_experts += experts.len() as u64;
         own.stats.host_s += seconds;

@@ -22,8 +22,8 @@ const PRODUCT_ROWS: usize = 16;
 const SCORE_BYTES: usize = 64 << 20;
 /// Positions that scores are padded to.
 const SCORE_ALIGN: usize = 32;
-/// What a driver takes for itself, and what its allocator rounds up.
-const DRIVER_BYTES: u64 = 32 << 20;
+/// What drivers round large allocations up to; small ones share one.
+const GRAIN: u64 = 2 << 20;
 /// Registers that matrices read.
 const INPUTS: [Reg; 6] = [Reg::Normed, Reg::QLow, Reg::Heads, Reg::Ahead, Reg::Gate, Reg::Hidden];
 
@@ -133,23 +133,24 @@ impl LayoutPlan {
         Staging::ring_bytes(self.staged) + self.mirror_bytes() as u64
     }
 
-    /// Dense weights on the device.
+    /// Dense weights on the device, one allocation.
     pub fn dense_bytes(&self) -> u64 {
         let vectors = self.vectors.iter().map(|len| align((len * size_of::<f32>()) as u64));
-        self.matrices.iter().map(|bytes| align(*bytes)).chain(vectors).sum()
+        grains(self.matrices.iter().map(|bytes| align(*bytes)).chain(vectors).sum())
     }
 
-    /// The cache on the device.
+    /// The cache on the device, one allocation.
     pub fn kv_bytes(&self) -> u64 {
-        self.blocks as u64 * (align(self.keys) + align(self.values))
+        grains(self.blocks as u64 * (align(self.keys) + align(self.values)))
     }
 
     /// Everything else on the device, experts apart.
     pub fn scratch_bytes(&self) -> u64 {
-        let named = self.regs.iter().chain(&self.quantized).map(|(_, bytes)| align(*bytes));
+        let named = self.regs.iter().chain(&self.quantized).map(|(_, bytes)| *bytes);
         let ring = Staging::ring_bytes(self.staged);
         let rest = [self.product, self.scores, self.hidden_up, self.angles, self.angles, ring];
-        named.chain(rest.into_iter().chain(self.latent).map(align)).sum::<u64>() + DRIVER_BYTES
+        let codebooks = GRAIN;
+        named.chain(rest).chain(self.latent).map(grains).sum::<u64>() + codebooks
     }
 }
 
@@ -165,6 +166,32 @@ fn latent(spec: AttentionSpec, rope: usize, rows: usize) -> [u64; 4] {
 /// Matrix kernels read up to 3 bytes beyond a matrix.
 fn align(bytes: u64) -> u64 {
     if bytes == 0 { 0 } else { (bytes + 3).next_multiple_of(ALIGN) }
+}
+
+/// As the driver's allocator counts.
+fn grains(bytes: u64) -> u64 {
+    if bytes < GRAIN / 2 { align(bytes) } else { align(bytes).next_multiple_of(GRAIN) }
+}
+
+/// An allocation that is handed out from the front.
+struct Slab {
+    at: DevicePtr,
+    end: DevicePtr,
+}
+
+impl Slab {
+    fn new(driver: &mut dyn Driver, what: &'static str, bytes: u64) -> Result<Slab, GpuError> {
+        let at = driver.alloc(what, bytes.max(1))?;
+        Ok(Slab { at, end: at + bytes })
+    }
+
+    /// The next `bytes`; null for none.
+    fn take(&mut self, bytes: u64) -> DevicePtr {
+        let at = if bytes == 0 { 0 } else { self.at };
+        self.at += align(bytes);
+        assert!(self.at <= self.end, "invariant: it was made for the sum");
+        at
+    }
 }
 
 /// Everything but experts, in place.
@@ -220,26 +247,31 @@ impl Layout {
             .iter()
             .map(|(reg, bytes)| Ok((*reg, alloc("quantized rows", *bytes)?)))
             .collect::<Result<_, _>>()?;
-        let mut rows = |bytes| -> Result<Vec<DevicePtr>, GpuError> {
-            (0..plan.blocks).map(|_| Ok(alloc("the key/value cache", bytes)?.at)).collect()
-        };
-        let (keys, values) = (rows(plan.keys)?, rows(plan.values)?);
+        let [product, scores] = [alloc("logits", plan.product)?, alloc("attention scores", plan.scores)?];
+        let latent = [absorbed, query, narrow, head_rows].map(|bytes| alloc("latent attention", bytes));
+        let [absorbed, query, narrow, head_rows] = latent;
+        let hidden_up = alloc("experts' rows", plan.hidden_up)?;
+        let angles = [alloc("angles", plan.angles)?, alloc("angles", plan.angles)?];
+        let mut cache = Slab::new(driver, "the key/value cache", plan.kv_bytes())?;
+        let mut rows = |bytes| -> Vec<DevicePtr> { (0..plan.blocks).map(|_| cache.take(bytes)).collect() };
+        let (keys, values) = (rows(plan.keys), rows(plan.values));
+        let mut weights = Slab::new(driver, "dense weights", plan.dense_bytes())?;
         let layout = Layout {
             regs,
             quantized,
             keys,
             values,
-            product: alloc("logits", plan.product)?,
-            scores: alloc("attention scores", plan.scores)?,
+            product,
+            scores,
             score_stride: plan.score_stride,
-            absorbed: alloc("latent attention", absorbed)?,
-            query: alloc("latent attention", query)?,
-            narrow: alloc("latent attention", narrow)?,
-            head_rows: alloc("latent attention", head_rows)?,
-            hidden_up: alloc("experts' rows", plan.hidden_up)?,
-            angles: [alloc("angles", plan.angles)?, alloc("angles", plan.angles)?],
-            matrices: upload_matrices(driver, plan, dense)?,
-            vectors: upload_vectors(driver, plan, dense)?,
+            absorbed: absorbed?,
+            query: query?,
+            narrow: narrow?,
+            head_rows: head_rows?,
+            hidden_up,
+            angles,
+            matrices: upload_matrices(driver, &mut weights, (plan, dense))?,
+            vectors: upload_vectors(driver, &mut weights, (plan, dense))?,
             row_bytes: plan.matrices.clone(),
         };
         Ok(layout)
@@ -263,32 +295,32 @@ fn place(driver: &mut dyn Driver, what: &'static str, bytes: u64) -> Result<Plac
 
 fn upload_matrices(
     driver: &mut dyn Driver,
-    plan: &LayoutPlan,
-    dense: &DenseStore,
+    slab: &mut Slab,
+    (plan, dense): (&LayoutPlan, &DenseStore),
 ) -> Result<Vec<DevicePtr>, GpuError> {
     let upload = |(id, bytes): (usize, &u64)| {
-        let place = place(driver, "dense weights", *bytes)?;
+        let at = slab.take(*bytes);
         if *bytes > 0 {
             let from = dense.matrix_at(id);
-            // SAFETY: the memory was allocated for it; pageable memory is copied at the call.
-            unsafe { driver.upload(Lane::Compute, place.at, from.as_ptr(), from.len()) }?;
+            // SAFETY: the place was made for it; memory that is not pinned is copied at the call.
+            unsafe { driver.upload(Lane::Compute, at, from.as_ptr(), from.len()) }?;
         }
-        Ok(place.at)
+        Ok(at)
     };
     plan.matrices.iter().enumerate().map(upload).collect()
 }
 
 fn upload_vectors(
     driver: &mut dyn Driver,
-    plan: &LayoutPlan,
-    dense: &DenseStore,
+    slab: &mut Slab,
+    (plan, dense): (&LayoutPlan, &DenseStore),
 ) -> Result<Vec<DevicePtr>, GpuError> {
     let upload = |(id, len): (usize, &usize)| {
-        let place = place(driver, "dense weights", (len * size_of::<f32>()) as u64)?;
+        let at = slab.take((len * size_of::<f32>()) as u64);
         let from = dense.vector_at(id);
         // SAFETY: as above.
-        unsafe { driver.upload(Lane::Compute, place.at, from.as_ptr().cast(), size_of_val(from)) }?;
-        Ok(place.at)
+        unsafe { driver.upload(Lane::Compute, at, from.as_ptr().cast(), size_of_val(from)) }?;
+        Ok(at)
     };
     plan.vectors.iter().enumerate().map(upload).collect()
 }

@@ -110,6 +110,25 @@ pub struct GpuStats {
     pub host_s: f64,
 }
 
+impl GpuStats {
+    /// What was counted since `before`.
+    #[must_use]
+    pub fn since(&self, before: &GpuStats) -> GpuStats {
+        GpuStats {
+            slots: self.slots,
+            hits: self.hits - before.hits,
+            misses: self.misses - before.misses,
+            evicted: self.evicted - before.evicted,
+            uploads: self.uploads - before.uploads,
+            upload_bytes: self.upload_bytes - before.upload_bytes,
+            upload_s: self.upload_s - before.upload_s,
+            upload_wait_s: self.upload_wait_s - before.upload_wait_s,
+            host_experts: self.host_experts - before.host_experts,
+            host_s: self.host_s - before.host_s,
+        }
+    }
+}
+
 /// How experts are kept on a device.
 pub struct ExpertsPlan {
     /// The model's experts.

@@ -1,4 +1,4 @@
-//! Small things on their way to the device: angles, row lists, places and weights.
+//! Small things on their way to the device: row lists, places and weights.
 //!
 //! Owns a ring of pinned host memory and its twin on the device. A place on the device may be written again as
 //! soon as the compute lane gets there, since its readers are in the same lane before; one on the host only once

@@ -135,7 +135,8 @@ impl MoeLayer<'_, '_> {
             // What is predicted from includes the shared expert's output; the disk should know early.
             window.compute([&[], &[]], &lease, pass);
             pass.clock.lap(Phase::Experts);
-            let likely = self.lookahead.predict(self.spec, &target, pass)?;
+            let mut likely = self.lookahead.predict(self.spec, &target, pass)?;
+            likely.retain(|expert| !pass.ops.holds(target.weights.layer, *expert));
             lease.prefetch(target.weights.layer, &likely)?;
             pass.clock.lap(Phase::Router);
         }

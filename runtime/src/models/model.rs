@@ -263,7 +263,8 @@ impl Model {
     /// What the policy has learned, for another run; `None` for a dense model or a policy that learns
     /// nothing.
     pub fn warm_stats(&self) -> Option<WarmStats> {
-        self.experts.as_ref().and_then(|experts| experts.policy().warm_stats())
+        let of_cache = || self.experts.as_ref().and_then(|experts| experts.policy().warm_stats());
+        self.backend.warm_stats().or_else(of_cache)
     }
 
     /// Layers with routed experts.
@@ -276,6 +277,7 @@ impl Model {
     /// # Errors
     /// A reader that has stopped.
     pub fn drop_experts(&mut self) -> Result<(), drafthorse_offload::OffloadError> {
+        self.backend.drop_experts();
         self.experts.as_mut().map_or(Ok(()), ExpertCache::clear)
     }
 
