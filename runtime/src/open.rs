@@ -4,6 +4,7 @@
 //! numbers that the memory plan adds up (DESIGN I1). Nothing large is allocated before the plan
 //! holds.
 
+mod device;
 mod drafters;
 
 use drafthorse_draft::{DRAFT_LAW_TOKENS_MAX, Law};
@@ -11,9 +12,9 @@ use drafthorse_offload::reader::SimulatedDisk;
 use drafthorse_offload::{OffloadError, PolicyConfig, PolicyKind, Reader, ReaderOptions, open_reader};
 use drafthorse_scheduler::{DraftLen, ElasticMode, MemoryPlan, Needs};
 
-use crate::api::{DraftSource, EngineOptions, GpuOptions, Progress};
+use crate::api::{DraftSource, EngineOptions, Progress};
 use crate::gguf::{Gguf, Strings};
-use crate::gpu::{self, DeviceInfo, Driver, GpuError, LayoutPlan};
+use crate::gpu::LayoutPlan;
 use crate::heads::OpenedHead;
 use crate::kv::{KvCache, KvShape, KvType};
 use crate::layers::ScratchPlan;
@@ -26,6 +27,8 @@ use crate::tokenizer::Tokenizer;
 use crate::units::format_bytes;
 use crate::{Error, host};
 
+pub use device::Device;
+use device::{OpenedDevice, device, device_notice};
 pub use drafters::{DraftFiles, drafter};
 use drafters::{draft_files, suffix_bytes};
 
@@ -45,10 +48,6 @@ const PREFILL_CHUNKS: [usize; 5] = [2048, 1024, 512, 256, 128];
 const PREFILL_CHUNK_MIN: usize = 64;
 /// Scratch of an automatic prefill pass may take the budget divided by this.
 const SCRATCH_SHARE: u64 = 24;
-/// Rows of a pass on a GPU, scores and the rest of its scratch may take its memory divided by this.
-const VRAM_SCRATCH_SHARE: u64 = 8;
-/// Of the GPU memory that is free, all but one part in so many may be used on "auto".
-const VRAM_DIVISOR: u64 = 16;
 /// Metadata keys that make up a vocabulary.
 const TOKENS_KEY: &str = "tokenizer.ggml.tokens";
 const TOKENIZER_KEY: &str = "tokenizer.ggml.model";
@@ -58,18 +57,6 @@ pub struct Opened {
     gguf_files: Vec<std::path::PathBuf>,
     blueprint: Blueprint,
     options: ModelOptions,
-}
-
-/// The GPU that a target is to be computed on, and what fits there.
-pub struct Device {
-    driver: Box<dyn Driver>,
-    /// As its maker names it.
-    pub name: String,
-    layout: LayoutPlan,
-    /// What its memory is planned for.
-    pub plan: MemoryPlan,
-    hybrid: bool,
-    has_head: bool,
 }
 
 /// Everything known before weights are read.
@@ -246,17 +233,15 @@ pub fn prepare(options: &EngineOptions) -> Result<Prepared, Error> {
     let budget = budget_bytes(options)?;
     let kv = kv_shape(options.kv_type, &gguf, &blueprint.spec)?;
     // Opened before memory is planned: its driver's part of the process is in use from here on.
-    let gpu = options.gpu.map(|gpu| Ok::<_, Error>((gpu, open_device(gpu)?))).transpose()?;
+    let gpu = options.gpu.map(|gpu| Ok::<_, Error>((gpu, OpenedDevice::new(gpu)?))).transpose()?;
     let mut prefill_chunk = prefill_chunk(options, &blueprint, (context_len, threads, budget));
     let mut shape = ModelShape { context_len, prefill_chunk, verify_rows: verify_rows(options) };
     if let (Some((_, device)), None) = (&gpu, options.prefill_chunk) {
-        let scratch = |shape: ModelShape| {
-            LayoutPlan::new(&blueprint, &shape.options(threads, "target", kv)).scratch_bytes()
-        };
-        while prefill_chunk > PREFILL_CHUNK_MIN && scratch(shape) > device.vram_bytes / VRAM_SCRATCH_SHARE {
-            prefill_chunk /= 2;
-            shape.prefill_chunk = prefill_chunk;
-        }
+        prefill_chunk = device.prefill_chunk(prefill_chunk, |rows| {
+            let shape = ModelShape { prefill_chunk: rows, ..shape };
+            LayoutPlan::new(&blueprint, &shape.options(threads, "target", kv))
+        });
+        shape.prefill_chunk = prefill_chunk;
     }
     let mut target = Opened::new(&gguf, blueprint, shape.options(threads, "target", kv));
     let mut draft = draft_files(options, (&gguf, &target.blueprint), shape, &mut notices)?;
@@ -275,58 +260,6 @@ pub fn prepare(options: &EngineOptions) -> Result<Prepared, Error> {
     notices.extend(memory_notice(&plan));
     notices.extend(cycle_notice(&target.blueprint, &plan));
     Ok(Prepared { target, draft, tokenizer, plan, device, prefill_chunk, stats, notices })
-}
-
-/// A GPU, and the limit of its memory.
-struct OpenedDevice {
-    driver: Box<dyn Driver>,
-    info: DeviceInfo,
-    vram_bytes: u64,
-}
-
-fn open_device(gpu: GpuOptions) -> Result<OpenedDevice, Error> {
-    let mut driver = gpu::open(gpu.device)?;
-    let info = driver.info()?;
-    let most = info.free_bytes / VRAM_DIVISOR * (VRAM_DIVISOR - 1);
-    let vram_bytes = gpu.vram_bytes.unwrap_or(most);
-    Ok(OpenedDevice { driver, info, vram_bytes })
-}
-
-/// Plans the GPU's memory: everything dense there, and as many experts as fit beside it.
-fn device(
-    gpu: GpuOptions,
-    opened: OpenedDevice,
-    (target, has_head): (&Opened, bool),
-) -> Result<Device, Error> {
-    let OpenedDevice { driver, info, vram_bytes: budget } = opened;
-    let layout = LayoutPlan::new(&target.blueprint, &target.options);
-    let shapes = target.blueprint.experts.iter().flat_map(|layers| &layers.shapes);
-    let needs = Needs {
-        process_bytes: 0,
-        dense_bytes: layout.dense_bytes(),
-        kv_bytes: layout.kv_bytes(),
-        scratch_bytes: layout.scratch_bytes(),
-        draft_bytes: 0,
-        slot_bytes: gpu::slot_bytes(shapes),
-        slots_min: target.blueprint.spec.moe.map_or(0, |moe| moe.used),
-        slots_max: target.experts_total(),
-    };
-    let plan = MemoryPlan::fit(&needs, budget, None).map_err(Error::Vram)?;
-    if plan.planned_bytes > info.free_bytes {
-        let (planned, free) = (format_bytes(plan.planned_bytes), format_bytes(info.free_bytes));
-        let reason = format!("{}: {planned} are planned, {free} are free", info.name);
-        return Err(Error::Gpu(GpuError::Unavailable { reason }));
-    }
-    Ok(Device { driver, name: info.name, layout, plan, hybrid: gpu.hybrid, has_head })
-}
-
-fn device_notice(device: &Device, target: &Opened) -> String {
-    let planned = format_bytes(device.plan.planned_bytes);
-    let experts = match target.experts_total() {
-        0 => String::new(),
-        total => format!(", {} of {total} experts among it", device.plan.slots),
-    };
-    format!("{}: {planned} of its memory are used{experts}", device.name)
 }
 
 /// What becomes of prediction heads in the target's file.

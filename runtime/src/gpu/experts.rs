@@ -1,7 +1,6 @@
 //! Routed experts on the device: a slab of slots, and what becomes of an expert that is in none of them.
 //!
-//! Owns the slab, the choice between copying an expert in and computing it where it is (ALGORITHMS.md H.8), and
-//! the order of copies and kernels. A slot may be overwritten at once when a window begins, since its routing was
+//! Owns the slab and the order of copies and kernels; what is computed by the host instead is `host_lane`'s. A slot may be overwritten at once when a window begins, since its routing was
 //! read from the compute lane behind everything before it; within a window only behind an event. It must not know
 //! how experts got into the host's memory.
 
@@ -13,12 +12,12 @@ use drafthorse_offload::{ExpertId, Tier, WarmStats};
 
 use super::backend::{Activations, GpuBackend, row_bytes};
 use super::driver::{Arg, DevicePtr, Driver, Event, GpuError, Lane};
-use super::lanes::{Choice, Rates};
+use super::lanes::Rates;
 use super::shapes::MatmulJob;
 use super::staging::bytes_of;
 use super::{ExpertsPlan, GpuStats};
-use crate::backend::{Backend as _, ExpertWork, Reg, down_bytes, inner_bytes};
-use crate::kernels::{Down, GateUp, Input, Pool, Side, down_experts, gate_up_experts};
+use crate::backend::{ExpertWork, Reg, down_bytes, inner_bytes};
+use crate::kernels::{Pool, Side};
 use crate::layers::{DenseFeedForward, ExpertShape, PartShape, WindowPlan};
 
 /// Alignment of an expert's parts in its slot.
@@ -60,14 +59,14 @@ pub struct Experts {
     /// Before the first copy since the last wait, and the bytes copied since.
     began: Option<Event>,
     copying_bytes: u64,
-    pool: Option<Pool>,
-    rates: Rates,
-    stats: GpuStats,
-    hidden: Vec<f32>,
-    out: Vec<f32>,
+    pub(super) pool: Option<Pool>,
+    pub(super) rates: Rates,
+    pub(super) stats: GpuStats,
+    pub(super) hidden: Vec<f32>,
+    pub(super) out: Vec<f32>,
     /// The window's rows, once the host has needed them.
-    normed: Vec<f32>,
-    has_normed: bool,
+    pub(super) normed: Vec<f32>,
+    pub(super) has_normed: bool,
 }
 
 impl Experts {
@@ -180,33 +179,6 @@ impl GpuBackend {
             own.stats.upload_s += seconds;
         }
         Ok(())
-    }
-
-    /// Which whole experts are computed here on the host, and which are copied in. The rows that the former need
-    /// are fetched before anything else is queued.
-    fn choose_lanes(&mut self, own: &mut Experts, work: &ExpertWork<'_, '_>) -> (Vec<u32>, Vec<u32>) {
-        if work.down.is_empty() || own.pool.is_none() {
-            return (Vec::new(), work.down.to_vec());
-        }
-        let choices = own.rates.choose(work.weights.shape.bytes() as f64, &work.plan.counts(work.down));
-        let mut here = Vec::new();
-        let mut moved = Vec::new();
-        for (expert, choice) in work.down.iter().zip(choices) {
-            if choice == Choice::Host { here.push(*expert) } else { moved.push(*expert) }
-        }
-        if !here.is_empty() && !own.has_normed {
-            own.has_normed = true;
-            let len = work.rows * work.weights.router.cols;
-            match self.values(Reg::Normed, 0..len) {
-                Ok(normed) => {
-                    own.normed.clear();
-                    own.normed.extend_from_slice(normed);
-                }
-                Err(error) => self.queue.run(|_| Err::<(), _>(error)),
-            }
-            own.normed.resize(len, 0.0);
-        }
-        (here, moved)
     }
 
     /// Copies a few of the experts that the host is about to compute into slots, for later, where others there are
@@ -441,59 +413,6 @@ impl GpuBackend {
             })
             .collect();
         self.queue.matmul(part.format, part.cols, &jobs);
-    }
-
-    /// Computes experts on the host's threads while the device works, and uploads what they give.
-    fn compute_here(&mut self, own: &mut Experts, work: &ExpertWork<'_, '_>, experts: &[u32]) {
-        if experts.is_empty() {
-            return;
-        }
-        let mut pool = own.pool.take().expect("invariant: without threads nothing is left to them");
-        let began = Instant::now();
-        let (plan, shape) = (work.plan, &work.weights.shape);
-        let width = work.weights.router.cols;
-        let x = Input::new(&own.normed[..work.rows * width], width);
-        let places: usize = experts.iter().map(|expert| plan.places(*expert).len()).sum();
-        own.hidden.resize(places * shape.gate.rows, 0.0);
-        own.out.resize(places * width, 0.0);
-        let mut left = own.hidden.as_mut_slice();
-        let mut ways_in = Vec::with_capacity(experts.len());
-        for expert in experts {
-            let rows = &plan.rows[plan.places(*expert)];
-            let [gate, up] = inner_bytes(work.lease, *expert);
-            let (hidden, rest) = left.split_at_mut(rows.len() * shape.gate.rows);
-            left = rest;
-            ways_in.push(GateUp { gate: shape.gate.with(gate), up: shape.up.with(up), rows, hidden });
-        }
-        gate_up_experts(&mut pool, &x, &mut ways_in);
-        let (mut hidden, mut left) = (own.hidden.as_slice(), own.out.as_mut_slice());
-        let mut ways_out = Vec::with_capacity(experts.len());
-        for expert in experts {
-            let rows = plan.places(*expert).len();
-            let (own_hidden, rest) = hidden.split_at(rows * shape.gate.rows);
-            hidden = rest;
-            let (out, rest) = left.split_at_mut(rows * width);
-            left = rest;
-            let down = shape.down.with(down_bytes(work.lease, *expert));
-            ways_out.push(Down { down, hidden: own_hidden, out });
-        }
-        down_experts(&mut pool, &mut ways_out);
-        let seconds = began.elapsed().as_secs_f64();
-        let mut out = own.out.as_slice();
-        for expert in experts {
-            let places = plan.places(*expert);
-            let (own_out, rest) = out.split_at(places.len() * width);
-            out = rest;
-            let to = self.at(Reg::Routed, places.start * width);
-            // SAFETY: the register holds it; pageable memory is copied at the call.
-            self.queue.run(|driver| unsafe {
-                driver.upload(Lane::Compute, to, own_out.as_ptr().cast(), size_of_val(own_out))
-            });
-        }
-        own.rates.learn_host(shape.bytes() as f64 * experts.len() as f64, seconds);
-        own.stats.host_experts += experts.len() as u64;
-        own.stats.host_s += seconds;
-        own.pool = Some(pool);
     }
 }
 

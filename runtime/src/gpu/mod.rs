@@ -13,6 +13,7 @@ mod driver;
 mod emulated;
 mod experts;
 mod grids;
+mod host_lane;
 #[cfg(all(test, feature = "gpu-emulator"))]
 mod kernel_tests;
 mod lanes;

@@ -3,8 +3,8 @@
 //! Owns the loop that computes gate and up of every expert that is in memory as one job, then down of every
 //! expert whose down is, while the disk brings the rest. The shared expert is one more in the first two of
 //! these jobs: every job is a meeting of threads. Which experts are resident, and where, changes only the
-//! order of computing: outputs are kept apart and added by router rank (DESIGN I2). A read that fails leaves nothing behind but its error. Rows that are not worth what
-//! they would read are dropped before it is asked for.
+//! order of computing: outputs are kept apart and added by router rank (DESIGN I2). A read that fails leaves
+//! nothing behind but its error. Rows that are not worth what they would read are dropped before it is asked for.
 
 use drafthorse_offload::{ExpertCache, ExpertId, Lease, OffloadError, Piece};
 use thiserror::Error;
