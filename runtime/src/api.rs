@@ -14,6 +14,7 @@ use drafthorse_scheduler::{DraftLen, ElasticMode, PrefetchMode};
 use serde::Serialize;
 
 pub use crate::clock::Spans;
+pub use crate::gpu::GpuStats;
 pub use crate::kv::KvType;
 
 /// Who guesses the next tokens.
@@ -339,26 +340,9 @@ pub struct GpuReport {
     pub vram_bytes: u64,
     /// What its plan adds up to.
     pub planned_bytes: u64,
-    /// Experts it has room for.
-    pub slots: u64,
-    /// Expert uses found on it.
-    pub hits: u64,
-    /// Expert uses that were not.
-    pub misses: u64,
-    /// Experts that lost their place on it to another.
-    pub evicted: u64,
-    /// Experts copied to it.
-    pub uploads: u64,
-    /// Their bytes.
-    pub upload_bytes: u64,
-    /// Seconds the copies took.
-    pub upload_s: f64,
-    /// Seconds in which the host waited for them.
-    pub upload_wait_s: f64,
-    /// Experts computed by the processor instead.
-    pub host_experts: u64,
-    /// Seconds that took.
-    pub host_s: f64,
+    /// What it counted.
+    #[serde(flatten)]
+    pub stats: GpuStats,
 }
 
 /// Memory of the whole process.

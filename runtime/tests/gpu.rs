@@ -243,7 +243,7 @@ fn text_is_the_same_with_and_without_a_card_and_a_draft() {
                 let text = generate(&mut open(&options), &prompt, &ask(40, temperature));
                 assert_eq!(text.tokens, expected.tokens, "{draft:?} {draft_len:?}");
                 let report = text.gpu.unwrap();
-                assert!(report.hits > 0 && report.planned_bytes <= report.vram_bytes, "{report:?}");
+                assert!(report.stats.hits > 0 && report.planned_bytes <= report.vram_bytes, "{report:?}");
             }
         }
     }
@@ -265,7 +265,7 @@ fn memory_that_holds_too_little_is_refused_with_the_sum_and_more_holds_more_expe
     );
     let slots = |bytes| {
         let text = generate(&mut with(bytes).unwrap(), &tokens(1, 4), &ask(3, 0.0));
-        (text.gpu.unwrap().slots, text.offload.experts_total)
+        (text.gpu.unwrap().stats.slots, text.offload.experts_total as usize)
     };
     let (mut refused, mut enough) = (1u64 << 20, 4u64 << 30);
     while enough - refused > 1 {
@@ -353,4 +353,5 @@ fn first_difference_between_card_and_processor() {
         println!("input of block {tap}: {:?}", differing(&card, &processor));
         println!("   card against itself: {:?}", differing(&card, &again));
     }
+    assert!(bits(&card) == bits(&processor) && bits(&card) == bits(&again), "the first lines say where");
 }

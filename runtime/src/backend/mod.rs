@@ -104,12 +104,12 @@ pub struct Rotation<'a> {
 }
 
 /// Rows to be normed one by one; each row's first values, as many as the weight has.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Norm<'a> {
     /// Where the rows are.
     pub x: Reg,
     /// Which of them.
-    pub rows: RowRange,
+    pub rows: Range<usize>,
     /// Values from row to row, on both sides.
     pub stride: usize,
     /// The weight.
@@ -118,21 +118,6 @@ pub struct Norm<'a> {
     pub eps: f32,
     /// Where results go, from its first row on; `x` for in place.
     pub out: Reg,
-}
-
-/// Rows `start..end`: a range that can be copied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RowRange {
-    /// First row.
-    pub start: usize,
-    /// Behind the last row.
-    pub end: usize,
-}
-
-impl From<Range<usize>> for RowRange {
-    fn from(range: Range<usize>) -> RowRange {
-        RowRange { start: range.start, end: range.end }
-    }
 }
 
 /// A part of a window's routed work, and what it is done with.

@@ -2,7 +2,7 @@
 
 use drafthorse_draft::TokenId;
 use drafthorse_runtime::api::{
-    Attribution, FinishReason, Generation, GpuReport, Memory, Offload, Speculation, Timings,
+    Attribution, FinishReason, Generation, GpuReport, GpuStats, Memory, Offload, Speculation, Timings,
 };
 use drafthorse_runtime::telemetry::Snapshot;
 use drafthorse_runtime::units::format_bytes;
@@ -146,16 +146,17 @@ fn read_line(offload: &Offload) -> String {
 }
 
 fn gpu_line(gpu: &GpuReport) -> String {
-    let GpuReport { name, slots, hits, misses, host_experts, .. } = gpu;
+    let name = &gpu.name;
+    let GpuStats { slots, hits, misses, host_experts, .. } = gpu.stats;
     let planned = format_bytes(gpu.planned_bytes);
     let limit = format_bytes(gpu.vram_bytes);
-    let copied = format_bytes(gpu.upload_bytes);
+    let copied = format_bytes(gpu.stats.upload_bytes);
     let experts = match slots {
         0 => String::new(),
         slots => format!(
             "; {slots} experts there, {hits} uses found, {misses} not: {copied} copied in {:.2} s, {host_experts} \
              computed by the processor",
-            gpu.upload_s
+            gpu.stats.upload_s
         ),
     };
     format!("gpu       {name}: {planned} planned of {limit}{experts}")

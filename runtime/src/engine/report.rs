@@ -66,21 +66,11 @@ impl Engine {
     /// What the GPU has done since its counters stood at `before`.
     fn gpu_report(&self, before: &GpuStats) -> Option<GpuReport> {
         let ((name, plan), stats) = self.gpu.as_ref().zip(self.target.gpu_stats())?;
-        let stats = stats.since(before);
         Some(GpuReport {
             name: name.clone(),
             vram_bytes: plan.budget_bytes,
             planned_bytes: plan.planned_bytes,
-            slots: stats.slots as u64,
-            hits: stats.hits,
-            misses: stats.misses,
-            evicted: stats.evicted,
-            uploads: stats.uploads,
-            upload_bytes: stats.upload_bytes,
-            upload_s: stats.upload_s,
-            upload_wait_s: stats.upload_wait_s,
-            host_experts: stats.host_experts,
-            host_s: stats.host_s,
+            stats: stats.since(before),
         })
     }
 

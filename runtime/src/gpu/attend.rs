@@ -3,12 +3,12 @@
 //! Owns how many rows go at once (their scores must fit) and the projections of the absorbed latent form. It must
 //! not know what a block does before or after.
 
-use super::backend::{GpuBackend, row_bytes};
+use super::backend::GpuBackend;
 use super::driver::{Arg, DevicePtr};
 use super::grids::{head_grid, scores_grid, values_grid};
 use super::shapes::MatmulJob;
 use crate::backend::{AttendRows, Reg};
-use crate::kernels::{RowLayout, Side};
+use crate::kernels::{RowLayout, Side, quantized_bytes};
 use crate::layers::Mla;
 use crate::models::AttentionSpec;
 
@@ -109,7 +109,7 @@ impl GpuBackend {
             _ => {
                 let place = self.layout.head_rows;
                 self.quantize(x, (place, 0), side, (rows * heads, width, stride));
-                (place.at, row_bytes(width))
+                (place.at, quantized_bytes(width))
             }
         };
         let row_bytes = self.layout.row_bytes(matrix);

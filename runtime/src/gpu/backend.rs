@@ -21,7 +21,7 @@ use super::queue::Queue;
 use super::shapes::{MatmulJob, quantize_grid, quantize_name};
 use super::staging::{Pinned, Staging, bytes_of};
 use crate::backend::{AttendRows, Backend, ExpertWork, Fill, Norm, Reg, Rotation};
-use crate::kernels::{Format, Side};
+use crate::kernels::{Format, RowLayout, Side, quantized_bytes};
 use crate::kv::KvShape;
 use crate::layers::{Mla, RopeTable, sized};
 use crate::models::{LoadError, RopeLayout};
@@ -168,7 +168,7 @@ impl GpuBackend {
             self.quantize(self.at(reg, 0), (place, 0), side, (rows, width, width));
             self.quantized.insert(reg, Copied { side, width, rows });
         }
-        Activations { at: place.at, stride_bytes: row_bytes(width) }
+        Activations { at: place.at, stride_bytes: quantized_bytes(width) }
     }
 
     /// Quantizes `rows` rows of `width` values, `stride` apart, to a place on the device from its row `first` on.
@@ -179,11 +179,11 @@ impl GpuBackend {
         side: Side,
         (rows, width, stride): (usize, usize, usize),
     ) {
-        debug_assert!(((first + rows) * row_bytes(width)) as u64 <= to.bytes, "the copy has room");
+        debug_assert!(((first + rows) * quantized_bytes(width)) as u64 <= to.bytes, "the copy has room");
         let Some(name) = quantize_name(side) else { return };
         let args = [
             Arg::Ptr(x),
-            Arg::Ptr(to.at + (first * row_bytes(width)) as u64),
+            Arg::Ptr(to.at + (first * quantized_bytes(width)) as u64),
             Arg::U32(width as u32),
             Arg::U32(stride as u32),
             Arg::U32(rows as u32),
@@ -243,7 +243,7 @@ impl GpuBackend {
         cache: DevicePtr,
         at: &AttendRows,
         (heads, dim): (usize, usize),
-        row: crate::kernels::RowLayout,
+        row: RowLayout,
     ) {
         let args = [
             Arg::Ptr(self.at(reg, 0)),
@@ -257,11 +257,6 @@ impl GpuBackend {
         ];
         self.queue.launch("store_rows", head_grid(at.rows as u32, heads as u32), &args);
     }
-}
-
-/// Bytes of a quantized row.
-pub(super) fn row_bytes(width: usize) -> usize {
-    crate::kernels::quantized_bytes(width)
 }
 
 impl Drop for GpuBackend {

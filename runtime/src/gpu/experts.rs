@@ -10,15 +10,15 @@ use std::time::Instant;
 
 use drafthorse_offload::{ExpertId, Tier, WarmStats};
 
-use super::backend::{Activations, GpuBackend, row_bytes};
+use super::backend::{Activations, GpuBackend};
 use super::driver::{Arg, DevicePtr, Driver, Event, GpuError, Lane};
 use super::lanes::Rates;
 use super::shapes::MatmulJob;
 use super::staging::bytes_of;
 use super::{ExpertsPlan, GpuStats};
 use crate::backend::{ExpertWork, Reg, down_bytes, inner_bytes};
-use crate::kernels::{Pool, Side};
-use crate::layers::{DenseFeedForward, ExpertShape, PartShape, WindowPlan};
+use crate::kernels::{Pool, Side, quantized_bytes};
+use crate::layers::{ExpertShape, PartShape, WindowPlan, feed_forward};
 
 /// Alignment of an expert's parts in its slot.
 const ALIGN: u64 = 256;
@@ -147,7 +147,7 @@ impl GpuBackend {
         let Some(mut own) = self.experts.take() else { return };
         let (here, moved) = self.choose_lanes(&mut own, work);
         if let Some(shared) = work.shared {
-            self.shared_expert(shared, work.rows);
+            feed_forward(self, work.rows, shared);
         }
         if !work.claimed.is_empty() || !moved.is_empty() {
             let rows = self.stage(bytes_of(&work.plan.rows));
@@ -208,20 +208,6 @@ impl GpuBackend {
             });
             own.spare.extend(event);
         }
-    }
-
-    /// The shared expert: `Normed` to `Branch`.
-    fn shared_expert(&mut self, shared: &DenseFeedForward, rows: usize) {
-        let [gate, up, branch] = [Reg::Gate, Reg::Up, Reg::Branch].map(|reg| self.at(reg, 0));
-        let matrix = |m: &crate::weights::Matrix| (m.format, self.layout.matrices[m.id()], m.rows);
-        let (g, u, d) = (matrix(&shared.gate), matrix(&shared.up), matrix(&shared.down));
-        self.products((Reg::Normed, rows), &[(g.0, g.1, g.2, gate), (u.0, u.1, u.2, up)], shared.gate.cols);
-        self.touch(Reg::Gate);
-        self.touch(Reg::Up);
-        let len = rows * shared.gate.rows;
-        self.queue.over("silu_mul", len, &[Arg::Ptr(gate), Arg::Ptr(up), Arg::U32(len as u32)]);
-        self.products((Reg::Gate, rows), &[(d.0, d.1, d.2, branch)], shared.down.cols);
-        self.touch(Reg::Branch);
     }
 
     /// Brings experts into slots, as many as find one; returns how many. Groups of them are then computed one after
@@ -385,7 +371,7 @@ impl GpuBackend {
         let side = part.format.side();
         let (x, stride) = match side {
             Side::Float => (hidden, part.cols * size_of::<f32>()),
-            _ => (self.layout.quantized[&Reg::Hidden].at, row_bytes(part.cols)),
+            _ => (self.layout.quantized[&Reg::Hidden].at, quantized_bytes(part.cols)),
         };
         if side != Side::Float {
             let to = self.layout.quantized[&Reg::Hidden];

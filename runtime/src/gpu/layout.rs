@@ -5,11 +5,10 @@
 
 use std::collections::BTreeMap;
 
-use super::backend::row_bytes;
 use super::driver::{DevicePtr, Driver, GpuError, Lane};
 use super::staging::Staging;
 use crate::backend::{REGS, Reg};
-use crate::kernels::{Format, RowLayout};
+use crate::kernels::{Format, RowLayout, quantized_bytes};
 use crate::kv::KvShape;
 use crate::models::{AttentionSpec, Blueprint, ModelOptions};
 use crate::weights::{DenseStore, Matrix};
@@ -84,7 +83,7 @@ impl LayoutPlan {
         };
         let quantized = INPUTS.map(|reg| {
             let (rows, width) = scratch.shape(reg);
-            (reg, (rows * row_bytes(width)) as u64)
+            (reg, (rows * quantized_bytes(width)) as u64)
         });
         let mut formats: Vec<Format> = blueprint.dense.formats().collect();
         formats.extend(blueprint.expert_formats());
@@ -159,7 +158,7 @@ impl LayoutPlan {
 fn latent(spec: AttentionSpec, rope: usize, rows: usize) -> [u64; 4] {
     let AttentionSpec::Mla { heads, kv_lora, nope, .. } = spec else { return [0; 4] };
     let floats = |width: usize| (rows * heads * width * size_of::<f32>()) as u64;
-    let quantized = (rows * heads * row_bytes(nope.max(kv_lora))) as u64;
+    let quantized = (rows * heads * quantized_bytes(nope.max(kv_lora))) as u64;
     [floats(kv_lora), floats(kv_lora + rope), floats(kv_lora), quantized]
 }
 

@@ -25,6 +25,7 @@ mod staging;
 mod tables;
 
 use drafthorse_offload::{ExpertIndex, Policy};
+use serde::Serialize;
 
 use crate::kernels::Pool;
 
@@ -87,7 +88,7 @@ fn open_emulated() -> Result<Box<dyn Driver>, GpuError> {
 }
 
 /// Counters of a device.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct GpuStats {
     /// Experts there is room for.
     pub slots: usize,

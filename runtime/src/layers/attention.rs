@@ -119,7 +119,7 @@ impl Mla {
         let latents = Rotation { reg: Reg::K, rows, heads: 1, len: row_len, offset: kv_lora, norm: None };
         ops.norm(Norm {
             x: Reg::K,
-            rows: (0..rows).into(),
+            rows: 0..rows,
             stride: row_len,
             weight: &self.kv_a_norm,
             eps: self.norm_eps,
@@ -147,7 +147,7 @@ impl Mla {
                 ops.matmul(Reg::Normed, rows, &[(a, Reg::QLow), (&self.kv_a, Reg::K)]);
                 ops.norm(Norm {
                     x: Reg::QLow,
-                    rows: (0..rows).into(),
+                    rows: 0..rows,
                     stride: a.rows,
                     weight: norm,
                     eps: self.norm_eps,

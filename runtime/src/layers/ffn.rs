@@ -3,11 +3,9 @@
 //! Owns the arithmetic `down(silu(gate(x)) * up(x))`; where the weights lie (dense memory or a cache
 //! slot) is the caller's matter (DESIGN I7: one path).
 
-use crate::backend::Reg;
+use crate::backend::{Backend, Reg};
 use crate::kernels::MatrixRef;
 use crate::weights::{DenseStore, Matrix, Vector};
-
-use super::Pass;
 
 /// The three matrices of one expert, with their biases where the file has them.
 #[derive(Clone, Copy)]
@@ -40,9 +38,8 @@ impl DenseFeedForward {
     }
 }
 
-/// From `Normed` to `Branch`, all rows of the pass.
-pub fn feed_forward(pass: &mut Pass<'_>, expert: &DenseFeedForward) {
-    let (rows, ops) = (pass.rows, &mut *pass.ops);
+/// From `Normed` to `Branch`, the first `rows` rows.
+pub fn feed_forward(ops: &mut dyn Backend, rows: usize, expert: &DenseFeedForward) {
     ops.matmul(Reg::Normed, rows, &[(&expert.gate, Reg::Gate), (&expert.up, Reg::Up)]);
     for (bias, out) in expert.bias.iter().zip([Reg::Gate, Reg::Up]) {
         bias.iter().for_each(|bias| ops.add_bias(bias, out, rows));

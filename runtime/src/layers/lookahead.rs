@@ -122,7 +122,7 @@ fn predicted_routes(
     pass.ops.sum(Reg::Residual, Reg::Branch, Reg::Ahead, rows * width);
     pass.ops.norm(Norm {
         x: Reg::Ahead,
-        rows: (0..rows).into(),
+        rows: 0..rows,
         stride: width,
         weight: target.norm,
         eps: pass.norm_eps,

@@ -86,14 +86,14 @@ impl BlockStep<'_> {
         let Ffn::Dense(expert) = &self.block.ffn else {
             unreachable!("invariant: a model with routed blocks is loaded with an expert cache")
         };
-        feed_forward(pass, expert);
+        feed_forward(pass.ops, pass.rows, expert);
         self.add_branch(pass);
         pass.clock.lap(Phase::Dense);
     }
 
     /// `Normed = norm(Residual)`.
     fn norm(&self, weight: &Vector, pass: &mut Pass<'_>) {
-        let (rows, stride, eps) = ((0..pass.rows).into(), self.width, pass.norm_eps);
+        let (rows, stride, eps) = (0..pass.rows, self.width, pass.norm_eps);
         pass.ops.norm(Norm { x: Reg::Residual, rows, stride, weight, eps, out: Reg::Normed });
     }
 

@@ -193,7 +193,7 @@ impl Model {
         let Blueprint { spec, output_norm, .. } = &self.blueprint;
         let (stride, eps) = (spec.width, spec.norm_eps);
         let (x, out, weight) = (Reg::Residual, Reg::Normed, output_norm);
-        self.backend.norm(Norm { x, rows: rows.into(), stride, weight, eps, out });
+        self.backend.norm(Norm { x, rows, stride, weight, eps, out });
     }
 
     /// Records the final state of the pass's rows where it is asked for.
