@@ -14,7 +14,7 @@ use drafthorse_scheduler::{DraftLen, ElasticMode, PrefetchMode};
 use serde::Serialize;
 
 pub use crate::clock::Spans;
-pub use crate::gpu::GpuStats;
+pub use crate::gpu::{GpuStats, WorkTime};
 pub use crate::kv::KvType;
 
 /// Who guesses the next tokens.
@@ -76,6 +76,8 @@ pub struct GpuOptions {
     pub vram_bytes: Option<u64>,
     /// Whether experts that are not on it may be computed by the processor meanwhile.
     pub hybrid: bool,
+    /// Whether its kernels are timed, which makes it slower.
+    pub profile: bool,
 }
 
 /// Everything [`crate::engine::Engine::open`] needs. Range-checked by the configuration before.
@@ -343,6 +345,9 @@ pub struct GpuReport {
     /// What it counted.
     #[serde(flatten)]
     pub stats: GpuStats,
+    /// What its kernels took, where they are profiled.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub kernels: Vec<WorkTime>,
 }
 
 /// Memory of the whole process.

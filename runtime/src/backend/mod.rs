@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use drafthorse_offload::{Lease, WarmStats};
 
-use crate::gpu::{GpuError, GpuStats};
+use crate::gpu::{GpuError, GpuStats, WorkTime};
 use crate::layers::{DenseFeedForward, Mla, RopeTable, WindowPlan};
 use crate::models::{LoadError, Routed};
 use crate::weights::{DenseStore, Matrix, Vector};
@@ -165,6 +165,11 @@ pub trait Backend: Send {
     /// Counters of a GPU; `None` on the processor.
     fn gpu_stats(&self) -> Option<GpuStats> {
         None
+    }
+
+    /// What the GPU's kernels have taken since the last call, where they are profiled.
+    fn take_gpu_times(&mut self) -> Vec<WorkTime> {
+        Vec::new()
     }
 
     /// Forgets every expert in memory of its own, as a cold start would.

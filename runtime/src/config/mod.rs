@@ -87,6 +87,7 @@ pub struct GpuSection {
     pub vram: Vram,
     pub device: DeviceName,
     pub hybrid: bool,
+    pub profile: bool,
 }
 
 /// `[draft]`: who guesses.

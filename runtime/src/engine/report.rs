@@ -14,7 +14,7 @@ use crate::sequence::Sequence;
 
 impl Engine {
     pub(super) fn report(
-        &self,
+        &mut self,
         sequence: &Sequence,
         tally: Tally,
         finish_reason: FinishReason,
@@ -64,13 +64,15 @@ impl Engine {
     }
 
     /// What the GPU has done since its counters stood at `before`.
-    fn gpu_report(&self, before: &GpuStats) -> Option<GpuReport> {
+    fn gpu_report(&mut self, before: &GpuStats) -> Option<GpuReport> {
+        let kernels = self.target.take_gpu_times();
         let ((name, plan), stats) = self.gpu.as_ref().zip(self.target.gpu_stats())?;
         Some(GpuReport {
             name: name.clone(),
             vram_bytes: plan.budget_bytes,
             planned_bytes: plan.planned_bytes,
             stats: stats.since(before),
+            kernels,
         })
     }
 

@@ -17,6 +17,7 @@ use super::driver::{Arg, DevicePtr, Driver, Event, GpuError, Lane};
 use super::experts::Experts;
 use super::grids::{combine_grid, head_grid, norm_grid};
 use super::layout::{Layout, Place};
+use super::profile::WorkTime;
 use super::queue::Queue;
 use super::shapes::{MatmulJob, quantize_grid, quantize_name};
 use super::staging::{Pinned, Staging, bytes_of};
@@ -292,6 +293,10 @@ impl Backend for GpuBackend {
 
     fn gpu_stats(&self) -> Option<GpuStats> {
         Some(self.stats())
+    }
+
+    fn take_gpu_times(&mut self) -> Vec<WorkTime> {
+        self.queue.driver().take_times()
     }
 
     fn drop_experts(&mut self) {

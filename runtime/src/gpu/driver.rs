@@ -7,6 +7,8 @@ use std::ptr::NonNull;
 
 use thiserror::Error;
 
+use super::profile::WorkTime;
+
 /// An address in the device's memory.
 pub type DevicePtr = u64;
 
@@ -151,4 +153,9 @@ pub trait Driver: Send {
 
     /// Seconds between two events of one lane that have been reached.
     fn seconds_between(&mut self, first: Event, second: Event) -> Result<f64, GpuError>;
+
+    /// What each kind of work has taken since the last call, for a driver that measures it.
+    fn take_times(&mut self) -> Vec<WorkTime> {
+        Vec::new()
+    }
 }

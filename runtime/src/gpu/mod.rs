@@ -19,6 +19,7 @@ mod kernel_tests;
 mod lanes;
 mod layout;
 mod link;
+mod profile;
 mod queue;
 mod shapes;
 mod staging;
@@ -36,6 +37,7 @@ pub use emulated::{EmulatedDriver, EmulatedOptions, Schedule};
 pub use experts::slot_bytes;
 pub use layout::LayoutPlan;
 pub use link::{LinkRates, measure_link};
+pub use profile::{FILLER_BYTES, ProfiledDriver, WorkTime};
 pub use tables::tables;
 
 /// A kind of GPU.

@@ -17,7 +17,7 @@ use drafthorse_scheduler::RankOutcome;
 use crate::backend::{Backend, CpuBackend};
 use crate::clock::{Clock, Spans};
 use crate::gguf::TensorInfo;
-use crate::gpu::{Driver, ExpertsPlan, GpuBackend, GpuParts, GpuStats, LayoutPlan, slot_bytes};
+use crate::gpu::{Driver, ExpertsPlan, GpuBackend, GpuParts, GpuStats, LayoutPlan, WorkTime, slot_bytes};
 use crate::kernels::Pool;
 use crate::kv::{KvCache, KvShape};
 use crate::layers::{DemandLoads, Lookahead, RANKS_MAX, Rope, RouteSink, ScratchPlan};
@@ -219,6 +219,11 @@ impl Model {
     /// Counters of the GPU; `None` on the processor.
     pub fn gpu_stats(&self) -> Option<GpuStats> {
         self.backend.gpu_stats()
+    }
+
+    /// What the GPU's kernels have taken since the last call, where they are profiled.
+    pub fn take_gpu_times(&mut self) -> Vec<WorkTime> {
+        self.backend.take_gpu_times()
     }
 
     /// Counters of the expert cache; `None` for a dense model.

@@ -8,7 +8,7 @@ use drafthorse_scheduler::{MemoryPlan, Needs};
 use super::{Opened, PREFILL_CHUNK_MIN};
 use crate::Error;
 use crate::api::GpuOptions;
-use crate::gpu::{self, DeviceInfo, Driver, GpuError, LayoutPlan};
+use crate::gpu::{self, DeviceInfo, Driver, FILLER_BYTES, GpuError, LayoutPlan, ProfiledDriver};
 use crate::units::format_bytes;
 
 /// Rows of a pass on a GPU, scores and the rest of its scratch may take its memory divided by this.
@@ -43,7 +43,11 @@ impl OpenedDevice {
         let mut driver = gpu::open(gpu.device)?;
         let info = driver.info()?;
         let most = info.free_bytes / VRAM_DIVISOR * (VRAM_DIVISOR - 1);
-        let vram_bytes = gpu.vram_bytes.unwrap_or(most);
+        let mut vram_bytes = gpu.vram_bytes.unwrap_or(most);
+        if gpu.profile {
+            driver = Box::new(ProfiledDriver::new(driver)?);
+            vram_bytes = vram_bytes.saturating_sub(FILLER_BYTES);
+        }
         Ok(OpenedDevice { driver, info, vram_bytes })
     }
 
