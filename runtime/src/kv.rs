@@ -101,6 +101,11 @@ impl KvCache {
         self.len == 0
     }
 
+    /// Whether values are rows of their own, not the front of keys.
+    pub fn has_values(&self) -> bool {
+        self.shape.value.is_some()
+    }
+
     /// Positions there is room for.
     pub fn context_len(&self) -> usize {
         self.context_len

@@ -19,7 +19,7 @@ use drafthorse_offload::reader::PreadReader;
 use drafthorse_offload::{PolicyConfig, PolicyKind};
 use drafthorse_runtime::Error;
 use drafthorse_runtime::api::{DraftSource, EngineOptions, GpuOptions, KvType, Silent};
-use drafthorse_runtime::backend::{Backend, CpuBackend, Reg, Rotation};
+use drafthorse_runtime::backend::{AttendRows, Backend, CpuBackend, Reg, Rotation};
 use drafthorse_runtime::engine::Engine;
 use drafthorse_runtime::gguf::Gguf;
 use drafthorse_runtime::gpu::{
@@ -27,7 +27,7 @@ use drafthorse_runtime::gpu::{
 };
 use drafthorse_runtime::kernels::Pool;
 use drafthorse_runtime::kv::KvCache;
-use drafthorse_runtime::layers::Rope;
+use drafthorse_runtime::layers::{Rope, Route, WindowPlan};
 use drafthorse_runtime::models::{AttentionSpec, Blueprint, DeviceChoice, Model, ModelOptions};
 use drafthorse_scheduler::DraftLen;
 
@@ -226,7 +226,7 @@ fn a_card_that_fails_is_an_error_now_and_afterwards_and_nothing_hangs() {
 }
 
 fn gpu(model: &Path) -> EngineOptions {
-    let gpu = Some(GpuOptions { device: "emulated", vram_bytes: None, hybrid: true });
+    let gpu = Some(GpuOptions { device: "emulated", vram_bytes: None, hybrid: true, profile: false });
     EngineOptions { gpu, ..plain_options(model) }
 }
 
@@ -253,7 +253,8 @@ fn text_is_the_same_with_and_without_a_card_and_a_draft() {
 fn memory_that_holds_too_little_is_refused_with_the_sum_and_more_holds_more_experts() {
     let target = golden("qwen3moe");
     let with = |bytes| {
-        let gpu = Some(GpuOptions { device: "emulated", vram_bytes: Some(bytes), hybrid: false });
+        let gpu =
+            Some(GpuOptions { device: "emulated", vram_bytes: Some(bytes), hybrid: false, profile: false });
         Engine::open(&EngineOptions { gpu, ..plain_options(&target) }, &mut Silent)
     };
     let error = with(1 << 20).map(|_| ()).unwrap_err();
@@ -297,24 +298,29 @@ fn the_angles_of_a_pass_outlast_whatever_is_staged_while_it_runs() {
     let scratch = options.scratch(&blueprint).allocate();
     let cache = KvCache::new(kv, blueprint.spec.blocks, 64);
     let processor: &mut dyn Backend = &mut CpuBackend::new(dense, pool, cache, scratch);
-    let AttentionSpec::Gqa { heads, key_dim, .. } = blueprint.spec.attention else {
+    let AttentionSpec::Gqa { heads, kv_heads, key_dim, value_dim, .. } = blueprint.spec.attention else {
         unreachable!("qwen3moe has heads")
     };
     let rope = Rope::new(&blueprint.spec.rope, None);
-    let (rows, len, width) = (4, 4 * heads * key_dim, blueprint.spec.width);
+    let (rows, len) = (4, 4 * heads * key_dim);
+    let at = AttendRows { block: 0, start: 9, rows, heads, kv_heads, key_dim, value_dim };
+    let rotation = |heads| Rotation { heads, len: key_dim, offset: 0, norm: None };
+    let plan = WindowPlan::new(&[Route { expert: 0, weight: 0.5 }; 9], (1, 1));
     let turned: Vec<Vec<u32>> = [card, processor]
         .map(|ops| {
             let numbers = &mut |_: &_, out: &mut [f32]| {
                 out.iter_mut().enumerate().for_each(|(i, value)| *value = (i as f32 * 0.37).sin());
                 Ok(())
             };
-            for (reg, len) in [(Reg::Q, len), (Reg::Branch, width), (Reg::Routed, width)] {
-                ops.fill(reg, len, numbers).unwrap();
+            let filled =
+                [(Reg::Q, heads * key_dim), (Reg::K, kv_heads * key_dim), (Reg::V, kv_heads * value_dim)];
+            for (reg, width) in filled {
+                ops.fill(reg, rows * width, numbers).unwrap();
             }
             ops.begin(rope.table(9, rows));
-            // Each stages two lists.
-            (0..500).for_each(|_| ops.combine(&[0], &[0.5], 1, width));
-            ops.rotate(Rotation { reg: Reg::Q, rows, heads, len: key_dim, offset: 0, norm: None });
+            // Each window stages its lists: nine rows are too many to come with a launch.
+            (0..1000).for_each(|_| drop(ops.claim(0, &plan, &[0.5; 9])));
+            ops.place_heads(&at, rotation(heads), rotation(kv_heads));
             bits(ops.values(Reg::Q, 0..len).unwrap())
         })
         .to_vec();

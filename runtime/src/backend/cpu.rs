@@ -16,7 +16,7 @@ use crate::kernels::{
     matmul, matmul_group, matmul_serial, rms_norm, silu_mul,
 };
 use crate::kv::KvCache;
-use crate::layers::{FeedForward, Mla, Piece, Pieces, RopeTable, Scratch, Space, sized};
+use crate::layers::{FeedForward, Mla, Piece, Pieces, RopeTable, Scratch, Space, WindowPlan, sized};
 use crate::models::{AttentionSpec, LoadError};
 use crate::weights::{DenseStore, Matrix, Vector};
 
@@ -34,6 +34,21 @@ pub struct CpuBackend {
 }
 
 impl CpuBackend {
+    /// Norms, where asked to, and rotates the heads of a register, in place.
+    fn rotate(&mut self, reg: Reg, rows: usize, rotation: Rotation<'_>) {
+        let Rotation { heads, len, offset, norm } = rotation;
+        let mut normed = vec![0f32; norm.map_or(0, |(weight, _)| weight.len())];
+        let values = &mut self.scratch.reg_mut(reg)[..rows * heads * len];
+        for (index, head) in values.chunks_mut(len).enumerate() {
+            if let Some((weight, eps)) = norm {
+                let part = &mut head[..weight.len()];
+                rms_norm(part, self.dense.vector(weight), eps, &mut normed);
+                part.copy_from_slice(&normed);
+            }
+            self.rope.rotate(index / heads, &mut head[offset..]);
+        }
+    }
+
     /// Nothing is cached yet.
     pub fn new(dense: Arc<DenseStore>, pool: Pool, kv: KvCache, scratch: Scratch) -> CpuBackend {
         CpuBackend { dense, pool, kv, scratch, rope: RopeTable::default() }
@@ -142,37 +157,23 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn silu_mul(&mut self, gate: Reg, up: Reg, len: usize) {
+    fn silu_mul(&mut self, gate: Reg, up: Reg, rows: usize, width: usize) {
+        let len = rows * width;
         let [mut buffer] = self.take([gate]);
         silu_mul(&mut buffer[..len], &self.scratch.reg(up)[..len]);
         self.put([gate], [buffer]);
     }
 
-    fn rotate(&mut self, rotation: Rotation<'_>) {
-        let Rotation { reg, rows, heads, len, offset, norm } = rotation;
-        let mut normed = vec![0f32; len];
-        let values = &mut self.scratch.reg_mut(reg)[..rows * heads * len];
-        for (index, head) in values.chunks_mut(len).enumerate() {
-            if let Some((weight, eps)) = norm {
-                rms_norm(head, self.dense.vector(weight), eps, &mut normed);
-                head.copy_from_slice(&normed);
-            }
-            self.rope.rotate(index / heads, &mut head[offset..]);
-        }
-    }
-
-    fn cache_heads(&mut self, at: &AttendRows) {
+    fn place_heads(&mut self, at: &AttendRows, queries: Rotation<'_>, keys: Rotation<'_>) {
+        self.rotate(Reg::Q, at.rows, queries);
+        self.rotate(Reg::K, at.rows, keys);
         let AttendRows { block, start, rows, kv_heads, key_dim, value_dim, .. } = *at;
-        let keys = self.scratch.k[..rows * kv_heads * key_dim].chunks(key_dim);
-        let values = self.scratch.v[..rows * kv_heads * value_dim].chunks(value_dim);
-        for (index, (key, value)) in keys.zip(values).enumerate() {
+        let has_values = self.kv.has_values();
+        for index in 0..rows * kv_heads {
+            let key = &self.scratch.k[index * key_dim..(index + 1) * key_dim];
+            let value = index * value_dim..(index + 1) * value_dim;
+            let value = if has_values { &self.scratch.v[value] } else { &[] };
             self.kv.write(block, index % kv_heads, start + index / kv_heads, key, value);
-        }
-    }
-
-    fn cache_latent(&mut self, at: &AttendRows) {
-        for (index, row) in self.scratch.k[..at.rows * at.key_dim].chunks(at.key_dim).enumerate() {
-            self.kv.write(at.block, 0, at.start + index, row, &[]);
         }
     }
 
@@ -224,7 +225,7 @@ impl Backend for CpuBackend {
         false
     }
 
-    fn claim(&mut self, _layer: u32, _experts: &[u32], _counts: &[u32]) -> Vec<u32> {
+    fn claim(&mut self, _layer: u32, _plan: &WindowPlan, _weights: &[f32]) -> Vec<u32> {
         Vec::new()
     }
 
@@ -260,10 +261,10 @@ impl Backend for CpuBackend {
         sized(&mut self.scratch.branch, len).fill(0.0);
     }
 
-    fn combine(&mut self, places: &[u32], weights: &[f32], used: usize, width: usize) {
-        let routed = &self.scratch.routed[..places.len() * width];
+    fn combine(&mut self, plan: &WindowPlan, weights: &[f32], used: usize, width: usize) {
+        let routed = &self.scratch.routed[..plan.place.len() * width];
         let rows = self.scratch.branch.chunks_mut(width);
-        for (out, (places, weights)) in rows.zip(places.chunks(used).zip(weights.chunks(used))) {
+        for (out, (places, weights)) in rows.zip(plan.place.chunks(used).zip(weights.chunks(used))) {
             for (place, weight) in places.iter().zip(weights) {
                 let place = *place as usize;
                 add_scaled(&routed[place * width..(place + 1) * width], *weight, out);

@@ -86,20 +86,16 @@ pub struct AttendRows {
     pub value_dim: usize,
 }
 
-/// Heads to be rotated by the angles of their rows, in place.
+/// Heads to be rotated by the angles of their rows.
 #[derive(Clone, Copy, Debug)]
 pub struct Rotation<'a> {
-    /// `[rows, heads, len]`.
-    pub reg: Reg,
-    /// Rows.
-    pub rows: usize,
     /// Heads of a row.
     pub heads: usize,
     /// Values of a head.
     pub len: usize,
     /// The first value of a head that is rotated.
     pub offset: usize,
-    /// A norm over the whole head before, and its epsilon.
+    /// A norm before, over as many of a head's first values as its weight has, and its epsilon.
     pub norm: Option<(&'a Vector, f32)>,
 }
 
@@ -218,31 +214,42 @@ pub trait Backend: Send {
     /// As [`Backend::values`].
     fn product(&mut self, x: Reg, rows: usize, w: &Matrix, out: &mut [f32]) -> Result<(), GpuError>;
 
-    /// `gate = silu(gate) * up`, the first `len` values.
-    fn silu_mul(&mut self, gate: Reg, up: Reg, len: usize);
+    /// As [`Backend::product`] for a router's logits, which the host cannot go on without: a backend that works beside
+    /// it computes the layer's shared expert meanwhile, from `Normed` to `Branch`, and returns whether it does.
+    ///
+    /// # Errors
+    /// As [`Backend::values`].
+    fn route(
+        &mut self,
+        rows: usize,
+        router: &Matrix,
+        _shared: Option<&DenseFeedForward>,
+        logits: &mut [f32],
+    ) -> Result<bool, GpuError> {
+        self.product(Reg::Normed, rows, router, logits)?;
+        Ok(false)
+    }
 
-    /// Norms, where asked to, and rotates heads.
-    fn rotate(&mut self, rotation: Rotation<'_>);
+    /// `gate = silu(gate) * up`, `rows` rows of `width` values.
+    fn silu_mul(&mut self, gate: Reg, up: Reg, rows: usize, width: usize);
 
-    /// Caches the rows' keys (`K`) and values (`V`).
-    fn cache_heads(&mut self, at: &AttendRows);
-
-    /// Caches the rows' latents (`K`), `at.key_dim` values each.
-    fn cache_latent(&mut self, at: &AttendRows);
+    /// Rotates queries (`Q`) and keys (`K`), and caches keys and values (`V`; none where the cache's values are the
+    /// front of its keys, as of latent rows).
+    fn place_heads(&mut self, at: &AttendRows, queries: Rotation<'_>, keys: Rotation<'_>);
 
     /// Grouped-query attention: from `Q` and the cache to `Heads`.
     fn attend(&mut self, at: &AttendRows);
 
-    /// Absorbed latent attention: from `Q` (`[rows, heads, nope + rope]`, rotated) and the cache to `Heads`.
+    /// Absorbed latent attention: from `Q` (`[rows, heads, nope + rope]`, placed) and the cache to `Heads`.
     /// `at`'s widths are those of the cached row and of what stands for a value in it.
     fn attend_latent(&mut self, layer: &Mla, at: &AttendRows);
 
     /// Whether it has the expert in memory of its own, beyond the expert cache's.
     fn holds(&self, layer: u32, expert: u32) -> bool;
 
-    /// Which of `experts` (ascending) it has in memory of its own; they stay there for this window. `counts` says
-    /// how many rows want each.
-    fn claim(&mut self, layer: u32, experts: &[u32], counts: &[u32]) -> Vec<u32>;
+    /// A window of routed work begins, whose picks have these weights: which of its experts (ascending) are in memory
+    /// of the backend's own; they stay there for this window.
+    fn claim(&mut self, layer: u32, plan: &WindowPlan, weights: &[f32]) -> Vec<u32>;
 
     /// Computes what is due of a window: hidden values to `Hidden` and outputs to `Routed` by place, the shared
     /// expert to `Branch`.
@@ -257,7 +264,7 @@ pub trait Backend: Send {
     /// Sets `Branch` to zero, the first `len` values.
     fn clear_branch(&mut self, len: usize);
 
-    /// Adds the outputs in `Routed`, weighted, in router order to `Branch`: of row `m` those at
-    /// `places[m * used..]`, rows being `width` values.
-    fn combine(&mut self, places: &[u32], weights: &[f32], used: usize, width: usize);
+    /// Ends the window: adds the outputs in `Routed`, weighted, in router order to `Branch`; of row `m` those at
+    /// `plan.place[m * used..]`, rows being `width` values. `plan` and `weights` are those it began with.
+    fn combine(&mut self, plan: &WindowPlan, weights: &[f32], used: usize, width: usize);
 }

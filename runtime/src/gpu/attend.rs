@@ -5,7 +5,7 @@
 
 use super::backend::GpuBackend;
 use super::driver::{Arg, DevicePtr};
-use super::grids::{head_grid, scores_grid, values_grid};
+use super::grids::{scores_grid, values_grid};
 use super::shapes::MatmulJob;
 use crate::backend::{AttendRows, Reg};
 use crate::kernels::{RowLayout, Side, quantized_bytes};
@@ -66,26 +66,16 @@ impl GpuBackend {
     pub(super) fn attend_latent_rows(&mut self, layer: &Mla, at: &AttendRows) {
         let AttentionSpec::Mla { heads, nope, value_dim, scale, .. } = layer.spec else { return };
         let (kv_lora, rope, rows) = (at.value_dim, layer.rope_dim, at.rows);
-        let [absorbed, query, narrow] =
-            [self.layout.absorbed, self.layout.query, self.layout.narrow].map(|place| place.at);
-        let q = self.at(Reg::Q, 0);
+        let [query, narrow] = [self.layout.query, self.layout.narrow].map(|place| place.at);
+        // The rotated part of each query lies behind its absorbed one already (`place_heads`).
         self.per_head(HeadProduct {
             matrix: &layer.k_b,
             rows_of: (0, kv_lora),
-            x: (q, nope + rope, nope),
-            out: (absorbed, kv_lora),
+            x: (self.at(Reg::Q, 0), nope + rope, nope),
+            out: (query, kv_lora + rope, kv_lora),
             heads,
             rows,
         });
-        let args = [
-            Arg::Ptr(absorbed),
-            Arg::Ptr(q),
-            Arg::Ptr(query),
-            Arg::U32(kv_lora as u32),
-            Arg::U32(nope as u32),
-            Arg::U32(rope as u32),
-        ];
-        self.queue.launch("mla_query", head_grid(rows as u32, heads as u32), &args);
         let at = AttendRows { heads, ..*at };
         let (keys, key) = (self.layout.keys[at.block], self.kv.key);
         self.attend_rows(&at, (query, keys, scale), (keys, key, narrow));
@@ -94,7 +84,7 @@ impl GpuBackend {
             matrix: &layer.v_b,
             rows_of: layer.v_b_rows,
             x: (narrow, kv_lora, kv_lora),
-            out: (self.at(Reg::Heads, 0), value_dim),
+            out: (self.at(Reg::Heads, 0), value_dim, value_dim),
             heads,
             rows,
         });
@@ -103,6 +93,7 @@ impl GpuBackend {
     /// One matrix a head on the head's own part of every row.
     fn per_head(&mut self, product: HeadProduct<'_>) {
         let HeadProduct { matrix, rows_of: (first, each), x: (x, stride, width), out, heads, rows } = product;
+        let (out, out_stride, out_len) = out;
         let side = matrix.format.side();
         let (x, x_stride) = match side {
             Side::Float => (x, stride * size_of::<f32>()),
@@ -119,13 +110,13 @@ impl GpuBackend {
                 w: w + ((first + head * each) * row_bytes) as u64,
                 x,
                 rows: 0,
-                out: out.0 + (head * out.1 * size_of::<f32>()) as u64,
-                n: out.1 as u32,
+                out: out + (head * out_stride * size_of::<f32>()) as u64,
+                n: out_len as u32,
                 count: rows as u32,
                 x_first: head as u32,
                 x_step: heads as u32,
                 x_stride: x_stride as u32,
-                out_stride: (heads * out.1) as u32,
+                out_stride: (heads * out_stride) as u32,
             })
             .collect();
         self.queue.matmul(matrix.format, width, &jobs);
@@ -139,8 +130,8 @@ struct HeadProduct<'a> {
     rows_of: (usize, usize),
     /// `[rows, heads, stride]`, of which the first `width` values count.
     x: (DevicePtr, usize, usize),
-    /// `[rows, heads, len]`.
-    out: (DevicePtr, usize),
+    /// `[rows, heads, stride]`, of which the first `len` values are written.
+    out: (DevicePtr, usize, usize),
     heads: usize,
     rows: usize,
 }

@@ -15,16 +15,19 @@ use drafthorse_offload::WarmStats;
 use super::GpuStats;
 use super::driver::{Arg, DevicePtr, Driver, Event, GpuError, Lane};
 use super::experts::Experts;
-use super::grids::{combine_grid, head_grid, norm_grid};
+use super::fuse::{Pending, Rows};
+use super::grids::{combine_grid, heads_grid};
 use super::layout::{Layout, Place};
 use super::profile::WorkTime;
 use super::queue::Queue;
-use super::shapes::{MatmulJob, quantize_grid, quantize_name};
+use super::shapes::{
+    HeadsJob, MatmulJob, PACKED_ROWS_MAX, PICKS_MAX, heads_jobs, picks, quantize_grid, quantize_name,
+};
 use super::staging::{Pinned, Staging, bytes_of};
 use crate::backend::{AttendRows, Backend, ExpertWork, Fill, Norm, Reg, Rotation};
-use crate::kernels::{Format, RowLayout, Side, quantized_bytes};
+use crate::kernels::{Format, Side, quantized_bytes};
 use crate::kv::KvShape;
-use crate::layers::{Mla, RopeTable, sized};
+use crate::layers::{DenseFeedForward, Mla, RopeTable, WindowPlan, feed_forward, sized};
 use crate::models::{LoadError, RopeLayout};
 use crate::weights::{DenseStore, Matrix, Vector};
 
@@ -40,7 +43,11 @@ pub struct GpuBackend {
     pub(super) kv: KvShape,
     rope: Rope,
     /// Which registers have a quantized copy, of what kind, for how many rows of what width.
-    quantized: BTreeMap<Reg, Copied>,
+    pub(super) quantized: BTreeMap<Reg, Copied>,
+    /// How the last result of each register was wanted quantized.
+    pub(super) sides: BTreeMap<Reg, Side>,
+    pub(super) pending: Option<Pending>,
+    pub(super) window: Option<Window>,
     /// Rows on their way to the device, or back.
     host: Vec<f32>,
     mirror: Pinned,
@@ -62,10 +69,22 @@ struct Rope {
 
 /// A quantized copy of a register.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Copied {
-    side: Side,
-    width: usize,
-    rows: usize,
+pub(super) struct Copied {
+    pub(super) side: Side,
+    pub(super) width: usize,
+    pub(super) rows: usize,
+}
+
+/// Lists of the present window, on the device. Short ones go with the launches that read them instead: an upload
+/// takes longer than most kernels do.
+#[derive(Clone, Copy)]
+pub(super) struct Window {
+    /// Rows by place.
+    pub(super) rows: DevicePtr,
+    /// Places by pick.
+    place: DevicePtr,
+    /// Weights by pick.
+    weights: DevicePtr,
 }
 
 /// Activation rows as a format wants them.
@@ -110,6 +129,9 @@ impl GpuBackend {
             dense,
             rope: Rope::default(),
             quantized: BTreeMap::new(),
+            sides: BTreeMap::new(),
+            pending: None,
+            window: None,
             host: Vec::new(),
             mirror,
             read: None,
@@ -160,8 +182,11 @@ impl GpuBackend {
     /// Rows `0..rows` of `reg` for a format of this side, quantized if they have to be and are not yet.
     pub(super) fn activations(&mut self, reg: Reg, side: Side, rows: usize, width: usize) -> Activations {
         if side == Side::Float {
+            self.flush();
             return Activations { at: self.at(reg, 0), stride_bytes: width * size_of::<f32>() };
         }
+        self.sides.insert(reg, side);
+        self.flush();
         let place = self.layout.quantized[&reg];
         let held = self.quantized.get(&reg).copied();
         let fits = |held: Copied| held.side == side && held.width == width && held.rows >= rows;
@@ -224,6 +249,12 @@ impl GpuBackend {
 
     /// Copies floats to the host and waits for them.
     fn download(&mut self, from: DevicePtr, len: usize) -> Result<&[f32], GpuError> {
+        self.begin_download(from, len)?;
+        self.end_download(len)
+    }
+
+    /// Queues a copy of floats to the host.
+    fn begin_download(&mut self, from: DevicePtr, len: usize) -> Result<(), GpuError> {
         let bytes = len * size_of::<f32>();
         assert!(bytes <= self.mirror.bytes().len(), "invariant: the mirror holds any register");
         self.queue.check()?;
@@ -232,31 +263,30 @@ impl GpuBackend {
         let driver = self.queue.driver();
         // SAFETY: the mirror is large enough and nobody reads it before the event; the source is a register.
         unsafe { driver.download(Lane::Compute, to, from, bytes) }?;
-        let event = driver.record(Lane::Compute, last)?;
-        driver.wait(event)?;
-        self.read = Some(event);
+        self.read = Some(driver.record(Lane::Compute, last)?);
+        Ok(())
+    }
+
+    /// Waits for the copy queued last.
+    fn end_download(&mut self, len: usize) -> Result<&[f32], GpuError> {
+        self.queue.check()?;
+        let read = self.read.expect("invariant: a copy was queued");
+        self.queue.driver().wait(read)?;
         Ok(self.mirror.floats(len))
     }
 
-    fn store(
-        &mut self,
-        reg: Reg,
-        cache: DevicePtr,
-        at: &AttendRows,
-        (heads, dim): (usize, usize),
-        row: RowLayout,
-    ) {
-        let args = [
-            Arg::Ptr(self.at(reg, 0)),
-            Arg::Ptr(cache),
-            Arg::U32(heads as u32),
-            Arg::U32(dim as u32),
-            Arg::U32(self.context_len as u32),
-            Arg::U32(at.start as u32),
-            Arg::U32(row.quantized as u32),
-            Arg::U32(row.halves as u32),
-        ];
-        self.queue.launch("store_rows", head_grid(at.rows as u32, heads as u32), &args);
+    fn heads_job(&self, reg: Reg, rotation: &Rotation<'_>) -> HeadsJob {
+        let Rotation { heads, len, offset, norm } = *rotation;
+        HeadsJob {
+            x: self.at(reg, 0),
+            norm: norm.map_or(0, |(weight, _)| self.vector(weight)),
+            norm_len: norm.map_or(0, |(weight, _)| weight.len()),
+            eps: norm.map_or(0.0, |(_, eps)| eps),
+            heads,
+            len,
+            offset,
+            ..HeadsJob::default()
+        }
     }
 }
 
@@ -309,6 +339,7 @@ impl Backend for GpuBackend {
 
     fn begin(&mut self, table: RopeTable) {
         let (cos, sin) = table.angles();
+        self.flush();
         let places = self.layout.angles.map(|place| place.at);
         // They are read in every block, so they do not lie in the ring, which may come round before the last.
         for (at, angles) in places.into_iter().zip([cos, sin]) {
@@ -327,6 +358,7 @@ impl Backend for GpuBackend {
 
     fn fill(&mut self, reg: Reg, len: usize, with: &mut Fill<'_>) -> Result<(), LoadError> {
         with(&self.dense, sized(&mut self.host, len))?;
+        self.flush();
         self.touch(reg);
         let (to, host) = (self.at(reg, 0), &self.host[..len]);
         // SAFETY: the register holds it; pageable memory is copied at the call.
@@ -337,37 +369,29 @@ impl Backend for GpuBackend {
     }
 
     fn values(&mut self, reg: Reg, range: Range<usize>) -> Result<&[f32], GpuError> {
+        self.flush();
         self.download(self.at(reg, range.start), range.len())
     }
 
     fn norm(&mut self, norm: Norm<'_>) {
         let Norm { x, rows, stride, weight, eps, out } = norm;
-        self.touch(out);
-        let args = [
-            Arg::Ptr(self.at(x, rows.start * stride)),
-            Arg::Ptr(self.vector(weight)),
-            Arg::Ptr(self.at(out, 0)),
-            Arg::U32(weight.len() as u32),
-            Arg::U32(stride as u32),
-            Arg::U32(stride as u32),
-            Arg::F32(eps),
-        ];
-        self.queue.launch("rms_norm", norm_grid((rows.end - rows.start) as u32), &args);
+        let (width, weight) = (weight.len(), self.vector(weight));
+        self.postpone(Pending::Norm { norm: Rows { x, rows, stride, weight, width, eps, out }, add: None });
     }
 
     fn add(&mut self, x: Reg, out: Reg, len: usize) {
-        self.touch(out);
-        let args = [Arg::Ptr(self.at(x, 0)), Arg::Ptr(self.at(out, 0)), Arg::U32(len as u32)];
-        self.queue.over("add_rows", len, &args);
+        self.postpone(Pending::Add { x, out, len });
     }
 
     fn sum(&mut self, a: Reg, b: Reg, out: Reg, len: usize) {
+        self.flush();
         self.touch(out);
         let [a, b, out] = [a, b, out].map(|reg| Arg::Ptr(self.at(reg, 0)));
         self.queue.over("sum_rows", len, &[a, b, out, Arg::U32(len as u32)]);
     }
 
     fn add_bias(&mut self, bias: &Vector, out: Reg, rows: usize) {
+        self.flush();
         self.touch(out);
         let len = rows * bias.len();
         let args = [
@@ -421,44 +445,61 @@ impl Backend for GpuBackend {
         Ok(())
     }
 
-    fn silu_mul(&mut self, gate: Reg, up: Reg, len: usize) {
-        self.touch(gate);
-        let args = [Arg::Ptr(self.at(gate, 0)), Arg::Ptr(self.at(up, 0)), Arg::U32(len as u32)];
-        self.queue.over("silu_mul", len, &args);
+    fn route(
+        &mut self,
+        rows: usize,
+        router: &Matrix,
+        shared: Option<&DenseFeedForward>,
+        logits: &mut [f32],
+    ) -> Result<bool, GpuError> {
+        let to = self.layout.product.at;
+        let product = (router.format, self.layout.matrices[router.id()], router.rows, to);
+        self.products((Reg::Normed, rows), &[product], router.cols);
+        self.begin_download(to, logits.len())?;
+        shared.iter().for_each(|shared| feed_forward(self, rows, shared));
+        logits.copy_from_slice(self.end_download(logits.len())?);
+        Ok(shared.is_some())
     }
 
-    fn rotate(&mut self, rotation: Rotation<'_>) {
-        let Rotation { reg, rows, heads, len, offset, norm } = rotation;
-        self.touch(reg);
+    fn silu_mul(&mut self, gate: Reg, up: Reg, rows: usize, width: usize) {
+        self.postpone(Pending::Silu { gate, up, rows, width });
+    }
+
+    fn place_heads(&mut self, at: &AttendRows, queries: Rotation<'_>, keys: Rotation<'_>) {
+        self.flush();
+        [Reg::Q, Reg::K, Reg::V].into_iter().for_each(|reg| self.touch(reg));
+        let mut q = self.heads_job(Reg::Q, &queries);
+        let key = self.kv.key;
+        let cache = self.layout.keys[at.block];
+        let k =
+            HeadsJob { cache, quantized: key.quantized, halves: key.halves, ..self.heads_job(Reg::K, &keys) };
+        let mut v = HeadsJob::default();
+        if let Some(value) = self.kv.value {
+            (v.x, v.cache) = (self.at(Reg::V, 0), self.layout.values[at.block]);
+            (v.heads, v.len, v.offset) = (at.kv_heads, at.value_dim, at.value_dim);
+            (v.quantized, v.halves) = (value.quantized, value.halves);
+        } else {
+            // Behind the absorbed part that `attend_latent` computes.
+            (q.to, q.to_stride, q.to_at) = (self.layout.query.at, at.key_dim, at.value_dim);
+        }
         let Rope { cos, sin, half, is_interleaved } = self.rope;
+        let jobs = heads_jobs([q, k, v]);
         let args = [
-            Arg::Ptr(self.at(reg, 0)),
+            Arg::Struct(&jobs),
             Arg::Ptr(cos),
             Arg::Ptr(sin),
-            Arg::U32(heads as u32),
-            Arg::U32(len as u32),
-            Arg::U32(len as u32),
-            Arg::U32(offset as u32),
             Arg::U32(half),
             Arg::U32(is_interleaved.into()),
-            Arg::Ptr(norm.map_or(0, |(weight, _)| self.vector(weight))),
-            Arg::F32(norm.map_or(0.0, |(_, eps)| eps)),
+            Arg::U32(self.context_len as u32),
+            Arg::U32(at.start as u32),
+            Arg::U32(at.rows as u32),
         ];
-        self.queue.launch("rotate", head_grid(rows as u32, heads as u32), &args);
-    }
-
-    fn cache_heads(&mut self, at: &AttendRows) {
-        let (keys, values) = (self.layout.keys[at.block], self.layout.values[at.block]);
-        let (key, value) = (self.kv.key, self.kv.value.expect("invariant: heads have values of their own"));
-        self.store(Reg::K, keys, at, (at.kv_heads, at.key_dim), key);
-        self.store(Reg::V, values, at, (at.kv_heads, at.value_dim), value);
-    }
-
-    fn cache_latent(&mut self, at: &AttendRows) {
-        self.store(Reg::K, self.layout.keys[at.block], at, (1, at.key_dim), self.kv.key);
+        let heads = q.heads.max(k.heads).max(v.heads);
+        self.queue.launch("place_heads", heads_grid(at.rows as u32, heads as u32), &args);
     }
 
     fn attend(&mut self, at: &AttendRows) {
+        self.flush();
         let scale = 1.0 / (at.key_dim as f32).sqrt();
         let (keys, values) = (self.layout.keys[at.block], self.layout.values[at.block]);
         let value = self.kv.value.expect("invariant: heads have values of their own");
@@ -467,6 +508,7 @@ impl Backend for GpuBackend {
     }
 
     fn attend_latent(&mut self, layer: &Mla, at: &AttendRows) {
+        self.flush();
         self.attend_latent_rows(layer, at);
     }
 
@@ -474,11 +516,22 @@ impl Backend for GpuBackend {
         self.experts.as_ref().is_some_and(|experts| experts.holds(layer, expert))
     }
 
-    fn claim(&mut self, layer: u32, experts: &[u32], counts: &[u32]) -> Vec<u32> {
-        self.experts.as_mut().map_or_else(Vec::new, |own| own.claim(layer, experts, counts))
+    fn claim(&mut self, layer: u32, plan: &WindowPlan, weights: &[f32]) -> Vec<u32> {
+        let counts = plan.counts(&plan.experts);
+        let is_short = weights.len() <= PICKS_MAX
+            && counts.iter().all(|count| *count as usize <= PACKED_ROWS_MAX)
+            && plan.rows.iter().all(|row| *row < 256);
+        self.window = (!is_short).then(|| {
+            let lists = [bytes_of(&plan.rows), bytes_of(&plan.place), bytes_of(weights)].concat();
+            let list_bytes = size_of_val(weights) as u64;
+            let rows = self.stage(&lists);
+            Window { rows, place: rows + list_bytes, weights: rows + 2 * list_bytes }
+        });
+        self.experts.as_mut().map_or_else(Vec::new, |own| own.claim(layer, &plan.experts, &counts))
     }
 
     fn experts(&mut self, work: &ExpertWork<'_, '_>) {
+        self.flush();
         self.compute_experts(work);
     }
 
@@ -487,23 +540,28 @@ impl Backend for GpuBackend {
     }
 
     fn clear_branch(&mut self, len: usize) {
+        self.flush();
         self.touch(Reg::Branch);
         let at = self.at(Reg::Branch, 0);
         // SAFETY: the register holds it.
         self.queue.run(|driver| unsafe { driver.zero(Lane::Compute, at, len * size_of::<f32>()) });
     }
 
-    fn combine(&mut self, places: &[u32], weights: &[f32], used: usize, width: usize) {
+    fn combine(&mut self, plan: &WindowPlan, weights: &[f32], used: usize, width: usize) {
+        self.flush();
         self.touch(Reg::Branch);
-        let (place, weight) = (self.stage(bytes_of(places)), self.stage(bytes_of(weights)));
-        let args = [
-            Arg::Ptr(self.at(Reg::Routed, 0)),
-            Arg::Ptr(place),
-            Arg::Ptr(weight),
-            Arg::Ptr(self.at(Reg::Branch, 0)),
-            Arg::U32(width as u32),
-            Arg::U32(used as u32),
-        ];
-        self.queue.launch("combine", combine_grid((places.len() / used) as u32, width as u32), &args);
+        let grid = combine_grid((plan.place.len() / used) as u32, width as u32);
+        let [routed, branch] = [Reg::Routed, Reg::Branch].map(|reg| Arg::Ptr(self.at(reg, 0)));
+        let [width, used] = [width, used].map(|n| Arg::U32(n as u32));
+        match self.window {
+            Some(Window { place, weights, .. }) => {
+                let args = [routed, Arg::Ptr(place), Arg::Ptr(weights), branch, width, used];
+                self.queue.launch("combine", grid, &args);
+            }
+            None => {
+                let picks = picks(&plan.place, weights);
+                self.queue.launch("combine_few", grid, &[routed, Arg::Struct(&picks), branch, width, used]);
+            }
+        }
     }
 }

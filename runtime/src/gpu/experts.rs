@@ -11,10 +11,9 @@ use std::time::Instant;
 use drafthorse_offload::{ExpertId, Tier, WarmStats};
 
 use super::backend::{Activations, GpuBackend};
-use super::driver::{Arg, DevicePtr, Driver, Event, GpuError, Lane};
+use super::driver::{DevicePtr, Driver, Event, GpuError, Lane};
 use super::lanes::Rates;
 use super::shapes::MatmulJob;
-use super::staging::bytes_of;
 use super::{ExpertsPlan, GpuStats};
 use crate::backend::{ExpertWork, Reg, down_bytes, inner_bytes};
 use crate::kernels::{Pool, Side, quantized_bytes};
@@ -150,9 +149,8 @@ impl GpuBackend {
             feed_forward(self, work.rows, shared);
         }
         if !work.claimed.is_empty() || !moved.is_empty() {
-            let rows = self.stage(bytes_of(&work.plan.rows));
-            self.run_experts(&own, work, (work.claimed, rows));
-            self.copy_all(&mut own, work, (&moved, rows));
+            self.run_experts(&own, work, work.claimed);
+            self.copy_all(&mut own, work, &moved);
         }
         self.promote(&mut own, work, &here);
         if !here.is_empty() {
@@ -212,12 +210,7 @@ impl GpuBackend {
 
     /// Brings experts into slots, as many as find one; returns how many. Groups of them are then computed one after
     /// another, each behind its own copies: the link is kept busy whatever the kernels take.
-    fn copy_in(
-        &mut self,
-        own: &mut Experts,
-        work: &ExpertWork<'_, '_>,
-        (experts, rows): (&[u32], DevicePtr),
-    ) -> usize {
+    fn copy_in(&mut self, own: &mut Experts, work: &ExpertWork<'_, '_>, experts: &[u32]) -> usize {
         let layer = work.weights.layer;
         let mut begun = Vec::with_capacity(experts.len().div_ceil(GROUP));
         let mut count = 0;
@@ -242,26 +235,21 @@ impl GpuBackend {
         for (group, copied) in begun {
             self.queue.compute_after(copied);
             own.spare.extend(copied);
-            self.run_experts(own, work, (&experts[group], rows));
+            self.run_experts(own, work, &experts[group]);
         }
         experts[..count].iter().for_each(|expert| own.tier.release(ExpertId { layer, expert: *expert }));
         count
     }
 
     /// All of them, however few slots there are.
-    fn copy_all(
-        &mut self,
-        own: &mut Experts,
-        work: &ExpertWork<'_, '_>,
-        (experts, rows): (&[u32], DevicePtr),
-    ) {
+    fn copy_all(&mut self, own: &mut Experts, work: &ExpertWork<'_, '_>, experts: &[u32]) {
         let mut left = experts;
         while !left.is_empty() {
-            let mut count = self.copy_in(own, work, (left, rows));
+            let mut count = self.copy_in(own, work, left);
             if count == 0 {
                 // The window holds on to every slot: what has been computed makes room.
                 std::mem::take(&mut own.claimed).into_iter().for_each(|id| own.tier.release(id));
-                count = self.copy_in(own, work, (left, rows));
+                count = self.copy_in(own, work, left);
             }
             if count == 0 {
                 let bytes = own.slot_bytes;
@@ -290,13 +278,8 @@ impl GpuBackend {
         own.stats.uploads += 1;
     }
 
-    /// Queues the kernels of experts that are in slots; `rows` is the window's row list on the device.
-    fn run_experts(
-        &mut self,
-        own: &Experts,
-        work: &ExpertWork<'_, '_>,
-        (experts, rows): (&[u32], DevicePtr),
-    ) {
+    /// Queues the kernels of experts that are in slots.
+    fn run_experts(&mut self, own: &Experts, work: &ExpertWork<'_, '_>, experts: &[u32]) {
         if experts.is_empty() {
             return;
         }
@@ -308,15 +291,24 @@ impl GpuBackend {
         let [_, up, down] = offsets(shape);
         let (hidden, hidden_up) = (self.at(Reg::Hidden, 0), self.layout.hidden_up.at);
         let ways_in = [(shape.gate, 0, hidden), (shape.up, up, hidden_up)];
-        self.products_of(ways_in, &at, plan, (rows, work.rows));
-        let inner = shape.gate.rows;
-        let runs = runs(plan, experts);
-        for run in &runs {
-            let [gate, up] = [hidden, hidden_up].map(|at| at + (run.start * inner * size_of::<f32>()) as u64);
-            let len = run.len() * inner;
-            self.queue.over("silu_mul", len, &[Arg::Ptr(gate), Arg::Ptr(up), Arg::U32(len as u32)]);
-        }
-        self.products_out((shape.down, down), &at, plan, &runs);
+        self.products_of(ways_in, &at, plan, work.rows);
+        let span = span(plan, experts);
+        let skipped = (span.start * shape.gate.rows * size_of::<f32>()) as u64;
+        let side = shape.down.format.side();
+        let packed = match side {
+            Side::Float => 0,
+            _ => {
+                self.layout.quantized[&Reg::Hidden].at
+                    + (span.start * quantized_bytes(shape.down.cols)) as u64
+            }
+        };
+        self.touch(Reg::Hidden);
+        self.queue_silu(
+            (hidden + skipped, hidden_up + skipped),
+            (packed, side),
+            (span.len(), shape.gate.rows),
+        );
+        self.products_out((shape.down, down), &at, plan);
     }
 
     /// Gate and up of experts, each on its rows of `Normed`.
@@ -325,15 +317,16 @@ impl GpuBackend {
         parts: [(PartShape, u64, DevicePtr); 2],
         at: &[(u32, DevicePtr)],
         plan: &WindowPlan,
-        (list, rows): (DevicePtr, usize),
+        rows: usize,
     ) {
+        let list = self.window.map(|window| window.rows);
         let jobs_of = |(part, offset, out): (PartShape, u64, DevicePtr), x: Activations| {
             let job = move |(expert, slot): &(u32, DevicePtr)| {
                 let places = plan.places(*expert);
-                MatmulJob {
+                let job = MatmulJob {
                     w: slot + offset,
                     x: x.at,
-                    rows: list + (places.start * size_of::<u32>()) as u64,
+                    rows: list.map_or(0, |list| list + (places.start * size_of::<u32>()) as u64),
                     out: out + (places.start * part.rows * size_of::<f32>()) as u64,
                     n: part.rows as u32,
                     count: places.len() as u32,
@@ -341,7 +334,8 @@ impl GpuBackend {
                     x_step: 0,
                     x_stride: x.stride_bytes as u32,
                     out_stride: part.rows as u32,
-                }
+                };
+                if list.is_some() { job } else { job.of_rows(&plan.rows[places]) }
             };
             at.iter().map(job).collect::<Vec<_>>()
         };
@@ -359,27 +353,13 @@ impl GpuBackend {
     }
 
     /// Down of experts: from `Hidden` to `Routed`, by place.
-    fn products_out(
-        &mut self,
-        (part, offset): (PartShape, u64),
-        at: &[(u32, DevicePtr)],
-        plan: &WindowPlan,
-        runs: &[Range<usize>],
-    ) {
-        self.touch(Reg::Hidden);
+    fn products_out(&mut self, (part, offset): (PartShape, u64), at: &[(u32, DevicePtr)], plan: &WindowPlan) {
         let (hidden, routed) = (self.at(Reg::Hidden, 0), self.at(Reg::Routed, 0));
         let side = part.format.side();
         let (x, stride) = match side {
             Side::Float => (hidden, part.cols * size_of::<f32>()),
             _ => (self.layout.quantized[&Reg::Hidden].at, quantized_bytes(part.cols)),
         };
-        if side != Side::Float {
-            let to = self.layout.quantized[&Reg::Hidden];
-            for run in runs {
-                let from = hidden + (run.start * part.cols * size_of::<f32>()) as u64;
-                self.quantize(from, (to, run.start), side, (run.len(), part.cols, part.cols));
-            }
-        }
         let jobs: Vec<MatmulJob> = at
             .iter()
             .map(|(expert, slot)| {
@@ -402,14 +382,9 @@ impl GpuBackend {
     }
 }
 
-/// Ranges of places that lie together; `experts` ascend.
-fn runs(plan: &WindowPlan, experts: &[u32]) -> Vec<Range<usize>> {
-    let mut runs: Vec<Range<usize>> = Vec::new();
-    for places in experts.iter().map(|expert| plan.places(*expert)) {
-        match runs.last_mut().filter(|last| last.end == places.start) {
-            Some(last) => last.end = places.end,
-            None => runs.push(places),
-        }
-    }
-    runs
+/// From the first place of ascending experts to their last. Places between that are others' hold what nobody reads
+/// any more, or what is computed anew before it is read: what is made of it does not matter.
+fn span(plan: &WindowPlan, experts: &[u32]) -> Range<usize> {
+    let [first, last] = [experts[0], experts[experts.len() - 1]].map(|expert| plan.places(expert));
+    first.start..last.end
 }

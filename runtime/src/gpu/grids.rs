@@ -12,11 +12,14 @@ const VALUES_PER_BLOCK: u32 = 64;
 /// Threads of `attend_values`.
 const VALUE_THREADS: u32 = 160;
 
+/// Registers whose heads `place_heads` takes: queries, keys and values.
+pub const HEAD_REGISTERS: u32 = 3;
+
 fn grid(blocks: [u32; 3], threads: u32) -> Grid {
     Grid { blocks, threads, shared_bytes: 0 }
 }
 
-/// A thread for each of `len` elements: `add_rows`, `sum_rows`, `add_bias`, `silu_mul`.
+/// A thread for each of `len` elements: `add_rows`, `sum_rows`, `add_bias`.
 pub fn element_grid(len: u32) -> Grid {
     grid([len.div_ceil(256), 1, 1], 256)
 }
@@ -26,9 +29,14 @@ pub fn norm_grid(rows: u32) -> Grid {
     grid([rows, 1, 1], 256)
 }
 
-/// `rotate`, `store_rows` and `mla_query`, which take a head of a row at a time.
-pub fn head_grid(rows: u32, heads: u32) -> Grid {
-    grid([rows * heads, 1, 1], 128)
+/// `silu_mul` of rows: a warp every 256 values of one.
+pub fn silu_grid(rows: u32, width: u32) -> Grid {
+    grid([(rows * width.div_ceil(256)).div_ceil(8), 1, 1], 256)
+}
+
+/// `place_heads` of registers with up to so many heads a row.
+pub fn heads_grid(rows: u32, heads: u32) -> Grid {
+    grid([rows * heads, HEAD_REGISTERS, 1], 128)
 }
 
 /// `combine` into rows of `width`.

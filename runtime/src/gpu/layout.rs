@@ -23,6 +23,8 @@ const SCORE_BYTES: usize = 64 << 20;
 const SCORE_ALIGN: usize = 32;
 /// What drivers round large allocations up to; small ones share one.
 const GRAIN: u64 = 2 << 20;
+/// Lists of a window, each of a number for every pick: rows by place, places and weights by pick.
+pub const WINDOW_LISTS: usize = 3;
 /// Registers that matrices read.
 const INPUTS: [Reg; 6] = [Reg::Normed, Reg::QLow, Reg::Heads, Reg::Ahead, Reg::Gate, Reg::Hidden];
 
@@ -50,7 +52,7 @@ pub struct LayoutPlan {
     product: u64,
     scores: u64,
     score_stride: usize,
-    latent: [u64; 4],
+    latent: [u64; 3],
     keys: u64,
     values: u64,
     blocks: usize,
@@ -106,7 +108,7 @@ impl LayoutPlan {
             blocks: spec.blocks,
             hidden_up: floats(scratch.values(Reg::Hidden)),
             angles: floats(rows * spec.rope.dim.div_ceil(2)),
-            staged: size_of::<f32>() * rows * used.max(1),
+            staged: size_of::<f32>() * WINDOW_LISTS * rows * used.max(1),
             formats,
         }
     }
@@ -153,13 +155,12 @@ impl LayoutPlan {
     }
 }
 
-/// What absorbed latent attention works in: absorbed queries, whole queries, what they find, and the quantized rows
-/// of either projection.
-fn latent(spec: AttentionSpec, rope: usize, rows: usize) -> [u64; 4] {
-    let AttentionSpec::Mla { heads, kv_lora, nope, .. } = spec else { return [0; 4] };
+/// What absorbed latent attention works in: queries, what they find, and the quantized rows of either projection.
+fn latent(spec: AttentionSpec, rope: usize, rows: usize) -> [u64; 3] {
+    let AttentionSpec::Mla { heads, kv_lora, nope, .. } = spec else { return [0; 3] };
     let floats = |width: usize| (rows * heads * width * size_of::<f32>()) as u64;
     let quantized = (rows * heads * quantized_bytes(nope.max(kv_lora))) as u64;
-    [floats(kv_lora), floats(kv_lora + rope), floats(kv_lora), quantized]
+    [floats(kv_lora + rope), floats(kv_lora), quantized]
 }
 
 /// Matrix kernels read up to 3 bytes beyond a matrix.
@@ -209,9 +210,7 @@ pub struct Layout {
     pub scores: Place,
     /// Values from one (row, head) pair's scores to the next.
     pub score_stride: usize,
-    /// Absorbed queries, `[rows, heads, kv_lora]`.
-    pub absorbed: Place,
-    /// Whole latent queries, `[rows, heads, kv_lora + rope]`.
+    /// Latent queries, `[rows, heads, kv_lora + rope]`.
     pub query: Place,
     /// What latent attention found, `[rows, heads, kv_lora]`.
     pub narrow: Place,
@@ -234,7 +233,7 @@ impl Layout {
     /// # Errors
     /// No memory, a device that fails.
     pub fn new(driver: &mut dyn Driver, plan: &LayoutPlan, dense: &DenseStore) -> Result<Layout, GpuError> {
-        let [absorbed, query, narrow, head_rows] = plan.latent;
+        let [query, narrow, head_rows] = plan.latent;
         let mut alloc = |what, bytes| place(driver, what, bytes);
         let regs = plan
             .regs
@@ -247,8 +246,8 @@ impl Layout {
             .map(|(reg, bytes)| Ok((*reg, alloc("quantized rows", *bytes)?)))
             .collect::<Result<_, _>>()?;
         let [product, scores] = [alloc("logits", plan.product)?, alloc("attention scores", plan.scores)?];
-        let latent = [absorbed, query, narrow, head_rows].map(|bytes| alloc("latent attention", bytes));
-        let [absorbed, query, narrow, head_rows] = latent;
+        let latent = [query, narrow, head_rows].map(|bytes| alloc("latent attention", bytes));
+        let [query, narrow, head_rows] = latent;
         let hidden_up = alloc("experts' rows", plan.hidden_up)?;
         let angles = [alloc("angles", plan.angles)?, alloc("angles", plan.angles)?];
         let mut cache = Slab::new(driver, "the key/value cache", plan.kv_bytes())?;
@@ -263,7 +262,6 @@ impl Layout {
             product,
             scores,
             score_stride: plan.score_stride,
-            absorbed: absorbed?,
             query: query?,
             narrow: narrow?,
             head_rows: head_rows?,

@@ -12,6 +12,7 @@ mod driver;
 #[cfg(feature = "gpu-emulator")]
 mod emulated;
 mod experts;
+mod fuse;
 mod grids;
 mod host_lane;
 #[cfg(all(test, feature = "gpu-emulator"))]

@@ -7,11 +7,14 @@ use std::collections::HashMap;
 
 use super::driver::{Arg, DevicePtr, Driver, Event, GpuError, Grid, KernelId, Lane};
 use super::grids::element_grid;
-use super::shapes::{MATMUL_JOBS_MAX, MATMUL_ROWS, MatmulJob, matmul_grid, matmul_jobs, matmul_name};
-use crate::kernels::Format;
+use super::shapes::{
+    MATMUL_JOBS_MAX, MATMUL_ROWS, MatmulJob, matmul_grid, matmul_jobs, matmul_name, thin_matmul_grid,
+    thin_matmul_name,
+};
+use crate::kernels::{Format, Side};
 
 /// Kernels without a format.
-const NAMES: [&str; 13] = [
+const NAMES: [&str; 12] = [
     "quantize_x32",
     "quantize_x256",
     "rms_norm",
@@ -19,12 +22,11 @@ const NAMES: [&str; 13] = [
     "sum_rows",
     "add_bias",
     "silu_mul",
-    "rotate",
-    "store_rows",
-    "mla_query",
+    "place_heads",
     "attend_scores",
     "attend_values",
     "combine",
+    "combine_few",
 ];
 
 /// The two lanes of a device, with its kernels.
@@ -32,6 +34,7 @@ pub struct Queue {
     driver: Box<dyn Driver>,
     kernels: HashMap<&'static str, KernelId>,
     matmuls: HashMap<(&'static str, u32), KernelId>,
+    thin_matmuls: HashMap<&'static str, KernelId>,
     tables: DevicePtr,
     failed: Option<GpuError>,
 }
@@ -46,10 +49,13 @@ impl Queue {
         for name in NAMES {
             kernels.insert(name, driver.kernel(name)?);
         }
-        let mut matmuls = HashMap::new();
+        let (mut matmuls, mut thin_matmuls) = (HashMap::new(), HashMap::new());
         for format in formats {
             for rows in MATMUL_ROWS {
                 matmuls.insert((format.name(), rows), driver.kernel(&matmul_name(*format, rows))?);
+            }
+            if format.side() == Side::Float {
+                thin_matmuls.insert(format.name(), driver.kernel(&thin_matmul_name(*format))?);
             }
         }
         let bytes = super::tables();
@@ -58,7 +64,7 @@ impl Queue {
         unsafe { driver.upload(Lane::Compute, tables, bytes.as_ptr(), bytes.len()) }?;
         let done = driver.record(Lane::Compute, None)?;
         driver.wait(done)?;
-        Ok(Queue { driver, kernels, matmuls, tables, failed: None })
+        Ok(Queue { driver, kernels, matmuls, thin_matmuls, tables, failed: None })
     }
 
     /// The driver, for what is not queued.
@@ -134,10 +140,12 @@ impl Queue {
             // Experts of a window have few rows each but for some: those go in several blocks.
             let mean = jobs.iter().map(|job| job.count).sum::<u32>().div_ceil(jobs.len() as u32);
             let rows = MATMUL_ROWS.into_iter().find(|rows| *rows >= mean).unwrap_or(8);
-            let kernel = self.matmuls[&(format.name(), rows)];
+            let (kernel, grid) = match thin_matmul_grid(format, cols, jobs) {
+                Some(grid) => (self.thin_matmuls[format.name()], grid),
+                None => (self.matmuls[&(format.name(), rows)], matmul_grid(rows, jobs)),
+            };
             let words = matmul_jobs(jobs);
             let args = [Arg::Struct(&words), Arg::U32(cols as u32), Arg::Ptr(self.tables)];
-            let grid = matmul_grid(rows, jobs);
             // SAFETY: as in `launch`; jobs lie in registers and weights of this device.
             self.run(|driver| unsafe { driver.launch(kernel, grid, &args) });
         }

@@ -13,6 +13,22 @@ pub const MATMUL_ROWS: [u32; 4] = [1, 2, 4, 8];
 /// Most jobs of one launch.
 pub const MATMUL_JOBS_MAX: usize = 64;
 
+/// Most picks that come with a launch: `Picks` of `kernels/vector.cuh`.
+pub const PICKS_MAX: usize = 128;
+
+/// `x_step` of a job whose `rows` are numbers themselves: `PACKED_ROWS` of `kernels/common.cuh`.
+const PACKED_ROWS: u32 = u32::MAX;
+/// Most rows of such a job, each below 256.
+pub const PACKED_ROWS_MAX: usize = 8;
+
+/// Matrices of plain floats with no more rows than this have a kernel of their own, if they have this many columns:
+/// with fewer there is little to wait for.
+const THIN_WEIGHT_ROWS_MAX: u32 = 1024;
+const THIN_COLUMNS_MIN: usize = 512;
+/// Activation rows of its block of threads: `matmul::THIN_ROWS`.
+const THIN_ROWS: u32 = 8;
+const THIN_THREADS: u32 = 256;
+
 /// Weight rows of a block of threads: `matmul::COLUMNS`.
 const MATMUL_COLUMNS: u32 = 16;
 
@@ -48,6 +64,14 @@ pub struct MatmulJob {
 }
 
 impl MatmulJob {
+    /// The same job for these activation rows, at most [`PACKED_ROWS_MAX`] of numbers below 256.
+    #[must_use]
+    pub fn of_rows(self, rows: &[u32]) -> MatmulJob {
+        debug_assert!(rows.len() <= PACKED_ROWS_MAX && rows.iter().all(|row| *row < 256));
+        let packed = rows.iter().rev().fold(0, |packed, row| packed << 8 | u64::from(*row));
+        MatmulJob { rows: packed, count: rows.len() as u32, x_step: PACKED_ROWS, ..self }
+    }
+
     fn words(self) -> [u64; JOB_WORDS] {
         let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
         [
@@ -60,6 +84,44 @@ impl MatmulJob {
             pair(self.x_stride, self.out_stride),
         ]
     }
+}
+
+/// Heads of a register for `place_heads`: `Heads` of `kernels/attend.cuh`, where the fields are explained.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HeadsJob {
+    pub x: DevicePtr,
+    pub norm: DevicePtr,
+    pub to: DevicePtr,
+    pub cache: DevicePtr,
+    pub heads: usize,
+    pub len: usize,
+    pub offset: usize,
+    pub norm_len: usize,
+    pub to_stride: usize,
+    pub to_at: usize,
+    pub quantized: usize,
+    pub halves: usize,
+    pub eps: f32,
+}
+
+/// The first argument of `place_heads`.
+#[must_use]
+pub fn heads_jobs(jobs: [HeadsJob; 3]) -> Vec<u64> {
+    let pair = |low: usize, high: usize| low as u64 | (high as u64) << 32;
+    let words = |job: HeadsJob| {
+        [
+            job.x,
+            job.norm,
+            job.to,
+            job.cache,
+            pair(job.heads, job.len),
+            pair(job.offset, job.norm_len),
+            pair(job.to_stride, job.to_at),
+            pair(job.quantized, job.halves),
+            u64::from(job.eps.to_bits()),
+        ]
+    };
+    jobs.into_iter().flat_map(words).collect()
 }
 
 /// The first argument of a matmul kernel. At most [`MATMUL_JOBS_MAX`] jobs; the rest of the struct is zero.
@@ -88,6 +150,34 @@ pub fn matmul_grid(rows: u32, jobs: &[MatmulJob]) -> Grid {
     Grid { blocks, threads, shared_bytes: 0 }
 }
 
+/// The grid of the kernel for plain floats in few weight rows; `None` where the others are better.
+#[must_use]
+pub fn thin_matmul_grid(format: Format, cols: usize, jobs: &[MatmulJob]) -> Option<Grid> {
+    let most = |of: fn(&MatmulJob) -> u32| jobs.iter().map(of).max().unwrap_or(0).max(1);
+    let rows = most(|job| job.n);
+    let is_thin = format.side() == Side::Float && rows <= THIN_WEIGHT_ROWS_MAX && cols >= THIN_COLUMNS_MIN;
+    let blocks = [rows, most(|job| job.count).div_ceil(THIN_ROWS), jobs.len() as u32];
+    is_thin.then_some(Grid { blocks, threads: THIN_THREADS, shared_bytes: 0 })
+}
+
+/// The name of that kernel.
+#[must_use]
+pub fn thin_matmul_name(format: Format) -> String {
+    format!("matmul_{}_thin", format!("{format:?}").to_lowercase())
+}
+
+/// The second argument of `combine_few`. At most [`PICKS_MAX`] picks; the rest of the struct is zero.
+#[must_use]
+pub fn picks(places: &[u32], weights: &[f32]) -> Vec<u64> {
+    debug_assert!(places.len() <= PICKS_MAX && places.len() == weights.len());
+    let mut words = vec![0u32; 2 * PICKS_MAX];
+    words[..places.len()].copy_from_slice(places);
+    for (word, weight) in words[PICKS_MAX..].iter_mut().zip(weights) {
+        *word = weight.to_bits();
+    }
+    words.chunks_exact(2).map(|pair| u64::from(pair[0]) | u64::from(pair[1]) << 32).collect()
+}
+
 /// The kernel that makes activation rows what formats of this side multiply with; `None` where these are the
 /// floats.
 #[must_use]
@@ -96,6 +186,16 @@ pub fn quantize_name(side: Side) -> Option<&'static str> {
         Side::Float => None,
         Side::X32 => Some("quantize_x32"),
         Side::X256 => Some("quantize_x256"),
+    }
+}
+
+/// What kernels that quantize besides call the layout of that side; 0 is none.
+#[must_use]
+pub fn side_number(side: Side) -> u32 {
+    match side {
+        Side::Float => 0,
+        Side::X32 => 1,
+        Side::X256 => 2,
     }
 }
 

@@ -60,11 +60,9 @@ impl Gqa {
         for (bias, (_, out)) in self.bias.iter().zip(projections) {
             bias.iter().for_each(|bias| ops.add_bias(bias, out, rows));
         }
-        for (reg, heads, which) in [(Reg::Q, heads, 0), (Reg::K, kv_heads, 1)] {
-            let norm = self.qk_norm.as_ref().map(|norms| (&norms[which], self.norm_eps));
-            ops.rotate(Rotation { reg, rows, heads, len: key_dim, offset: 0, norm });
-        }
-        ops.cache_heads(&at);
+        let norm = |which: usize| self.qk_norm.as_ref().map(|norms| (&norms[which], self.norm_eps));
+        let rotation = |heads, which| Rotation { heads, len: key_dim, offset: 0, norm: norm(which) };
+        ops.place_heads(&at, rotation(heads, 0), rotation(kv_heads, 1));
         ops.attend(&at);
         ops.matmul(Reg::Heads, rows, &[(&self.output, Reg::Branch)]);
         self.bias[3].iter().for_each(|bias| ops.add_bias(bias, Reg::Branch, rows));
@@ -115,23 +113,12 @@ impl Mla {
         let AttentionSpec::Mla { heads, kv_lora, nope, .. } = self.spec else { return };
         let (rows, row_len) = (pass.rows, self.kv_a.rows);
         self.project(pass);
-        let ops = &mut *pass.ops;
-        let latents = Rotation { reg: Reg::K, rows, heads: 1, len: row_len, offset: kv_lora, norm: None };
-        ops.norm(Norm {
-            x: Reg::K,
-            rows: 0..rows,
-            stride: row_len,
-            weight: &self.kv_a_norm,
-            eps: self.norm_eps,
-            out: Reg::K,
-        });
-        ops.rotate(latents);
-        let queries =
-            Rotation { reg: Reg::Q, rows, heads, len: nope + self.rope_dim, offset: nope, norm: None };
-        ops.rotate(queries);
-        let start = pass.start;
+        let (start, ops) = (pass.start, &mut *pass.ops);
         let at = AttendRows { block, start, rows, heads, kv_heads: 1, key_dim: row_len, value_dim: kv_lora };
-        ops.cache_latent(&at);
+        let norm = Some((&self.kv_a_norm, self.norm_eps));
+        let latents = Rotation { heads: 1, len: row_len, offset: kv_lora, norm };
+        let queries = Rotation { heads, len: nope + self.rope_dim, offset: nope, norm: None };
+        ops.place_heads(&at, queries, latents);
         ops.attend_latent(self, &at);
         ops.matmul(Reg::Heads, rows, &[(&self.output, Reg::Branch)]);
     }

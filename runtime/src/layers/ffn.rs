@@ -44,7 +44,7 @@ pub fn feed_forward(ops: &mut dyn Backend, rows: usize, expert: &DenseFeedForwar
     for (bias, out) in expert.bias.iter().zip([Reg::Gate, Reg::Up]) {
         bias.iter().for_each(|bias| ops.add_bias(bias, out, rows));
     }
-    ops.silu_mul(Reg::Gate, Reg::Up, rows * expert.gate.rows);
+    ops.silu_mul(Reg::Gate, Reg::Up, rows, expert.gate.rows);
     ops.matmul(Reg::Gate, rows, &[(&expert.down, Reg::Branch)]);
     expert.bias[2].iter().for_each(|bias| ops.add_bias(bias, Reg::Branch, rows));
 }

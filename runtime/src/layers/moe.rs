@@ -111,7 +111,10 @@ impl MoeLayer<'_, '_> {
     /// # Errors
     /// An expert that could not be read, a GPU that failed.
     pub fn forward(mut self, pass: &mut Pass<'_>, sink: Option<&mut dyn RouteSink>) -> Result<(), MoeError> {
-        let mut routes = choose((self.spec, self.weights), pass, Reg::Normed)?;
+        let mut logits = vec![0f32; pass.rows * self.spec.experts];
+        let shared = self.weights.shared.as_ref();
+        let is_shared_done = pass.ops.route(pass.rows, &self.weights.router, shared, &mut logits)?;
+        let mut routes = choices((self.spec, self.weights), &*pass.ops, &mut logits);
         let layer = self.weights.layer;
         let mut plan = WindowPlan::new(&routes, (self.spec.experts, self.spec.used));
         self.lookahead.settle(layer, &plan.experts);
@@ -121,15 +124,16 @@ impl MoeLayer<'_, '_> {
         }
         let shape = &self.weights.shape;
         missing(&*pass.ops, self.experts, layer, &plan).for_each(|row| self.demand.note(row, shape.bytes()));
-        let claimed = pass.ops.claim(layer, &plan.experts, &plan.counts(&plan.experts));
+        let weights: Vec<f32> = routes.iter().map(|route| route.weight).collect();
+        let claimed = pass.ops.claim(layer, &plan, &weights);
         let rest: Vec<u32> =
             plan.experts.iter().filter(|expert| claimed.binary_search(expert).is_err()).copied().collect();
         let mut lease = self.experts.acquire(layer, &rest, &plan.counts(&rest))?;
         pass.clock.lap(Phase::Router);
-        let shared = self.weights.shared.as_ref();
         if shared.is_none() {
             pass.ops.clear_branch(pass.rows * self.weights.router.cols);
         }
+        let shared = shared.filter(|_| !is_shared_done);
         let mut window = Window { weights: self.weights, plan: &plan, shared, claimed };
         if let Some(target) = self.next.filter(|_| self.lookahead.is_on(pass.rows)) {
             // What is predicted from includes the shared expert's output; the disk should know early.
@@ -142,8 +146,7 @@ impl MoeLayer<'_, '_> {
         }
         window.run(&mut lease, pass)?;
         drop(lease);
-        let weights: Vec<f32> = routes.iter().map(|route| route.weight).collect();
-        pass.ops.combine(&plan.place, &weights, self.spec.used, self.weights.router.cols);
+        pass.ops.combine(&plan, &weights, self.spec.used, self.weights.router.cols);
         pass.clock.lap(Phase::Experts);
         Ok(())
     }
@@ -183,10 +186,15 @@ pub(super) fn choose(
 ) -> Result<Vec<Route>, GpuError> {
     let mut logits = vec![0f32; pass.rows * spec.experts];
     pass.ops.product(x, pass.rows, &weights.router, &mut logits)?;
-    let bias = weights.bias.as_ref().map(|bias| pass.ops.dense().vector(bias));
-    let mut routes = Vec::with_capacity(pass.rows * spec.used);
+    Ok(choices((spec, weights), &*pass.ops, &mut logits))
+}
+
+/// The choices that a router's logits make.
+fn choices((spec, weights): (&MoeSpec, &Routed), ops: &dyn Backend, logits: &mut [f32]) -> Vec<Route> {
+    let bias = weights.bias.as_ref().map(|bias| ops.dense().vector(bias));
+    let mut routes = Vec::with_capacity(logits.len() / spec.experts * spec.used);
     logits.chunks_mut(spec.experts).for_each(|row| route(spec, row, bias, &mut routes));
-    Ok(routes)
+    routes
 }
 
 /// The experts of one window at work.

@@ -1,7 +1,8 @@
-//! Rows on their way into the cache, and latent queries.
+//! Rows on their way into the cache.
 
-use super::super::grids::head_grid;
-use super::vector::{assert_same, noise};
+use super::super::grids::heads_grid;
+use super::super::shapes::{HeadsJob, heads_jobs};
+use super::vector::noise;
 use super::*;
 use crate::kernels::RowLayout;
 
@@ -17,17 +18,27 @@ const LAYOUTS: [RowLayout; 8] = [
     RowLayout { quantized: 32, halves: 1 },
 ];
 
-/// Stores rows of `x` (`[rows, heads, x_stride]`) and compares the whole cache with what `pack` makes of it.
-fn check(layout: RowLayout, (rows, heads, x_stride): (usize, usize, usize), x: &[f32]) {
+/// Stores heads of `x` (`[rows, heads, len]`) and compares the whole cache with what `pack` makes of it.
+fn check(layout: RowLayout, (rows, heads, len): (usize, usize, usize), x: &[f32]) {
     let (context_len, start) = (rows + 7, 4);
     let mut cache = vec![0x3b; heads * context_len * layout.bytes()];
     let mut card = Card::new();
     let (x_at, cache_at) = (card.upload_floats(x), card.upload(&cache));
-    let sizes = [heads, x_stride, context_len, start, layout.quantized, layout.halves];
-    let mut args = vec![Arg::Ptr(x_at), Arg::Ptr(cache_at)];
-    args.extend(sizes.map(|size| Arg::U32(size as u32)));
-    card.run("store_rows", head_grid(rows as u32, heads as u32), &args);
-    for (index, values) in x.chunks(x_stride).enumerate() {
+    let values = HeadsJob {
+        x: x_at,
+        cache: cache_at,
+        heads,
+        len,
+        offset: len,
+        quantized: layout.quantized,
+        halves: layout.halves,
+        ..HeadsJob::default()
+    };
+    let jobs = heads_jobs([HeadsJob::default(), HeadsJob::default(), values]);
+    let mut args = vec![Arg::Struct(&jobs), Arg::Ptr(0), Arg::Ptr(0)];
+    args.extend([0, 0, context_len, start, rows].map(|size| Arg::U32(size as u32)));
+    card.run("place_heads", heads_grid(rows as u32, heads as u32), &args);
+    for (index, values) in x.chunks(len).enumerate() {
         let position = index % heads * context_len + start + index / heads;
         let row = &mut cache[position * layout.bytes()..][..layout.bytes()];
         layout.pack(&values[..layout.dim()], row);
@@ -39,10 +50,10 @@ fn check(layout: RowLayout, (rows, heads, x_stride): (usize, usize, usize), x: &
 fn rows_are_packed_as_on_the_cpu_and_nothing_else_is_touched() {
     for layout in LAYOUTS {
         for (rows, heads, more) in [(1, 1, 0), (5, 3, 0), (8, 2, 9)] {
-            let x_stride = layout.dim() + more;
+            let len = layout.dim() + more;
             for scale in [1e-9, 1e-5, 1.0, 3e4, 1e8] {
-                let x: Vec<f32> = noise(rows * heads * x_stride, 21).iter().map(|x| x * scale).collect();
-                check(layout, (rows, heads, x_stride), &x);
+                let x: Vec<f32> = noise(rows * heads * len, 21).iter().map(|x| x * scale).collect();
+                check(layout, (rows, heads, len), &x);
             }
         }
     }
@@ -79,22 +90,4 @@ fn every_kind_of_float_becomes_the_half_that_the_cpu_makes_of_it() {
         .collect();
     let layout = RowLayout { quantized: 0, halves: 512 };
     check(layout, (x.len() / 512, 1, 512), &x);
-}
-
-#[test]
-fn a_latent_query_is_its_absorbed_part_and_its_rotated_part() {
-    let (rows, heads, kv_lora, nope, rope) = (3usize, 5usize, 512usize, 128usize, 64usize);
-    let (absorbed, q) = (noise(rows * heads * kv_lora, 23), noise(rows * heads * (nope + rope), 24));
-    let want: Vec<f32> = absorbed
-        .chunks(kv_lora)
-        .zip(q.chunks(nope + rope))
-        .flat_map(|(absorbed, q)| absorbed.iter().chain(&q[nope..]).copied())
-        .collect();
-    let mut card = Card::new();
-    let (absorbed, q) = (card.upload_floats(&absorbed), card.upload_floats(&q));
-    let out = card.upload_floats(&vec![0.0; want.len()]);
-    let sizes = [kv_lora, nope, rope].map(|size| Arg::U32(size as u32));
-    let args = [[Arg::Ptr(absorbed), Arg::Ptr(q), Arg::Ptr(out)], sizes].concat();
-    card.run("mla_query", head_grid(rows as u32, heads as u32), &args);
-    assert_same(&card.read_bits(out, want.len()), &want, "mla_query");
 }

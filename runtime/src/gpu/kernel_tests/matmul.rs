@@ -1,6 +1,9 @@
 //! The matrix products of all formats.
 
-use super::super::shapes::{MATMUL_ROWS, MatmulJob, matmul_grid, matmul_jobs, matmul_name};
+use super::super::driver::Grid;
+use super::super::shapes::{
+    MATMUL_ROWS, MatmulJob, matmul_grid, matmul_jobs, matmul_name, thin_matmul_grid, thin_matmul_name,
+};
 use super::super::tables;
 use super::{Arg, Card, DevicePtr};
 use crate::kernels::{Format, Input, MatrixRef, Side, matmul_serial, noise, quantized, random_weights};
@@ -13,7 +16,7 @@ const UNTOUCHED: u32 = 0x5a5a_5a5a;
 
 fn widths(format: Format) -> &'static [usize] {
     match format.side() {
-        Side::Float => &[1, 15, 33, 256, 544],
+        Side::Float => &[1, 15, 33, 256, 544, 1030, 2048],
         Side::X32 => &[32, 96, 256, 512, 544, 1280],
         Side::X256 => &[256, 512, 1280],
     }
@@ -28,15 +31,21 @@ struct Case {
 }
 
 enum Rows {
-    Steps { first: u32, step: u32, count: u32 },
+    Steps {
+        first: u32,
+        step: u32,
+        count: u32,
+    },
     List(Vec<u32>),
+    /// With the job itself.
+    Packed(Vec<u32>),
 }
 
 impl Rows {
     fn all(&self) -> Vec<u32> {
         match self {
             Rows::Steps { first, step, count } => (0..*count).map(|i| first + i * step).collect(),
-            Rows::List(rows) => rows.clone(),
+            Rows::List(rows) | Rows::Packed(rows) => rows.clone(),
         }
     }
 }
@@ -53,6 +62,8 @@ fn cases(format: Format, cols: usize) -> Vec<Case> {
         case(1, Rows::Steps { first: 4, step: 0, count: 0 }, 0),
         case(33, Rows::List(vec![10, 0, 3, 3, 7, 2, 8]), 1),
         case(5, Rows::Steps { first: 10, step: 0, count: 1 }, 2),
+        case(18, Rows::Packed(vec![9, 0, 4, 4, 10, 1, 2, 8]), 0),
+        case(3, Rows::Packed(vec![6]), 0),
     ]
 }
 
@@ -86,20 +97,26 @@ fn check(format: Format, cols: usize) {
     let cases = cases(format, cols);
     let (x_at, x_stride) = upload_activations(&mut card, format.side(), &x, cols);
     let expected: Vec<Vec<u32>> = cases.iter().map(|case| expected(format, cols, case, &x)).collect();
-    for rows in MATMUL_ROWS {
+    let by_rows = |rows| {
+        let grid = move |jobs: &[MatmulJob]| matmul_grid(rows, jobs);
+        (matmul_name(format, rows), Box::new(grid) as Box<dyn Fn(&[MatmulJob]) -> Grid>)
+    };
+    let mut ways: Vec<_> = MATMUL_ROWS.map(by_rows).into_iter().collect();
+    if thin_matmul_grid(format, cols, &[]).is_some() {
+        let grid = move |jobs: &[MatmulJob]| thin_matmul_grid(format, cols, jobs).unwrap();
+        ways.push((thin_matmul_name(format), Box::new(grid)));
+    }
+    for (kernel, grid) in ways {
         let jobs: Vec<MatmulJob> =
             cases.iter().map(|case| upload_job(&mut card, case, x_at, x_stride)).collect();
         let words = matmul_jobs(&jobs);
         let args = [Arg::Struct(&words), Arg::U32(cols as u32), Arg::Ptr(tables)];
-        card.run(&matmul_name(format, rows), matmul_grid(rows, &jobs), &args);
+        card.run(&kernel, grid(&jobs), &args);
         for (job, (of_job, expected)) in jobs.iter().zip(&expected).enumerate() {
             let got = card.read_bits(of_job.out, expected.len());
             let wrong = got.iter().zip(expected).position(|(got, expected)| got != expected);
             let values = wrong.map(|at| (at, f32::from_bits(got[at]), f32::from_bits(expected[at])));
-            assert!(
-                wrong.is_none(),
-                "{format:?} {cols} columns, {rows} rows at a time, job {job}: {values:?}"
-            );
+            assert!(wrong.is_none(), "{kernel}, {cols} columns, job {job}: {values:?}");
         }
     }
 }
@@ -119,6 +136,7 @@ fn upload_job(card: &mut Card, case: &Case, x: DevicePtr, x_stride: u32) -> Matm
     };
     match &case.rows {
         Rows::Steps { first, step, .. } => (job.x_first, job.x_step) = (*first, *step),
+        Rows::Packed(rows) => job = job.of_rows(rows),
         Rows::List(rows) => {
             job.rows = card.upload(&rows.iter().flat_map(|row| row.to_le_bytes()).collect::<Vec<u8>>());
         }

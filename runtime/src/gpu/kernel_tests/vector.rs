@@ -1,8 +1,9 @@
 //! Norms, activations and sums over rows.
 
-use super::super::grids::{combine_grid, element_grid, head_grid, norm_grid};
+use super::super::grids::{combine_grid, element_grid, heads_grid, norm_grid, silu_grid};
+use super::super::shapes::{HeadsJob, heads_jobs, picks, side_number};
 use super::*;
-use crate::kernels::{add_scaled, rms_norm, silu_mul};
+use crate::kernels::{Side, add_scaled, quantized, rms_norm, silu_mul};
 use crate::layers::Rope;
 use crate::models::{RopeLayout, RopeScaling, RopeSpec};
 
@@ -74,28 +75,98 @@ fn gated_activations_have_the_bits_of_the_cpu_over_the_whole_range_of_exp() {
     let mut card = Card::new();
     let (x, y) = (card.upload_floats(&gate), card.upload_floats(&up));
     let len = gate.len();
-    card.run("silu_mul", element_grid(len as u32), &[Arg::Ptr(x), Arg::Ptr(y), Arg::U32(len as u32)]);
+    let [width, rows] = [len, 1].map(|n| Arg::U32(n as u32));
+    let args = [Arg::Ptr(x), Arg::Ptr(y), Arg::Ptr(0), Arg::U32(0), width, rows];
+    card.run("silu_mul", silu_grid(1, len as u32), &args);
     silu_mul(&mut gate, &up);
     assert_same(&card.read_bits(x, len), &gate, "silu_mul");
+}
+
+/// Layouts that results are quantized to, with widths that come whole in them.
+const PACKED: [(Side, usize); 6] = [
+    (Side::X256, 256),
+    (Side::X256, 1536),
+    (Side::X32, 32),
+    (Side::X32, 288),
+    (Side::X32, 1376),
+    (Side::X32, 2048),
+];
+
+#[test]
+fn activations_are_quantized_besides_as_on_the_cpu() {
+    for (side, width) in PACKED {
+        for rows in [1usize, 3, 9] {
+            let (mut gate, up) = (noise(rows * width, 13), noise(rows * width, 14));
+            let mut card = Card::new();
+            let (x, y) = (card.upload_floats(&gate), card.upload_floats(&up));
+            silu_mul(&mut gate, &up);
+            let packed = quantized(side, &gate, width);
+            let to = card.upload(&vec![0; packed.len()]);
+            let [w, n] = [width, rows].map(|n| Arg::U32(n as u32));
+            let args = [Arg::Ptr(x), Arg::Ptr(y), Arg::Ptr(to), Arg::U32(side_number(side)), w, n];
+            card.run("silu_mul", silu_grid(rows as u32, width as u32), &args);
+            assert_same(&card.read_bits(x, gate.len()), &gate, "silu_mul");
+            assert!(card.read(to, packed.len()) == packed, "{side:?}, {rows} rows of {width}");
+        }
+    }
+}
+
+const EPS: f32 = 1e-5;
+
+/// Of `rms_norm`: rows, what is added to them, weight and result; where it is quantized, and how; width and strides.
+fn norm_args(
+    (x, add, weight, out): (DevicePtr, DevicePtr, DevicePtr, DevicePtr),
+    (packed, side): (DevicePtr, Side),
+    (width, x_stride, out_stride): (usize, usize, usize),
+) -> [Arg<'static>; 10] {
+    let [width, x_stride, out_stride] = [width, x_stride, out_stride].map(|n| Arg::U32(n as u32));
+    let [x, add, weight, out, packed] = [x, add, weight, out, packed].map(Arg::Ptr);
+    let side = Arg::U32(side_number(side));
+    [x, add, weight, out, packed, side, width, x_stride, out_stride, Arg::F32(EPS)]
+}
+
+#[test]
+fn a_norm_adds_before_and_quantizes_behind_as_on_the_cpu() {
+    for (side, width) in PACKED {
+        for is_added in [false, true] {
+            let rows = 3;
+            let (mut x, more, weight) = (noise(rows * width, 15), noise(rows * width, 16), noise(width, 17));
+            let mut card = Card::new();
+            let [at, more_at, weight_at] = [&x, &more, &weight].map(|values| card.upload_floats(values));
+            let mut out = vec![0.0; rows * width];
+            let (out_at, add) = (card.upload_floats(&out), if is_added { more_at } else { 0 });
+            if is_added {
+                add_scaled(&more, 1.0, &mut x);
+            }
+            for (x, out) in x.chunks(width).zip(out.chunks_mut(width)) {
+                rms_norm(x, &weight, EPS, out);
+            }
+            let packed = quantized(side, &out, width);
+            let to = card.upload(&vec![0; packed.len()]);
+            let args = norm_args((at, add, weight_at, out_at), (to, side), (width, width, width));
+            card.run("rms_norm", norm_grid(rows as u32), &args);
+            assert_same(&card.read_bits(at, x.len()), &x, "what was added to");
+            assert_same(&card.read_bits(out_at, out.len()), &out, "rms_norm");
+            assert!(card.read(to, packed.len()) == packed, "{side:?}, {width} values, added: {is_added}");
+        }
+    }
 }
 
 #[test]
 fn rows_are_normed_as_on_the_cpu_in_place_or_apart() {
     for width in [1usize, 5, 64, 256, 577, 2048, 4097] {
         for (x_stride, out_stride) in [(width, width), (width + 3, width + 9)] {
-            let (rows, eps) = (3, 1e-5);
+            let rows = 3;
             let (x, weight) = (noise(rows * x_stride, 6), noise(width, 7));
             let mut card = Card::new();
             let (at, weight_at) = (card.upload_floats(&x), card.upload_floats(&weight));
             let out = card.upload_floats(&vec![-1.0; rows * out_stride]);
             let mut want = vec![-1.0; rows * out_stride];
             for (x, out) in x.chunks(x_stride).zip(want.chunks_mut(out_stride)) {
-                rms_norm(&x[..width], &weight, eps, &mut out[..width]);
+                rms_norm(&x[..width], &weight, EPS, &mut out[..width]);
             }
-            let args = |to, stride| {
-                let [w, x_stride, stride] = [width, x_stride, stride].map(|n| Arg::U32(n as u32));
-                [Arg::Ptr(at), Arg::Ptr(weight_at), Arg::Ptr(to), w, x_stride, stride, Arg::F32(eps)]
-            };
+            let args =
+                |to, stride| norm_args((at, 0, weight_at, to), (0, Side::Float), (width, x_stride, stride));
             card.run("rms_norm", norm_grid(rows as u32), &args(out, out_stride));
             assert_same(&card.read_bits(out, want.len()), &want, "rms_norm");
             card.run("rms_norm", norm_grid(rows as u32), &args(at, x_stride));
@@ -121,7 +192,11 @@ fn expert_outputs_are_added_in_rank_order_without_fusing() {
     let weights_at = card.upload_floats(&weights);
     let [w, u] = [width, used].map(|n| Arg::U32(n as u32));
     let args = [Arg::Ptr(routed_at), Arg::Ptr(place_at), Arg::Ptr(weights_at), Arg::Ptr(branch_at), w, u];
+    let before = card.upload_floats(&branch);
     card.run("combine", combine_grid(rows as u32, width as u32), &args);
+    let few = picks(&place, &weights);
+    let args = [Arg::Ptr(routed_at), Arg::Struct(&few), Arg::Ptr(before), w, u];
+    card.run("combine_few", combine_grid(rows as u32, width as u32), &args);
     for (row, out) in branch.chunks_mut(width).enumerate() {
         for pick in row * used..(row + 1) * used {
             let at = place[pick] as usize * width;
@@ -129,78 +204,91 @@ fn expert_outputs_are_added_in_rank_order_without_fusing() {
         }
     }
     assert_same(&card.read_bits(branch_at, branch.len()), &branch, "combine");
+    assert_same(&card.read_bits(before, branch.len()), &branch, "combine_few");
 }
 
-/// A rotation of heads within wider rows.
+/// A rotation of heads.
 #[derive(Clone, Copy, Debug)]
 struct Turn {
     heads: usize,
-    head_dim: usize,
-    x_stride: usize,
+    len: usize,
     offset: usize,
     half: usize,
     layout: RopeLayout,
-    is_normed: bool,
+    /// Values of a head that are normed before.
+    norm_len: usize,
+    /// Whether the rotated part goes elsewhere.
+    is_moved: bool,
 }
 
 #[test]
 fn heads_are_normed_and_rotated_as_on_the_cpu() {
     for layout in [RopeLayout::Interleaved, RopeLayout::Halves] {
-        let whole =
-            Turn { heads: 4, head_dim: 128, x_stride: 128, offset: 0, half: 64, layout, is_normed: false };
+        let whole = Turn { heads: 4, len: 128, offset: 0, half: 64, layout, norm_len: 0, is_moved: false };
         check_turn(whole);
-        check_turn(Turn { is_normed: true, ..whole });
-        check_turn(Turn { heads: 3, head_dim: 80, x_stride: 80, half: 20, is_normed: true, ..whole });
-        check_turn(Turn { heads: 1, head_dim: 576, x_stride: 576, offset: 512, half: 32, ..whole });
-        check_turn(Turn { heads: 5, head_dim: 192, x_stride: 200, offset: 128, half: 32, ..whole });
-        check_turn(Turn { heads: 2, head_dim: 512, x_stride: 512, half: 256, is_normed: true, ..whole });
+        check_turn(Turn { norm_len: 128, ..whole });
+        check_turn(Turn { heads: 3, len: 80, half: 20, norm_len: 80, ..whole });
+        check_turn(Turn { heads: 1, len: 576, offset: 512, half: 32, norm_len: 512, ..whole });
+        check_turn(Turn { heads: 5, len: 192, offset: 128, half: 32, is_moved: true, ..whole });
+        check_turn(Turn { heads: 5, len: 200, offset: 128, half: 32, is_moved: true, ..whole });
+        check_turn(Turn { heads: 2, len: 512, half: 256, norm_len: 512, ..whole });
     }
 }
 
 fn check_turn(turn: Turn) {
     let (rows, start, eps) = (3, 17, 1e-6);
+    let Turn { heads, len, offset, half, norm_len, .. } = turn;
     let spec = RopeSpec {
-        dim: 2 * turn.half,
+        dim: 2 * half,
         base: 10_000.0,
         layout: turn.layout,
         scaling: RopeScaling::Linear { factor: 2.0 },
     };
     let table = Rope::new(&spec, None).table(start, rows);
-    // What a rotation makes of (1, 0) is the angle's cosine and sine.
-    let (mut cos, mut sin) = (Vec::new(), Vec::new());
-    for row in 0..rows {
-        let is_second = |i: usize| match turn.layout {
-            RopeLayout::Interleaved => i % 2 == 1,
-            RopeLayout::Halves => i >= turn.half,
-        };
-        let mut units: Vec<f32> = (0..2 * turn.half).map(|i| if is_second(i) { 0.0 } else { 1.0 }).collect();
-        table.rotate(row, &mut units);
-        let values = units.into_iter().enumerate();
-        let (second, first): (Vec<_>, Vec<_>) = values.partition(|(i, _)| is_second(*i));
-        cos.extend(first.into_iter().map(|(_, value)| value));
-        sin.extend(second.into_iter().map(|(_, value)| value));
-    }
-    let mut x = noise(rows * turn.heads * turn.x_stride, 11);
-    let norm = noise(turn.head_dim, 12);
+    let mut x = noise(rows * heads * len, 11);
+    let norm = noise(norm_len.max(1), 12);
+    // Rotated parts lie behind 7 others.
+    let (to_stride, to_at) = (len - offset + 9, 7);
+    let mut moved = vec![0.25; rows * heads * to_stride];
     let mut card = Card::new();
-    let at = card.upload_floats(&x);
-    let tables = [&cos, &sin].map(|table| Arg::Ptr(card.upload_floats(table)));
-    let norm_at = card.upload_floats(&norm);
-    let sizes = [turn.heads, turn.head_dim, turn.x_stride, turn.offset, turn.half];
-    let mut args = vec![Arg::Ptr(at)];
+    let (at, norm_at, to) = (card.upload_floats(&x), card.upload_floats(&norm), card.upload_floats(&moved));
+    let (cos, sin) = table.angles();
+    let tables = [cos, sin].map(|table| Arg::Ptr(card.upload_floats(table)));
+    let job = HeadsJob {
+        x: at,
+        norm: if norm_len > 0 { norm_at } else { 0 },
+        to: if turn.is_moved { to } else { 0 },
+        eps,
+        heads,
+        len,
+        offset,
+        norm_len,
+        to_stride,
+        to_at,
+        ..HeadsJob::default()
+    };
+    // The same heads are not to be touched as keys or values.
+    let jobs = heads_jobs([job, HeadsJob::default(), HeadsJob::default()]);
+    let is_interleaved = u32::from(turn.layout == RopeLayout::Interleaved);
+    let mut args = vec![Arg::Struct(&jobs)];
     args.extend(tables);
-    args.extend(sizes.map(|size| Arg::U32(size as u32)));
-    args.push(Arg::U32(u32::from(turn.layout == RopeLayout::Interleaved)));
-    args.push(Arg::Ptr(if turn.is_normed { norm_at } else { 0 }));
-    args.push(Arg::F32(eps));
-    card.run("rotate", head_grid(rows as u32, turn.heads as u32), &args);
-    let mut normed = vec![0f32; turn.head_dim];
-    for (index, head) in x.chunks_mut(turn.x_stride).enumerate() {
-        if turn.is_normed {
-            rms_norm(&head[..turn.head_dim], &norm, eps, &mut normed);
-            head[..turn.head_dim].copy_from_slice(&normed);
+    args.extend([half as u32, is_interleaved, 64, start as u32, rows as u32].map(Arg::U32));
+    card.run("place_heads", heads_grid(rows as u32, heads as u32), &args);
+    let mut normed = vec![0f32; norm_len];
+    for (index, (head, to)) in x.chunks_mut(len).zip(moved.chunks_mut(to_stride)).enumerate() {
+        if norm_len > 0 {
+            rms_norm(&head[..norm_len], &norm, eps, &mut normed);
+            head[..norm_len].copy_from_slice(&normed);
         }
-        table.rotate(index / turn.heads, &mut head[turn.offset..]);
+        let part = if turn.is_moved {
+            let part = &mut to[to_at..to_at + len - offset];
+            part.copy_from_slice(&head[offset..]);
+            part
+        } else {
+            &mut head[offset..]
+        };
+        table.rotate(index / heads, part);
     }
     assert_same(&card.read_bits(at, x.len()), &x, &format!("{turn:?}"));
+    assert_same(&card.read_bits(to, moved.len()), &moved, &format!("{turn:?}"));
 }

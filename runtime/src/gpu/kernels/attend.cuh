@@ -5,7 +5,7 @@
 // pass sees its own position and all before it.
 #pragma once
 
-#include "common.cuh"
+#include "vector.cuh"
 
 // Values of a Q8_0 block, its bytes, and positions of a tile.
 #define KV_BLOCK 32u
@@ -39,27 +39,75 @@ __device__ __forceinline__ void pack_block(float value, u8* block) {
     if (lane == 0) *(u16*)(block + KV_BLOCK) = factor;
 }
 
-// Packs the rows of the pass into the cache: `RowLayout::pack`. One block a (row, head), 128 threads.
-extern "C" __global__ void store_rows(const float* x, u8* cache, unsigned heads, unsigned x_stride,
-                                      unsigned context_len, unsigned start, unsigned quantized, unsigned halves) {
-    unsigned row = blockIdx.x / heads, head = blockIdx.x % heads;
-    RowLayout layout = {quantized, halves};
-    const float* values = x + (size_t)blockIdx.x * x_stride;
-    u8* to = cache + ((size_t)head * context_len + start + row) * layout.bytes();
-    for (unsigned block = threadIdx.x / 32; block < quantized / KV_BLOCK; block += blockDim.x / 32)
+// Packs a head's values into its row of the cache: `RowLayout::pack`. All threads of the block.
+__device__ __forceinline__ void store_row(const float* values, u8* to, RowLayout layout) {
+    for (unsigned block = threadIdx.x / 32; block < layout.quantized / KV_BLOCK; block += blockDim.x / 32)
         pack_block(values[block * KV_BLOCK + threadIdx.x % 32], to + block * KV_BLOCK_BYTES);
     u16* cells = (u16*)(to + layout.halves_at());
-    for (unsigned i = threadIdx.x; i < halves; i += blockDim.x) cells[i] = float_to_half(values[quantized + i]);
+    for (unsigned i = threadIdx.x; i < layout.halves; i += blockDim.x)
+        cells[i] = float_to_half(values[layout.quantized + i]);
 }
 
-// Queries against latent rows: `[absorbed | rotated part of q]`. One block a (row, head), 128 threads.
-extern "C" __global__ void mla_query(const float* absorbed, const float* q, float* out, unsigned kv_lora,
-                                     unsigned nope, unsigned rope) {
-    const float* latent = absorbed + (size_t)blockIdx.x * kv_lora;
-    const float* rotated = q + (size_t)blockIdx.x * (nope + rope) + nope;
-    float* to = out + (size_t)blockIdx.x * (kv_lora + rope);
-    for (unsigned i = threadIdx.x; i < kv_lora + rope; i += blockDim.x)
-        to[i] = i < kv_lora ? latent[i] : rotated[i - kv_lora];
+// What becomes of the heads of one register.
+struct Heads {
+    // `[rows, heads, len]`.
+    float* x;
+    // Of the first `norm_len` values of a head; null for none.
+    const float* norm;
+    // Where the rotated part goes instead of back to its place: value `to_at` of every `to_stride`; null for its place.
+    float* to;
+    // The cache they are stored in; null for none.
+    u8* cache;
+    // `heads` is 0 where there are none. `offset` is the first value that is rotated, `len` for none.
+    unsigned heads, len, offset, norm_len, to_stride, to_at;
+    RowLayout layout;
+    float eps;
+    unsigned unused;
+};
+
+struct AllHeads {
+    Heads of[3];
+};
+
+static_assert(sizeof(Heads) == 72 && sizeof(AllHeads) == 216, "as the host packs it");
+
+// Rotates a head by the angles of its row, by all threads of the block.
+__device__ __forceinline__ void rotate(float* head, float* to, const float* cos, const float* sin, unsigned len,
+                                       unsigned half, bool is_interleaved) {
+    for (unsigned i = threadIdx.x; i < half; i += blockDim.x) {
+        const unsigned first = is_interleaved ? 2 * i : i, second = first + (is_interleaved ? 1 : half);
+        const float a = head[first], b = head[second], c = cos[i], s = sin[i];
+        to[first] = a * c - b * s;
+        to[second] = a * s + b * c;
+    }
+    if (to != head)
+        for (unsigned i = 2 * half + threadIdx.x; i < len; i += blockDim.x) to[i] = head[i];
+}
+
+// The heads of a pass: normed where they have a norm, rotated, and stored in the cache (`Gqa`, `Mla`,
+// `RopeTable::rotate`). One block a (row, head) of each register, 128 threads.
+extern "C" __global__ void place_heads(PARAMETER(AllHeads) all, const float* cos, const float* sin, unsigned half,
+                                       unsigned interleaved, unsigned context_len, unsigned start, unsigned rows) {
+    const Heads& heads = all.of[blockIdx.y];
+    if (blockIdx.x >= rows * heads.heads) return;
+    const unsigned row = blockIdx.x / heads.heads, index = blockIdx.x % heads.heads;
+    float* head = heads.x + (size_t)blockIdx.x * heads.len;
+    if (heads.norm) {
+        const float scale = rms_scale(head, heads.norm_len, heads.eps);
+        for (unsigned i = threadIdx.x; i < heads.norm_len; i += blockDim.x) head[i] = head[i] * scale * heads.norm[i];
+        __syncthreads();
+    }
+    if (heads.offset < heads.len) {
+        float* part = head + heads.offset;
+        float* to = heads.to ? heads.to + (size_t)blockIdx.x * heads.to_stride + heads.to_at : part;
+        const size_t angles = (size_t)row * half;
+        rotate(part, to, cos + angles, sin + angles, heads.len - heads.offset, half, interleaved);
+        __syncthreads();
+    }
+    if (heads.cache) {
+        const size_t place = (size_t)index * context_len + start + row;
+        store_row(head, heads.cache + place * heads.layout.bytes(), heads.layout);
+    }
 }
 
 // How two neighbouring values of a row are read.

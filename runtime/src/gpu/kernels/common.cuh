@@ -24,6 +24,9 @@
 typedef unsigned char u8;
 typedef unsigned short u16;
 
+// `Job::x_step` where `rows` is no address but up to eight numbers of rows below 256, a byte each, the first lowest.
+#define PACKED_ROWS 0xffffffffu
+
 // One matrix and the activation rows it multiplies.
 struct Job {
     const u8* w;

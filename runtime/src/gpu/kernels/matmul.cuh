@@ -36,6 +36,14 @@ const unsigned X_BYTES = 320;
 const unsigned X256_SUMS = 256, X256_D = 288;
 const unsigned X32_D = 256, X32_SUMS = 288;
 
+// The activation row that row `i` of a job is.
+__device__ __forceinline__ const u8* activation(const Job& job, unsigned i) {
+    unsigned row = job.x_first + i * job.x_step;
+    if (job.x_step == PACKED_ROWS) row = (unsigned)((unsigned long long)job.rows >> 8 * i & 255);
+    else if (job.rows) row = loads::get<unsigned>(job.rows + i);
+    return job.x + (size_t)row * job.x_stride;
+}
+
 // What a thread works on. Weight and activation rows behind the last ones are the last ones again: all threads of a
 // warp go on to the shuffles, but nothing is stored for them.
 template <unsigned R, unsigned N> struct Tile {
@@ -53,9 +61,7 @@ template <unsigned R, unsigned N> struct Tile {
         UNROLL
         for (unsigned r = 0; r < R; r++) {
             unsigned i = blockIdx.y * R + r;
-            i = i < job.count ? i : job.count - 1;
-            const unsigned row = job.rows ? loads::get<unsigned>(job.rows + i) : job.x_first + i * job.x_step;
-            x[r] = job.x + (size_t)row * job.x_stride;
+            x[r] = activation(job, i < job.count ? i : job.count - 1);
         }
     }
 };
@@ -304,6 +310,46 @@ __device__ __forceinline__ void run_float(const Job& job, unsigned cols, const u
     }
 }
 
+// Columns of a weight row, and of up to eight activation rows, that a block has at once; one more keeps the rows apart
+// in the banks of its memory.
+const unsigned THIN_COLUMNS = 1024, THIN_STRIDE = THIN_COLUMNS + 16, THIN_ROWS = 8;
+// Sums of a product: two of each of the eight threads that share a weight row elsewhere.
+const unsigned SUMS = 2 * LANES;
+const unsigned THIN_THREADS = 256;
+
+// A product with plain floats where the matrix has too few rows to keep a card busy (a router): a block has one weight
+// row, and all its loads are on their way at once. The sums, and their order, are those of `run_float`: thread 16 r + s
+// has sum s of activation row r.
+template <typename F> __device__ __forceinline__ void run_thin(const Job& job, unsigned cols) {
+    __shared__ float w[THIN_COLUMNS];
+    __shared__ float x[THIN_ROWS * THIN_STRIDE];
+    const unsigned first = blockIdx.y * THIN_ROWS, column = blockIdx.x;
+    if (column >= job.n || first >= job.count) return;
+    const unsigned rows = job.count - first < THIN_ROWS ? job.count - first : THIN_ROWS;
+    const u8* weights = job.w + (size_t)column * cols * F::BYTES;
+    const unsigned r = threadIdx.x / SUMS, s = threadIdx.x % SUMS;
+    float sum = 0;
+    for (unsigned from = 0; from < cols; from += THIN_COLUMNS) {
+        const unsigned width = cols - from < THIN_COLUMNS ? cols - from : THIN_COLUMNS;
+        for (unsigned i = threadIdx.x; i < width; i += THIN_THREADS) w[i] = F::one(weights + (from + i) * F::BYTES);
+        for (unsigned row = 0; row < rows; row++) {
+            const u8* at = activation(job, first + row) + (size_t)from * 4;
+            for (unsigned i = threadIdx.x; i < width; i += THIN_THREADS) {
+                x[row * THIN_STRIDE + i] = formats::F32::one(at + 4 * i);
+            }
+        }
+        __syncthreads();
+        if (r < rows) {
+            for (unsigned i = s; i < width; i += SUMS) sum = fmaf(w[i], x[r * THIN_STRIDE + i], sum);
+        }
+        __syncthreads();
+    }
+    if (threadIdx.x >= THIN_ROWS * SUMS) return;
+    // Sums of even columns and of odd ones by halves, then both.
+    for (unsigned by = SUMS / 2; by > 0; by /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, by, SUMS);
+    if (s == 0 && r < rows) job.out[(size_t)(first + r) * job.out_stride + column] = sum;
+}
+
 } // namespace matmul
 
 // Every format: its name in a kernel's name, its struct, the product it takes.
@@ -345,3 +391,12 @@ __device__ __forceinline__ void run_float(const Job& job, unsigned cols, const u
     MATMUL_KERNEL(name, FORMAT, RUN, 8)
 
 MATMUL_FORMATS(MATMUL_KERNELS)
+
+#define MATMUL_THIN(name, FORMAT)                                                                           \
+    extern "C" __global__ void __launch_bounds__(matmul::THIN_THREADS, 2)                                   \
+        matmul_##name##_thin(PARAMETER(Jobs) jobs, unsigned cols, const unsigned char*) {                   \
+        matmul::run_thin<formats::FORMAT>(jobs.job[blockIdx.z], cols);                                      \
+    }
+MATMUL_THIN(f32, F32)
+MATMUL_THIN(f16, F16)
+MATMUL_THIN(bf16, BF16)

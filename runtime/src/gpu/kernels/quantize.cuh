@@ -7,38 +7,42 @@
 
 namespace quantize {
 
-// Threads of a block, as `gpu/shapes.rs` says: thread t has values 4 t .. 4 t + 4 of each half of 256.
+// Threads of a block that only quantizes, as `gpu/shapes.rs` says. Lane t of a warp has values 4 t .. 4 t + 4 of each
+// half of 256.
 const unsigned THREADS = 32;
+// Bytes of 256 quantized values.
+const unsigned BLOCK_BYTES = 320;
+
+// Which layout: what `gpu/shapes.rs` calls `side_number`.
+enum Side : unsigned { NONE = 0, X32 = 1, X256 = 2 };
 
 // What one thread has of 256 values: four of the first half, four of the second.
 struct Values {
     float at[2][4];
 };
 
-// The block of 256 that this warp makes.
+// A block of 256 values of a row, by its number among those of all rows.
 struct Place {
-    const float* x;
-    u8* out;
-    // Values of the row from `x` on, up to 256.
+    unsigned row, start;
+    // Values of the row from `start` on, up to 256.
     unsigned count;
+
+    __device__ __forceinline__ Place(unsigned block, unsigned width) {
+        const unsigned per_row = (width + 255) / 256;
+        row = block / per_row, start = block % per_row * 256;
+        count = width - start < 256 ? width - start : 256;
+    }
 };
 
-__device__ __forceinline__ Place place(const float* x, void* out, unsigned width, unsigned x_stride) {
-    const unsigned per_row = (width + 255) / 256;
-    const unsigned row = blockIdx.x / per_row, start = blockIdx.x % per_row * 256;
-    const unsigned count = width - start < 256 ? width - start : 256;
-    return {x + (size_t)row * x_stride + start, (u8*)out + (size_t)blockIdx.x * 320, count};
-}
-
-// Values behind `count` are zero.
-__device__ __forceinline__ Values read(const Place& place, unsigned count) {
+// Values behind `count` are zero. `value(i)` is value i of the block.
+template <typename V> __device__ __forceinline__ Values read(const V& value, unsigned count, unsigned lane) {
     Values values;
     UNROLL
     for (unsigned half = 0; half < 2; half++) {
         UNROLL
         for (unsigned i = 0; i < 4; i++) {
-            const unsigned at = 128 * half + 4 * threadIdx.x + i;
-            values.at[half][i] = at < count ? loads::get<float>(place.x + at) : 0.0f;
+            const unsigned at = 128 * half + 4 * lane + i;
+            values.at[half][i] = at < count ? value(at) : 0.0f;
         }
     }
     return values;
@@ -101,42 +105,59 @@ __device__ __forceinline__ int sum_of(int sum, unsigned width) {
     return sum;
 }
 
-} // namespace quantize
-
-// One scale for 256 values; sums of 16.
-extern "C" __global__ void quantize_x256(const float* x, void* out, unsigned width, unsigned x_stride, unsigned rows) {
-    using namespace quantize;
-    if (blockIdx.x >= rows * ((width + 255) / 256)) return;
-    const Place place = quantize::place(x, out, width, x_stride);
-    const Values values = read(place, place.count);
+// One scale for 256 values; sums of 16. By one warp.
+__device__ __forceinline__ void pack_x256(const Values& values, u8* out, unsigned lane) {
     const unsigned first = largest(values.at[0]), second = largest(values.at[1]);
     const Scale scale(largest_of(first > second ? first : second, 32));
     UNROLL
     for (unsigned half = 0; half < 2; half++) {
         int sum = 0;
-        ((unsigned*)place.out)[32 * half + threadIdx.x] = scale.round(values.at[half], sum);
+        ((unsigned*)out)[32 * half + lane] = scale.round(values.at[half], sum);
         sum = sum_of(sum, 4);
-        if (threadIdx.x % 4 == 0) ((short*)(place.out + 256))[8 * half + threadIdx.x / 4] = (short)sum;
+        if (lane % 4 == 0) ((short*)(out + 256))[8 * half + lane / 4] = (short)sum;
     }
-    if (threadIdx.x == 0) *(float*)(place.out + 288) = scale.d;
+    if (lane == 0) *(float*)(out + 288) = scale.d;
 }
 
-// A scale and a sum for every 32 values; groups that the row does not fill are zero.
-extern "C" __global__ void quantize_x32(const float* x, void* out, unsigned width, unsigned x_stride, unsigned rows) {
-    using namespace quantize;
-    if (blockIdx.x >= rows * ((width + 255) / 256)) return;
-    const Place place = quantize::place(x, out, width, x_stride);
-    const Values values = read(place, place.count / 32 * 32);
+// A scale and a sum for every 32 values. By one warp.
+__device__ __forceinline__ void pack_x32(const Values& values, u8* out, unsigned lane) {
     UNROLL
     for (unsigned half = 0; half < 2; half++) {
         const Scale scale(largest_of(largest(values.at[half]), 8));
         int sum = 0;
-        ((unsigned*)place.out)[32 * half + threadIdx.x] = scale.round(values.at[half], sum);
+        ((unsigned*)out)[32 * half + lane] = scale.round(values.at[half], sum);
         sum = sum_of(sum, 8);
-        if (threadIdx.x % 8 == 0) {
-            const unsigned group = 4 * half + threadIdx.x / 8;
-            ((float*)(place.out + 256))[group] = scale.d;
-            ((int*)(place.out + 288))[group] = sum;
+        if (lane % 8 == 0) {
+            const unsigned group = 4 * half + lane / 8;
+            ((float*)(out + 256))[group] = scale.d;
+            ((int*)(out + 288))[group] = sum;
         }
     }
+}
+
+// A block of `count` values in either layout, by one warp. Groups of 32 that the row does not fill are zero.
+template <typename V>
+__device__ __forceinline__ void pack(unsigned side, const V& value, unsigned count, u8* out, unsigned lane) {
+    if (side == X256) pack_x256(read(value, count, lane), out, lane);
+    else pack_x32(read(value, count / 32 * 32, lane), out, lane);
+}
+
+// Quantizes rows, a warp a block of 256 values.
+__device__ __forceinline__ void rows(unsigned side, const float* x, u8* out, unsigned width, unsigned x_stride,
+                                     unsigned count) {
+    if (blockIdx.x >= count * ((width + 255) / 256)) return;
+    const Place place(blockIdx.x, width);
+    const float* from = x + (size_t)place.row * x_stride + place.start;
+    const auto value = [from](unsigned i) { return loads::get<float>(from + i); };
+    pack(side, value, place.count, out + (size_t)blockIdx.x * BLOCK_BYTES, threadIdx.x);
+}
+
+} // namespace quantize
+
+extern "C" __global__ void quantize_x256(const float* x, u8* out, unsigned width, unsigned x_stride, unsigned rows) {
+    quantize::rows(quantize::X256, x, out, width, x_stride, rows);
+}
+
+extern "C" __global__ void quantize_x32(const float* x, u8* out, unsigned width, unsigned x_stride, unsigned rows) {
+    quantize::rows(quantize::X32, x, out, width, x_stride, rows);
 }
