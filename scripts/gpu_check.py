@@ -20,6 +20,8 @@ import gpu_report
 GIB = 1 << 30
 # Positions whose logits are compared: the prompt of every correctness run.
 PROMPT = [1, 17, 42, 99, 7, 250, 33, 64, 128, 5, 77, 180, 14, 201, 90, 3, 111, 56, 23, 149, 8, 61, 240, 31]
+# The benchmark's prompt for a model without a vocabulary.
+BENCH_PROMPT = list(range(16))
 # Small models of every architecture and of the formats synth writes; what it cannot write the kernels' tests cover.
 SYNTHETIC = [
     ("tiny-deepseek2", "q4_k"), ("tiny-deepseek2", "f32"), ("tiny-qwen3moe", "q6_k"), ("tiny-qwen3moe", "q8_0"),
@@ -216,10 +218,44 @@ def demo_speed(runner, rows):
         timed(runner, rows, "demo, ngram auto", model, "--draft", "ngram", tokens=256, vram=vram)
 
 
-def passes(runner, model, memory, vram):
-    """Seconds of a pass of 1, 2, 4 and 8 rows."""
-    out = runner.drafthorse("bench", model, "-p", 16, "-n", 8, "--repeat", 1, *memory, *on_gpu(runner, vram), limit_s=90)
-    return {"vram_bytes": vram, **{key: out[key] for key in ("error", "passes") if key in out}}
+def bench(runner, model, *more, tokens, vram, repeats, limit_s=90):
+    """The program's own benchmark: decoding with a cache that the run before has filled, and passes of several widths."""
+    out = runner.drafthorse("bench", model, "-p", len(BENCH_PROMPT), "-n", tokens, "--repeat", repeats, *more,
+                            *on_gpu(runner, vram), limit_s=limit_s)
+    return {"vram_bytes": vram, **{key: out[key] for key in ("error", "rows", "passes", "gpu") if key in out}}
+
+
+def script_of(runner, model, memory, work, vram, tokens):
+    """The drafter that knows the text after the benchmark's prompt and errs as one of acceptance 0.8 would."""
+    prompt = ",".join(map(str, BENCH_PROMPT))
+    out = runner.drafthorse("run", model, "--tokens", prompt, "--seed", 1, "--temp", 0, "--ignore-eos", "-n", tokens, *memory,
+                            "--draft", "none", *on_gpu(runner, vram))
+    script = work / "bench-script"
+    script.write_text(",".join(map(str, BENCH_PROMPT + out.get("tokens", []))))
+    return ["--draft", f"script:{script},accept=0.8,us=500,seed=1"]
+
+
+def resident_speed(runner, model, memory, work, speed, vram):
+    """Everything on the card, nothing cold: with and without a draft, in turns."""
+    tokens = 256
+    scripted = script_of(runner, model, memory, work, vram, tokens + 1)
+    for _ in range(2):
+        for drafting, more in (("none", ["--draft", "none"]), ("auto", scripted)):
+            out = bench(runner, model, *memory, *more, tokens=tokens, vram=vram, repeats=1)
+            speed["resident"].append({"draft": drafting, **out})
+    profile = work / "profile.toml"
+    profile.write_text("[gpu]\nprofile = true\n")
+    timed(runner, speed["profiled"], "mid, no draft", model, *memory, "--draft", "none", "--config", profile, tokens=64, vram=vram)
+
+
+def lanes_speed(runner, model, memory, work, speed, vram):
+    """Room for some of the experts, the rest in the host's memory: copied in, or computed there as well, in turns."""
+    copies_only = work / "copies-only.toml"
+    copies_only.write_text("[gpu]\nhybrid = false\n")
+    for _ in range(3):
+        for hybrid, more in ((False, ["--config", copies_only]), (True, [])):
+            out = bench(runner, model, *memory, "--draft", "none", *more, tokens=96, vram=vram, repeats=1)
+            speed["lanes"].append({"hybrid": hybrid, **out})
 
 
 def mid_speed(runner, work, speed):
@@ -240,11 +276,10 @@ def mid_speed(runner, work, speed):
     script.write_text(",".join(map(str, PROMPT + first.get("tokens", []))))
     scripted = ["--draft", f"script:{script},accept=0.8,us=500,seed=1"]
     timed(runner, speed["rows"], "mid, draft auto", model, *memory, *scripted, tokens=96, vram=whole)
-    speed["passes"].append(passes(runner, model, memory, whole))
-    copies_only = work / "copies-only.toml"
-    copies_only.write_text("[gpu]\nhybrid = false\n")
-    timed(runner, speed["rows"], "mid, no draft, copies only", model, *memory, "--draft", "none", "--config", copies_only,
-          tokens=96, vram=4 * GIB)
+    say("speed: mid, resident")
+    resident_speed(runner, model, memory, work, speed, whole)
+    say("speed: mid, half of its experts on the card")
+    lanes_speed(runner, model, memory, work, speed, whole // 2 - GIB)
     for gib in (4, 8, 12):
         say(f"speed: mid at {gib} GiB")
         for label, drafting in (("mid, no draft", ["--draft", "none"]), ("mid, draft auto", scripted)):
@@ -272,7 +307,7 @@ def roomiest(need):
 
 def main():
     args = arguments()
-    result = {"out_of_time": None, "speed": {"rows": [], "passes": []}, "correctness": []}
+    result = {"out_of_time": None, "speed": {"rows": [], "resident": [], "lanes": [], "profiled": []}, "correctness": []}
     begun = time.monotonic()
     with open(args.out / "gpu-check.log", "w") as log, tempfile.TemporaryDirectory(dir=roomiest(10 * GIB)) as work:
         runner, stage = Runner(args, log), "machine"

@@ -1,10 +1,14 @@
 """What the figures of gpu_check.py mean: verdicts against the goals of the GPU issue, and the Markdown table. Runs nothing."""
 
+import statistics
+
 # The goals: 8 rows of a verification against one, speculation at acceptance 0.8 against none, copies while missing
 # against the link's peak.
 ROWS_8_MAX = 1.5
 SPECULATION_MIN = 1.5
 LINK_SHARE_MIN = 0.85
+# Lines of the table of kernels.
+KERNELS_SHOWN = 16
 
 
 def is_right(result):
@@ -57,27 +61,41 @@ def limited(rows):
 
 def goals(result):
     speed = result["speed"]
-    whole = next((p for p in speed["passes"] if "passes" in p), None)
-    eight = next((p["ratio"] for p in whole["passes"] if p["rows"] == 8), None) if whole else None
-    ratio = speculation(speed["rows"])
+    eight = next((p["ratio"] for p in passes(speed["resident"]) if p["rows"] == 8), None)
+    ratio = of_medians(speed["resident"], "draft", "auto", "none")
     share = link_share(result)
+    both = of_medians(speed["lanes"], "hybrid", True, False)
     return [
         verdict("goal", f"8 rows <= {ROWS_8_MAX} of one, resident", eight and eight <= ROWS_8_MAX, number(eight)),
         verdict("goal", f"speculation at acceptance 0.8 >= {SPECULATION_MIN}, resident", ratio and ratio >= SPECULATION_MIN,
                 number(ratio)),
         verdict("goal", f"copies while missing >= {LINK_SHARE_MIN:.0%} of the link", share and share >= LINK_SHARE_MIN,
                 f"{share:.0%}" if share else "no run missed, or no peak"),
-        hybrid(speed["rows"]),
+        # Runs of one command differ by a few percent.
+        verdict("goal", "experts on both >= 0.97 of copies alone", both and both >= 0.97, number(both)),
     ]
 
 
-def hybrid(rows):
-    """Experts on both, where some are missing, against copies alone. Runs of one command differ by a few percent."""
-    at = [row for row in rows if row.get("vram_bytes") and rate(row)]
-    alone = next((row for row in at if row["what"] == "mid, no draft, copies only"), None)
-    both = alone and next((row for row in at if row["what"] == "mid, no draft" and row["vram_bytes"] == alone["vram_bytes"]), None)
-    ratio = rate(both) / rate(alone) if both else None
-    return verdict("goal", "experts on both >= 0.97 of copies alone", ratio and ratio >= 0.97, number(ratio))
+def warm_rate(run):
+    """Tokens a second of decoding where the run before has filled every cache."""
+    rows = [row for row in run.get("rows") or [] if row["phase"] == "decode" and row["cache"] == "warm"]
+    return rows[0]["tokens_per_s"]["median"] if rows else None
+
+
+def of_medians(runs, key, over, under):
+    """The median rate of one kind of benchmark over that of another, run in turns with it."""
+    rates = [[warm_rate(run) for run in runs if run[key] == kind and warm_rate(run)] for kind in (over, under)]
+    return statistics.median(rates[0]) / statistics.median(rates[1]) if all(rates) else None
+
+
+def passes(runs):
+    """Seconds by rows of a pass: medians over the runs' medians."""
+    done = [run["passes"] for run in runs if run.get("passes") and run.get("draft") == "none"]
+    if not done:
+        return []
+    widths = [p["rows"] for p in done[0]]
+    seconds = {rows: statistics.median(p["seconds"]["median"] for each in done for p in each if p["rows"] == rows) for rows in widths}
+    return [{"rows": rows, "seconds": seconds[rows], "ratio": seconds[rows] / seconds[1]} for rows in widths]
 
 
 def number(value):
@@ -88,32 +106,22 @@ def rate(row):
     return (row.get("timings") or {}).get("decode_tps")
 
 
-def speculation(rows):
-    """tok/s with a draft of acceptance 0.8 over none, everything on the card."""
-    mid = [row for row in rows if row["what"].startswith("mid") and row.get("vram_bytes") and rate(row)]
-    largest = max((row["vram_bytes"] for row in mid), default=0)
-    rates = {row["what"]: rate(row) for row in mid if row["vram_bytes"] == largest}
-    off, auto = rates.get("mid, no draft"), rates.get("mid, draft auto")
-    return auto / off if off and auto else None
-
-
 def copy_rate(row):
     gpu = row.get("gpu") or {}
     return gpu["upload_bytes"] / gpu["upload_s"] if gpu.get("upload_s") and gpu.get("misses") else None
 
 
 def link_share(result):
-    """Rate of copies in the run that missed most, over the link's peak."""
-    missed = [row for row in result["speed"]["rows"] if copy_rate(row)]
+    """Rate of copies, where experts that the card has no room for are all in the host's memory, over the link's peak."""
+    rates = [copy_rate(run) for run in result["speed"]["lanes"] if not run["hybrid"] and copy_rate(run)]
     peak = (result.get("link") or {}).get("upload_bytes_per_s")
-    if not missed or not peak:
-        return None
-    return copy_rate(max(missed, key=lambda row: row["gpu"]["upload_bytes"])) / peak
+    return statistics.median(rates) / peak if rates and peak else None
 
 
 def markdown(result):
     parts = [heading(result), verdict_table(result["verdicts"]), speed_table(result["speed"]["rows"])]
-    parts += [time_table(result["speed"]["rows"]), passes_table(result["speed"]["passes"]), wrong_list(result["correctness"]), refused_line(result["correctness"])]
+    parts += [time_table(result["speed"]["rows"]), passes_table(passes(result["speed"]["resident"])), bench_table(result["speed"]), kernel_table(result["speed"]["profiled"])]
+    parts += [wrong_list(result["correctness"]), refused_line(result["correctness"])]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -195,12 +203,46 @@ def vram_of(row):
 
 
 def passes_table(all_passes):
-    done = [p for p in all_passes if "passes" in p]
-    if not done:
+    if not all_passes:
         return ""
-    lines = ["| rows of a pass (mid) | ms | of one row |", "|---|---|---|"]
-    for each in done:
-        lines += [f"| {p['rows']} | {1e3 * p['seconds']['median']:.2f} | {p['ratio']:.2f} |" for p in each["passes"]]
+    lines = ["| rows of a pass (mid, resident) | ms | of one row |", "|---|---|---|"]
+    return "\n".join(lines + [f"| {p['rows']} | {1e3 * p['seconds']:.2f} | {p['ratio']:.2f} |" for p in all_passes])
+
+
+def bench_table(speed):
+    """Benchmarks in the order they ran: decoding behind a run that has filled every cache."""
+    if not speed["resident"] + speed["lanes"]:
+        return ""
+    lines = ["| mid, warm | vram | tok/s | hits % | copies | copy rate | on CPU |", "|---|---|---|---|---|---|---|"]
+    for run in speed["resident"]:
+        lines.append(bench_line("draft " + run["draft"], run))
+    for run in speed["lanes"]:
+        lines.append(bench_line("no draft, " + ("experts on both" if run["hybrid"] else "copies only"), run))
+    return "\n".join(lines)
+
+
+def bench_line(label, run):
+    gpu, tokens_per_s = run.get("gpu") or {}, warm_rate(run)
+    uses = (gpu.get("hits") or 0) + (gpu.get("misses") or 0)
+    cells = [
+        label, vram_of(run), f"{tokens_per_s:.1f}" if tokens_per_s else run.get("error", "-"),
+        f"{100 * gpu['hits'] / uses:.1f}" if uses else "-",
+        f"{gpu['upload_bytes'] / 1e9:.2f} GB" if gpu.get("upload_bytes") else "-", gb(copy_rate(run)) if copy_rate(run) else "-",
+        gpu.get("host_experts", "-"),
+    ]
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def kernel_table(rows):
+    """What the card's time went to, measured kernel by kernel, which adds a microsecond or two to each."""
+    kernels = [k for row in rows for k in (row.get("gpu") or {}).get("kernels", [])]
+    kernels = sorted(kernels, key=lambda k: -k["device_s"])[:KERNELS_SHOWN]
+    if not kernels:
+        return ""
+    lines = ["| work (mid, one row a pass, profiled) | count | us each | s | host, us each |", "|---|---|---|---|---|"]
+    for k in kernels:
+        lines.append(f"| {k['name']} | {k['count']} | {1e6 * k['device_s'] / k['count']:.2f} | {k['device_s']:.3f} | "
+                     f"{1e6 * k['host_s'] / k['count']:.2f} |")
     return "\n".join(lines)
 
 

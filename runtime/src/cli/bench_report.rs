@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use drafthorse_runtime::api::{Generation, Memory, Offload};
+use drafthorse_runtime::api::{Generation, GpuReport, Memory, Offload};
 use drafthorse_runtime::units::format_bytes;
 use serde::Serialize;
 
@@ -161,6 +161,9 @@ pub struct BenchReport {
     setup: Setup,
     rows: Vec<Row>,
     passes: Vec<PassRow>,
+    /// What the GPU did in the last decode, which was a warm one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu: Option<GpuReport>,
     memory: Memory,
     /// The disk that was simulated, and how often the real one was slower; None without one.
     simulated_disk: Option<String>,
@@ -180,10 +183,16 @@ impl BenchReport {
             setup,
             rows: rows.collect(),
             passes: pass_rows(passes),
+            gpu: None,
             memory,
             simulated_disk: None,
             simulated_late_reads: samples.iter().map(|sample| sample.late_reads).sum(),
         }
+    }
+
+    /// Shows what a GPU did, where there was one.
+    pub fn on_gpu(self, gpu: Option<GpuReport>) -> BenchReport {
+        BenchReport { gpu, ..self }
     }
 
     /// Names the disk that was simulated, if one was.

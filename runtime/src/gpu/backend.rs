@@ -52,7 +52,23 @@ pub struct GpuBackend {
     host: Vec<f32>,
     mirror: Pinned,
     read: Option<Event>,
-    pinned: Vec<NonNull<u8>>,
+    /// Pinned host memory that experts are copied from.
+    pub(super) arena: Option<Arena>,
+}
+
+/// Host memory by its first byte and length.
+pub(super) struct Arena {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+impl Arena {
+    /// `len` bytes from `at` on as a part of this memory, if they are.
+    pub(super) fn from(&self, at: *const u8, len: usize) -> Option<*const u8> {
+        let skipped = (at as usize).checked_sub(self.start.as_ptr() as usize)?;
+        let is_inside = skipped.checked_add(len).is_some_and(|end| end <= self.len);
+        is_inside.then(|| self.start.as_ptr().wrapping_add(skipped).cast_const())
+    }
 }
 
 // SAFETY: the pointers only name host memory that was pinned; they are never followed here.
@@ -135,14 +151,14 @@ impl GpuBackend {
             host: Vec::new(),
             mirror,
             read: None,
-            pinned: Vec::new(),
+            arena: None,
         };
         backend.experts = experts.map(|plan| Experts::new(backend.queue.driver(), plan)).transpose()?;
         backend.queue.finish(Lane::Compute)?;
         Ok(backend)
     }
 
-    /// Pins host memory that experts are copied from.
+    /// Pins the host memory that experts are copied from; once.
     ///
     /// # Errors
     /// Memory that the system does not let be pinned.
@@ -152,7 +168,7 @@ impl GpuBackend {
     pub unsafe fn pin(&mut self, (start, len): (NonNull<u8>, usize)) -> Result<(), GpuError> {
         // SAFETY: the caller's promise; it is unpinned when this backend goes.
         unsafe { self.queue.driver().pin(start, len) }?;
-        self.pinned.push(start);
+        self.arena = Some(Arena { start, len });
         Ok(())
     }
 
@@ -298,7 +314,7 @@ impl Drop for GpuBackend {
         let driver = self.queue.driver();
         let _ = self.staging.unpin(driver);
         let _ = self.mirror.unpin(driver);
-        for start in &self.pinned {
+        if let Some(Arena { start, .. }) = &self.arena {
             let _ = driver.unpin(*start);
         }
     }

@@ -80,7 +80,8 @@ impl Driver for CudaDriver {
     fn info(&mut self) -> Result<DeviceInfo, GpuError> {
         self.card.make_current()?;
         let (free, total) = result::mem_get_info().map_err(|e| failed("state its memory", e))?;
-        Ok(DeviceInfo { name: self.card.name.clone(), total_bytes: total as u64, free_bytes: free as u64 })
+        let (name, multiprocessors) = (self.card.name.clone(), self.card.multiprocessors);
+        Ok(DeviceInfo { name, total_bytes: total as u64, free_bytes: free as u64, multiprocessors })
     }
 
     fn alloc(&mut self, what: &'static str, bytes: u64) -> Result<DevicePtr, GpuError> {

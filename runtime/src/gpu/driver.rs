@@ -77,6 +77,8 @@ pub struct DeviceInfo {
     pub total_bytes: u64,
     /// Of these, bytes nobody uses.
     pub free_bytes: u64,
+    /// Multiprocessors: blocks of threads that run at the very least side by side.
+    pub multiprocessors: u32,
 }
 
 /// A GPU. Calls return as soon as the work is queued, unless they say otherwise; an error of queued work may

@@ -17,6 +17,9 @@ use super::driver::{Arg, DeviceInfo, DevicePtr, Driver, Event, GpuError, Grid, K
 use memory::{Memory, Pinned};
 use schedule::Dice;
 
+/// Multiprocessors of the emulated card: few, so that launches of small models take all kinds of kernels.
+const MULTIPROCESSORS: u32 = 2;
+
 /// What an emulated card is like.
 #[derive(Clone, Copy, Debug)]
 pub struct EmulatedOptions {
@@ -265,7 +268,12 @@ impl Driver for EmulatedDriver {
     fn info(&mut self) -> Result<DeviceInfo, GpuError> {
         self.check()?;
         let (total_bytes, free_bytes) = (self.memory.capacity(), self.memory.free());
-        Ok(DeviceInfo { name: "emulated card".into(), total_bytes, free_bytes })
+        Ok(DeviceInfo {
+            name: "emulated card".into(),
+            total_bytes,
+            free_bytes,
+            multiprocessors: MULTIPROCESSORS,
+        })
     }
 
     fn alloc(&mut self, what: &'static str, bytes: u64) -> Result<DevicePtr, GpuError> {

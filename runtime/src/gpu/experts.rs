@@ -26,9 +26,27 @@ const PROMOTED_MAX: usize = 2;
 /// Experts that are computed together once they have been copied in.
 const GROUP: usize = 4;
 
+/// What lies between the parts of an expert in the host's memory at most, where one copy takes them all: what direct
+/// reads begin before and end behind each.
+const BETWEEN_PARTS: u64 = 16 << 10;
+/// Where matrices may begin.
+const PART_ALIGN: usize = 16;
+
 /// Bytes of a slot that holds any of `shapes`.
 pub fn slot_bytes<'a>(shapes: impl Iterator<Item = &'a ExpertShape>) -> u64 {
-    shapes.map(|shape| offsets(shape)[2] + align(shape.down.bytes())).max().unwrap_or(0)
+    let whole = shapes.map(|shape| offsets(shape)[2] + align(shape.down.bytes())).max();
+    whole.map_or(0, |bytes| align(bytes + BETWEEN_PARTS))
+}
+
+/// Bytes from the front of the first part to the end of the last, and where each part begins in them, if one copy of
+/// so many bytes at most can take them all.
+fn as_one(parts: [&[u8]; 3], slot_bytes: u64) -> Option<(usize, [u64; 3])> {
+    let first = parts[0].as_ptr() as usize;
+    let starts = parts.map(|part| (part.as_ptr() as usize).wrapping_sub(first));
+    let end = starts[2].checked_add(parts[2].len())?;
+    let in_order = starts[1] >= parts[0].len() && starts[2] >= starts[1] + parts[1].len();
+    let fits = align(end as u64) <= slot_bytes && starts.iter().all(|start| start.is_multiple_of(PART_ALIGN));
+    (in_order && fits).then(|| (end, starts.map(|start| start as u64)))
 }
 
 /// Where gate, up and down begin in a slot.
@@ -47,6 +65,8 @@ pub struct Experts {
     tier: Tier,
     slab: DevicePtr,
     slot_bytes: u64,
+    /// By slot: where gate, up and down of its expert begin.
+    parts: Vec<[u64; 3]>,
     /// Experts that the present window found, which are computed before any other.
     claimed: Vec<ExpertId>,
     /// Slots that kernels of the present window read or will read.
@@ -80,6 +100,7 @@ impl Experts {
             tier: Tier::new(index, slots, policy, used),
             slab,
             slot_bytes,
+            parts: vec![[0; 3]; slots],
             claimed: Vec::new(),
             used: BTreeSet::new(),
             copied: None,
@@ -267,13 +288,26 @@ impl GpuBackend {
             let last = own.began;
             own.began = self.queue.run(|driver| driver.record(Lane::Copy, last).map(Some));
         }
-        for (bytes, offset) in [gate, up, down].into_iter().zip(offsets(&work.weights.shape)) {
+        let parts = [gate, up, down];
+        let whole = as_one(parts, own.slot_bytes).and_then(|(len, starts)| {
+            // The bytes between the parts belong to the same arena.
+            Some((self.arena.as_ref()?.from(gate.as_ptr(), len)?, len, starts))
+        });
+        let (copies, starts) = match whole {
+            Some((from, len, starts)) => (vec![(from, len, 0)], starts),
+            None => {
+                let starts = offsets(&work.weights.shape);
+                let each = parts.iter().zip(starts).map(|(part, start)| (part.as_ptr(), part.len(), start));
+                (each.collect(), starts)
+            }
+        };
+        own.parts[slot] = starts;
+        for (from, len, start) in copies {
             // SAFETY: the lease holds the bytes until `settle` has waited for the copy; the slot has room for them,
             // and nothing queued before reads it (see `admit`).
-            self.queue
-                .run(|driver| unsafe { driver.upload(Lane::Copy, at + offset, bytes.as_ptr(), bytes.len()) });
-            own.stats.upload_bytes += bytes.len() as u64;
-            own.copying_bytes += bytes.len() as u64;
+            self.queue.run(|driver| unsafe { driver.upload(Lane::Copy, at + start, from, len) });
+            own.stats.upload_bytes += len as u64;
+            own.copying_bytes += len as u64;
         }
         own.stats.uploads += 1;
     }
@@ -287,10 +321,13 @@ impl GpuBackend {
         let layer = work.weights.layer;
         let slot =
             |expert: u32| own.tier.slot(ExpertId { layer, expert }).expect("invariant: it was admitted");
-        let at: Vec<(u32, DevicePtr)> = experts.iter().map(|e| (*e, own.slot_at(slot(*e)))).collect();
-        let [_, up, down] = offsets(shape);
+        let parts_at = |expert: &u32| {
+            let slot = slot(*expert);
+            (*expert, own.parts[slot].map(|start| own.slot_at(slot) + start))
+        };
+        let at: Vec<(u32, [DevicePtr; 3])> = experts.iter().map(parts_at).collect();
         let (hidden, hidden_up) = (self.at(Reg::Hidden, 0), self.layout.hidden_up.at);
-        let ways_in = [(shape.gate, 0, hidden), (shape.up, up, hidden_up)];
+        let ways_in = [(shape.gate, 0, hidden), (shape.up, 1, hidden_up)];
         self.products_of(ways_in, &at, plan, work.rows);
         let span = span(plan, experts);
         let skipped = (span.start * shape.gate.rows * size_of::<f32>()) as u64;
@@ -308,23 +345,23 @@ impl GpuBackend {
             (packed, side),
             (span.len(), shape.gate.rows),
         );
-        self.products_out((shape.down, down), &at, plan);
+        self.products_out(shape.down, &at, plan);
     }
 
     /// Gate and up of experts, each on its rows of `Normed`.
     fn products_of(
         &mut self,
-        parts: [(PartShape, u64, DevicePtr); 2],
-        at: &[(u32, DevicePtr)],
+        parts: [(PartShape, usize, DevicePtr); 2],
+        at: &[(u32, [DevicePtr; 3])],
         plan: &WindowPlan,
         rows: usize,
     ) {
         let list = self.window.map(|window| window.rows);
-        let jobs_of = |(part, offset, out): (PartShape, u64, DevicePtr), x: Activations| {
-            let job = move |(expert, slot): &(u32, DevicePtr)| {
+        let jobs_of = |(part, which, out): (PartShape, usize, DevicePtr), x: Activations| {
+            let job = move |(expert, parts): &(u32, [DevicePtr; 3])| {
                 let places = plan.places(*expert);
                 let job = MatmulJob {
-                    w: slot + offset,
+                    w: parts[which],
                     x: x.at,
                     rows: list.map_or(0, |list| list + (places.start * size_of::<u32>()) as u64),
                     out: out + (places.start * part.rows * size_of::<f32>()) as u64,
@@ -353,7 +390,7 @@ impl GpuBackend {
     }
 
     /// Down of experts: from `Hidden` to `Routed`, by place.
-    fn products_out(&mut self, (part, offset): (PartShape, u64), at: &[(u32, DevicePtr)], plan: &WindowPlan) {
+    fn products_out(&mut self, part: PartShape, at: &[(u32, [DevicePtr; 3])], plan: &WindowPlan) {
         let (hidden, routed) = (self.at(Reg::Hidden, 0), self.at(Reg::Routed, 0));
         let side = part.format.side();
         let (x, stride) = match side {
@@ -362,10 +399,10 @@ impl GpuBackend {
         };
         let jobs: Vec<MatmulJob> = at
             .iter()
-            .map(|(expert, slot)| {
+            .map(|(expert, [_, _, down])| {
                 let places = plan.places(*expert);
                 MatmulJob {
-                    w: slot + offset,
+                    w: *down,
                     x,
                     rows: 0,
                     out: routed + (places.start * part.rows * size_of::<f32>()) as u64,

@@ -8,10 +8,13 @@ use std::collections::HashMap;
 use super::driver::{Arg, DevicePtr, Driver, Event, GpuError, Grid, KernelId, Lane};
 use super::grids::element_grid;
 use super::shapes::{
-    MATMUL_JOBS_MAX, MATMUL_ROWS, MatmulJob, matmul_grid, matmul_jobs, matmul_name, thin_matmul_grid,
-    thin_matmul_name,
+    MATMUL_JOBS_MAX, MATMUL_ROWS, MatmulJob, matmul_grid, matmul_jobs, matmul_name, matmul_rows,
+    thin_matmul_grid, thin_matmul_name,
 };
 use crate::kernels::{Format, Side};
+
+/// Blocks of threads on each multiprocessor that hide each other's waits for memory.
+const BLOCKS_EACH: u32 = 4;
 
 /// Kernels without a format.
 const NAMES: [&str; 12] = [
@@ -36,6 +39,8 @@ pub struct Queue {
     matmuls: HashMap<(&'static str, u32), KernelId>,
     thin_matmuls: HashMap<&'static str, KernelId>,
     tables: DevicePtr,
+    /// Blocks of threads that a launch should have, so that no part of the device idles.
+    blocks_wanted: u32,
     failed: Option<GpuError>,
 }
 
@@ -58,13 +63,14 @@ impl Queue {
                 thin_matmuls.insert(format.name(), driver.kernel(&thin_matmul_name(*format))?);
             }
         }
+        let blocks_wanted = BLOCKS_EACH * driver.info()?.multiprocessors;
         let bytes = super::tables();
         let tables = driver.alloc("codebooks", bytes.len().max(1) as u64)?;
         // SAFETY: the memory was allocated for them; pageable memory is copied at the call.
         unsafe { driver.upload(Lane::Compute, tables, bytes.as_ptr(), bytes.len()) }?;
         let done = driver.record(Lane::Compute, None)?;
         driver.wait(done)?;
-        Ok(Queue { driver, kernels, matmuls, thin_matmuls, tables, failed: None })
+        Ok(Queue { driver, kernels, matmuls, thin_matmuls, tables, blocks_wanted, failed: None })
     }
 
     /// The driver, for what is not queued.
@@ -137,9 +143,7 @@ impl Queue {
             if count == 0 {
                 continue;
             }
-            // Experts of a window have few rows each but for some: those go in several blocks.
-            let mean = jobs.iter().map(|job| job.count).sum::<u32>().div_ceil(jobs.len() as u32);
-            let rows = MATMUL_ROWS.into_iter().find(|rows| *rows >= mean).unwrap_or(8);
+            let rows = matmul_rows(jobs, self.blocks_wanted);
             let (kernel, grid) = match thin_matmul_grid(format, cols, jobs) {
                 Some(grid) => (self.thin_matmuls[format.name()], grid),
                 None => (self.matmuls[&(format.name(), rows)], matmul_grid(rows, jobs)),

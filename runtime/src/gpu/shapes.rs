@@ -139,6 +139,20 @@ pub fn matmul_name(format: Format, rows: u32) -> String {
     format!("matmul_{}_r{rows}", format!("{format:?}").to_lowercase())
 }
 
+/// How many activation rows at a time these jobs, at least one, are best done. Many save unpacking, few keep more of the
+/// device busy: as many as leave `blocks_wanted` blocks of threads.
+#[must_use]
+pub fn matmul_rows(jobs: &[MatmulJob], blocks_wanted: u32) -> u32 {
+    // Experts of a window have few rows each but for some: those go in several blocks.
+    let mean = jobs.iter().map(|job| job.count).sum::<u32>().div_ceil(jobs.len() as u32);
+    let blocks = |rows: u32| -> u32 {
+        jobs.iter().map(|job| job.n.div_ceil(MATMUL_COLUMNS) * job.count.div_ceil(rows)).sum()
+    };
+    let most = MATMUL_ROWS.into_iter().find(|rows| *rows >= mean).unwrap_or(8);
+    let busy = MATMUL_ROWS.into_iter().rev().find(|rows| *rows <= most && blocks(*rows) >= blocks_wanted);
+    busy.unwrap_or(1)
+}
+
 /// Its grid for these jobs, of which there is at least one.
 #[must_use]
 pub fn matmul_grid(rows: u32, jobs: &[MatmulJob]) -> Grid {
@@ -203,4 +217,29 @@ pub fn side_number(side: Side) -> u32 {
 #[must_use]
 pub fn quantize_grid(rows: u32, width: u32) -> Grid {
     Grid { blocks: [rows * width.div_ceil(256), 1, 1], threads: QUANTIZE_THREADS, shared_bytes: 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn jobs(n: u32, counts: &[u32]) -> Vec<MatmulJob> {
+        counts.iter().map(|count| MatmulJob { n, count: *count, ..MatmulJob::default() }).collect()
+    }
+
+    #[test]
+    fn rows_are_taken_together_only_where_enough_blocks_are_left() {
+        assert_eq!(matmul_rows(&jobs(102_400, &[8]), 528), 8);
+        assert_eq!(matmul_rows(&jobs(2048, &[8]), 528), 1);
+        assert_eq!(matmul_rows(&jobs(2048, &[8]), 512), 2);
+        assert_eq!(matmul_rows(&jobs(64, &[3]), 1), 4);
+        assert_eq!(matmul_rows(&jobs(2048, &[512]), 528), 8);
+    }
+
+    #[test]
+    fn experts_of_one_row_each_are_not_padded_for_one_that_many_want() {
+        let counts: Vec<u32> = std::iter::repeat_n(1, 30).chain([8]).collect();
+        assert_eq!(matmul_rows(&jobs(1408, &counts), 528), 2);
+        assert_eq!(matmul_rows(&jobs(1408, &[1, 1, 1]), 528), 1);
+    }
 }

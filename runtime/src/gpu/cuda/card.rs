@@ -67,6 +67,7 @@ pub struct Card {
     pub(super) module: sys::CUmodule,
     streams: [sys::CUstream; 2],
     pub(super) name: String,
+    pub(super) multiprocessors: u32,
 }
 
 impl Card {
@@ -76,10 +77,16 @@ impl Card {
         let device = find_device(ordinal)?;
         let name = result::device::get_name(device).map_err(|e| failed("name the card", e))?;
         check_capability(device, &name)?;
+        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        // SAFETY: the device comes from `device::get`.
+        let count = unsafe { result::device::get_attribute(device, attribute) };
+        let multiprocessors =
+            count.map_err(|e| failed("count its multiprocessors", e))?.unsigned_abs().max(1);
         // SAFETY: the device comes from `device::get`.
         let context = unsafe { result::primary_ctx::retain(device) }
             .map_err(|e| reason(format!("{name} cannot be taken into use ({})", name_of(e))))?;
-        let mut card = Self { device, context, module: null_mut(), streams: [null_mut(); 2], name };
+        let mut card =
+            Self { device, context, module: null_mut(), streams: [null_mut(); 2], name, multiprocessors };
         card.make_current()?;
         card.load_kernels()?;
         card.make_streams()?;

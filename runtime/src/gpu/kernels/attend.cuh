@@ -93,8 +93,8 @@ extern "C" __global__ void place_heads(PARAMETER(AllHeads) all, const float* cos
     const unsigned row = blockIdx.x / heads.heads, index = blockIdx.x % heads.heads;
     float* head = heads.x + (size_t)blockIdx.x * heads.len;
     if (heads.norm) {
-        const float scale = rms_scale(head, heads.norm_len, heads.eps);
-        for (unsigned i = threadIdx.x; i < heads.norm_len; i += blockDim.x) head[i] = head[i] * scale * heads.norm[i];
+        const float scale = rms_scale(head, nullptr, heads.norm_len, heads.eps);
+        scale_row(head, head, heads.norm, heads.norm_len, scale);
         __syncthreads();
     }
     if (heads.offset < heads.len) {

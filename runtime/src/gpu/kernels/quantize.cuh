@@ -34,6 +34,9 @@ struct Place {
     }
 };
 
+// Where in the block value `i` of a half stands.
+__device__ __forceinline__ unsigned index(unsigned half, unsigned i, unsigned lane) { return 128 * half + 4 * lane + i; }
+
 // Values behind `count` are zero. `value(i)` is value i of the block.
 template <typename V> __device__ __forceinline__ Values read(const V& value, unsigned count, unsigned lane) {
     Values values;
@@ -41,7 +44,7 @@ template <typename V> __device__ __forceinline__ Values read(const V& value, uns
     for (unsigned half = 0; half < 2; half++) {
         UNROLL
         for (unsigned i = 0; i < 4; i++) {
-            const unsigned at = 128 * half + 4 * lane + i;
+            const unsigned at = index(half, i, lane);
             values.at[half][i] = at < count ? value(at) : 0.0f;
         }
     }
@@ -135,21 +138,21 @@ __device__ __forceinline__ void pack_x32(const Values& values, u8* out, unsigned
     }
 }
 
-// A block of `count` values in either layout, by one warp. Groups of 32 that the row does not fill are zero.
-template <typename V>
-__device__ __forceinline__ void pack(unsigned side, const V& value, unsigned count, u8* out, unsigned lane) {
-    if (side == X256) pack_x256(read(value, count, lane), out, lane);
-    else pack_x32(read(value, count / 32 * 32, lane), out, lane);
+// A block in either layout, by one warp.
+__device__ __forceinline__ void pack(unsigned side, const Values& values, u8* out, unsigned lane) {
+    if (side == X256) pack_x256(values, out, lane);
+    else pack_x32(values, out, lane);
 }
 
-// Quantizes rows, a warp a block of 256 values.
+// Quantizes rows, a warp a block of 256 values. Groups of 32 that a row does not fill are zero.
 __device__ __forceinline__ void rows(unsigned side, const float* x, u8* out, unsigned width, unsigned x_stride,
                                      unsigned count) {
     if (blockIdx.x >= count * ((width + 255) / 256)) return;
     const Place place(blockIdx.x, width);
     const float* from = x + (size_t)place.row * x_stride + place.start;
     const auto value = [from](unsigned i) { return loads::get<float>(from + i); };
-    pack(side, value, place.count, out + (size_t)blockIdx.x * BLOCK_BYTES, threadIdx.x);
+    const unsigned whole = side == X256 ? place.count : place.count / 32 * 32;
+    pack(side, read(value, whole, threadIdx.x), out + (size_t)blockIdx.x * BLOCK_BYTES, threadIdx.x);
 }
 
 } // namespace quantize

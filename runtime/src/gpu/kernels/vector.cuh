@@ -31,14 +31,23 @@ extern "C" __global__ void silu_mul(float* gate, const float* up, u8* packed, un
     const size_t first = (size_t)place.row * width + place.start;
     float* g = gate + first;
     const float* u = up + first;
-    const auto value = [g, u](unsigned i) {
-        const float x = g[i];
-        return g[i] = x / (1.0f + exp_ours(-x)) * u[i];
-    };
+    // All of both are on their way before the first is used or written over.
+    quantize::Values values = quantize::read([g](unsigned i) { return g[i]; }, place.count, lane);
+    const auto up_value = [u](unsigned i) { return loads::get<float>(u + i); };
+    const quantize::Values ups = quantize::read(up_value, place.count, lane);
+    UNROLL
+    for (unsigned half = 0; half < 2; half++) {
+        UNROLL
+        for (unsigned i = 0; i < 4; i++) {
+            const float x = values.at[half][i];
+            const float product = x / (1.0f + exp_ours(-x)) * ups.at[half][i];
+            const unsigned at = quantize::index(half, i, lane);
+            values.at[half][i] = product;
+            if (at < place.count) g[at] = product;
+        }
+    }
     if (side != quantize::NONE) {
-        quantize::pack(side, value, place.count, packed + (size_t)block * quantize::BLOCK_BYTES, lane);
-    } else {
-        quantize::read(value, place.count, lane);
+        quantize::pack(side, values, packed + (size_t)block * quantize::BLOCK_BYTES, lane);
     }
 }
 
@@ -82,36 +91,69 @@ __device__ __forceinline__ double block_sum(double value) {
     return sum;
 }
 
-// What `vector::rms_norm` multiplies a row with. The mean of squares is in f64, in whose rounding the order of
-// summation does not show once the factor is an f32.
-__device__ __forceinline__ float rms_scale(const float* x, unsigned width, float eps) {
+// Values of a row that a thread has on their way at once: a store in between would make the next load wait.
+#define ROW_BATCH 8u
+
+// `each(i, values, k)` with `values[k]` for value i of a row, all of a batch read by `load` before.
+template <typename L, typename E> __device__ __forceinline__ void over_row(unsigned width, const L& load, const E& each) {
+    for (unsigned first = threadIdx.x; first < width; first += ROW_BATCH * blockDim.x) {
+        decltype(load(0u)) values[ROW_BATCH];
+        UNROLL
+        for (unsigned k = 0; k < ROW_BATCH; k++) {
+            const unsigned i = first + k * blockDim.x;
+            values[k] = load(i < width ? i : first);
+        }
+        UNROLL
+        for (unsigned k = 0; k < ROW_BATCH; k++) {
+            const unsigned i = first + k * blockDim.x;
+            if (i < width) each(i, values[k]);
+        }
+    }
+}
+
+struct TwoFloats {
+    float first, second;
+};
+
+// What `vector::rms_norm` multiplies a row with, behind the addition of `more` where it is given. The mean of squares is
+// in f64, in whose rounding the order of summation does not show once the factor is an f32.
+__device__ __forceinline__ float rms_scale(float* row, const float* more, unsigned width, float eps) {
     double squares = 0.0;
-    for (unsigned i = threadIdx.x; i < width; i += blockDim.x) squares += (double)x[i] * (double)x[i];
-    double mean = block_sum(squares) / (double)width;
+    const auto add_square = [&squares](float value) { squares += (double)value * (double)value; };
+    if (more) {
+        const auto load = [=](unsigned i) { return TwoFloats{row[i], loads::get<float>(more + i)}; };
+        over_row(width, load, [&](unsigned i, TwoFloats two) { add_square(row[i] = two.first + two.second); });
+    } else {
+        over_row(width, [row](unsigned i) { return row[i]; }, [&](unsigned, float value) { add_square(value); });
+    }
+    const double mean = block_sum(squares) / (double)width;
     return (float)(1.0 / sqrt(mean + (double)eps));
 }
 
+// `to = row * scale * weight`
+__device__ __forceinline__ void scale_row(const float* row, float* to, const float* weight, unsigned width,
+                                          float scale) {
+    const auto load = [=](unsigned i) { return TwoFloats{row[i], loads::get<float>(weight + i)}; };
+    over_row(width, load, [=](unsigned i, TwoFloats two) { to[i] = two.first * scale * two.second; });
+}
+
 // RMS norm of rows; `x` may be `out`. Before, `add` is added to the rows of `x` where it is given; besides, what is
-// written to `out` is quantized to `packed` in the layout `side`, where it is one. One block a row, 256 threads.
+// written to `out` is quantized to `packed` in the layout `side`, where it is one; rows are then whole groups of it.
+// One block a row, 256 threads.
 extern "C" __global__ void rms_norm(float* x, const float* add, const float* weight, float* out, u8* packed,
                                     unsigned side, unsigned width, unsigned x_stride, unsigned out_stride, float eps) {
     float* row = x + (size_t)blockIdx.x * x_stride;
     float* to = out + (size_t)blockIdx.x * out_stride;
-    if (add) {
-        const float* more = add + (size_t)blockIdx.x * x_stride;
-        // A thread reads below what it writes here.
-        for (unsigned i = threadIdx.x; i < width; i += blockDim.x) row[i] += more[i];
-    }
-    const float scale = rms_scale(row, width, eps);
-    for (unsigned i = threadIdx.x; i < width; i += blockDim.x) to[i] = row[i] * scale * weight[i];
+    const float scale = rms_scale(row, add ? add + (size_t)blockIdx.x * x_stride : nullptr, width, eps);
+    // A thread reads what it wrote itself.
+    scale_row(row, to, weight, width, scale);
     if (side == quantize::NONE) return;
     __syncthreads();
-    const unsigned per_row = (width + 255) / 256;
+    const unsigned per_row = (width + 255) / 256, lane = threadIdx.x % 32;
     for (unsigned block = threadIdx.x / 32; block < per_row; block += blockDim.x / 32) {
         const quantize::Place place(block, width);
         const float* from = to + place.start;
-        const auto value = [from](unsigned i) { return from[i]; };
-        u8* at = packed + ((size_t)blockIdx.x * per_row + block) * quantize::BLOCK_BYTES;
-        quantize::pack(side, value, place.count, at, threadIdx.x % 32);
+        const quantize::Values values = quantize::read([from](unsigned i) { return from[i]; }, place.count, lane);
+        quantize::pack(side, values, packed + ((size_t)blockIdx.x * per_row + block) * quantize::BLOCK_BYTES, lane);
     }
 }
