@@ -18,7 +18,7 @@ use drafthorse_draft::{LanguageModel, LogitRows, TokenId};
 use drafthorse_offload::reader::PreadReader;
 use drafthorse_offload::{PolicyConfig, PolicyKind};
 use drafthorse_runtime::Error;
-use drafthorse_runtime::api::{DraftSource, EngineOptions, GpuOptions, KvType, Silent};
+use drafthorse_runtime::api::{DraftSource, EngineOptions, GpuOptions, KvType, Silent, WorkTime};
 use drafthorse_runtime::backend::{AttendRows, Backend, CpuBackend, Reg, Rotation};
 use drafthorse_runtime::engine::Engine;
 use drafthorse_runtime::gguf::Gguf;
@@ -247,6 +247,27 @@ fn text_is_the_same_with_and_without_a_card_and_a_draft() {
             }
         }
     }
+}
+
+#[test]
+fn a_profile_names_every_kernel_and_changes_no_text() {
+    let target = golden("deepseek2_v3_yarn");
+    let prompt = tokens(5, 9);
+    let ask = ask(6, 0.0);
+    let plain = generate(&mut open(&gpu(&target)), &prompt, &ask);
+    assert!(plain.gpu.unwrap().kernels.is_empty(), "nothing is timed unasked");
+    let profiled = GpuOptions { device: "emulated", vram_bytes: None, hybrid: true, profile: true };
+    let engine = &mut open(&EngineOptions { gpu: Some(profiled), ..plain_options(&target) });
+    let text = generate(engine, &prompt, &ask);
+    assert_eq!(text.tokens, plain.tokens);
+    let kernels = text.gpu.unwrap().kernels;
+    for name in ["rms_norm", "silu_mul", "place_heads", "attend_scores", "attend_values", "(download)"] {
+        let kernel = kernels.iter().find(|kernel| kernel.name == name).expect(name);
+        assert!(kernel.count >= 6 && kernel.device_s > 0.0 && kernel.host_s > 0.0, "{kernel:?}");
+    }
+    let again = generate(engine, &prompt, &ask).gpu.unwrap().kernels;
+    let launches = |kernels: &[WorkTime]| kernels.iter().map(|kernel| kernel.count).max();
+    assert!(launches(&again) <= launches(&kernels), "each generation counts its own");
 }
 
 #[test]

@@ -425,3 +425,24 @@ fn span(plan: &WindowPlan, experts: &[u32]) -> Range<usize> {
     let [first, last] = [experts[0], experts[experts.len() - 1]].map(|expert| plan.places(expert));
     first.start..last.end
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_that_lie_together_are_one_copy_and_others_are_not() {
+        let memory = vec![0u8; 4096];
+        let at = |start: usize, len: usize| &memory[start..start + len];
+        let parts = [at(32, 640), at(1024 + 32, 640), at(2048 + 64, 480)];
+        assert_eq!(as_one(parts, 4096), Some((2048 + 32 + 480, [0, 1024, 2048 + 32])));
+        assert_eq!(as_one(parts, 2048), None, "longer than a slot");
+        assert_eq!(as_one([parts[1], parts[0], parts[2]], 4096), None, "another order");
+        assert_eq!(as_one([at(32, 640), at(600, 640), at(2048, 480)], 4096), None, "parts that overlap");
+        assert_eq!(
+            as_one([at(32, 640), at(1024 + 40, 640), at(2048, 480)], 4096),
+            None,
+            "no place for a matrix"
+        );
+    }
+}
