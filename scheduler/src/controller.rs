@@ -11,6 +11,7 @@
 mod choosing;
 mod explaining;
 mod learning;
+mod measuring;
 mod rates;
 
 use crate::calibration::Calibration;
@@ -128,8 +129,6 @@ pub struct Controller {
     plain_lost_s: f64, // in measurements of plain passes
     last_probe: u64,   // pass number
     last_plain: u64,
-    plain_patience: u64,
-    off_patience: u64,
     hit_rate: f64,
     hit_rate_plain: f64,
     ledger: Ledger,
@@ -188,8 +187,6 @@ impl Controller {
             plain_lost_s: 0.0,
             last_probe: 0,
             last_plain: 0,
-            plain_patience: EARLY_PASSES,
-            off_patience: EARLY_PASSES,
             hit_rate: 0.0,
             hit_rate_plain: 0.0,
             ledger: Ledger::new(width_max),

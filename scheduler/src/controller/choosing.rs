@@ -8,8 +8,6 @@ use drafthorse_draft::Draft;
 use super::{Controller, EARLY_PASSES, GAIN_MIN, Probe, STALE_PASSES};
 use crate::prospect::Prospect;
 
-/// Passes in one measurement of drafting. The first also lets the draft model catch up on the text.
-const PROBE_LEN: usize = 2;
 /// Passes in one measurement of plain decoding, those that settle included.
 const PLAIN_PROBE_LEN: usize = 3;
 /// Share of the time spent that measuring plain passes again may lose while drafting pays, and what it may
@@ -21,14 +19,14 @@ pub(super) const PLAIN_FIRST: u64 = 3;
 /// Of these, passes that do not count: the first finds caches, pages and threads cold, and a plain pass that
 /// seems dear makes drafting seem cheap.
 pub(super) const PLAIN_COLD: u64 = 1;
-/// Drafted passes before the gap grows: fewer say too little to leave drafting off for long.
-const FIRST_LOOK_PASSES: u64 = 8;
 /// Passes in which drafting must earn back what reading up on the text costs.
 const PAYBACK_PASSES: f64 = 16.0;
 /// Before it is measured: the time in which a draft model reads one token, in drafted tokens.
 const READ_SHARE: f64 = 0.15;
 /// A hit rate that moved this much since the last plain pass makes its cost stale early.
 const HIT_RATE_DRIFT: f64 = 0.05;
+/// Passes from one plain pass to the next in which it counts: a cold cache's hit rate moves all the time.
+const DRIFT_PASSES: u64 = 16;
 /// Loss it may make in passes in which the drafter abstains.
 const ABSTAIN_LOSS_MAX: f64 = 0.005;
 /// How many samples the past is worth when drafting is measured again after having been off.
@@ -46,21 +44,21 @@ impl Controller {
         let Some(draft_len) = self.worth_measuring(best, reference) else {
             return if self.catch_up_pays(best, reference) { best } else { 0 };
         };
-        if draft_len > 0 && best == 0 {
-            if self.off_patience == STALE_PASSES {
-                self.survival.loosen(RETRY_WEIGHT);
-                self.calibration.loosen(RETRY_WEIGHT);
-            }
-            if self.drafted_passes >= FIRST_LOOK_PASSES {
-                self.off_patience = (2 * self.off_patience).min(STALE_PASSES);
-            }
-        }
-        let passes_left = if draft_len == 0 { PLAIN_PROBE_LEN } else { PROBE_LEN };
+        let passes_left = self.probe_passes(draft_len);
         if draft_len == 0 {
             self.plain_lost_s += self.plain_price(reference);
         }
         self.probe = Some(Probe { draft_len, passes_left });
         draft_len
+    }
+
+    /// Passes in one measurement. A drafter that has to read first says nothing in its first.
+    fn probe_passes(&self, draft_len: usize) -> usize {
+        match draft_len {
+            0 => PLAIN_PROBE_LEN,
+            _ if self.passes == self.last_drafted && !self.reads_text => 1,
+            _ => 2,
+        }
     }
 
     /// The plan with the most tokens per second among those tried, and its rate. Off unless drafting
@@ -81,28 +79,36 @@ impl Controller {
         if self.account_s < 0.0 { (0, self.rate(0)) } else { self.best() }
     }
 
-    /// A draft length whose measurement is due and can be paid for.
+    /// A draft length whose measurement is worth its price and can be paid for.
     fn worth_measuring(&self, best: usize, reference: f64) -> Option<usize> {
-        if best > 0 && self.plain_is_stale() && self.plain_is_affordable(reference) {
+        if best > 0 && self.plain_is_due(best) && self.plain_is_affordable(reference) {
             return Some(0);
         }
         if self.planned_max == 0 {
             return self.first_look();
         }
-        let hopeful = self.most_promising(|c, k| c.rate_at_best(k));
-        let draft_len = if best == 0 { hopeful } else { (2 * best).min(self.config.draft_len_max) };
-        let since = self.passes - self.last_probe;
-        let untried = draft_len > self.planned_max && self.rate_at_best(draft_len) > reference;
-        let due = untried || since >= if best == 0 { self.off_patience } else { STALE_PASSES };
-        (draft_len != best && due && self.price(draft_len, reference) <= self.account_s).then_some(draft_len)
+        if best == 0 && self.passes - self.last_drafted.max(self.last_probe) >= STALE_PASSES {
+            return Some(self.most_promising(|c, k| c.rate_at_best(k))).filter(|k| self.is_affordable(*k, reference));
+        }
+        let others = self.ladder().filter(|k| *k != best && self.is_affordable(*k, reference));
+        let candidates = others.filter_map(|k| self.candidate(k, best, self.probe_passes(k)));
+        candidates.max_by(|a, b| a.value_s.total_cmp(&b.value_s)).map(|candidate| candidate.draft_len)
     }
 
-    /// The longer drafting runs, the less often the plain pass it is compared with is measured, from
-    /// every 4 to every [`STALE_PASSES`] passes.
-    fn plain_is_stale(&self) -> bool {
+    /// Whether the account holds what the measurement is expected to lose, and what a pass loses of which nothing
+    /// stands.
+    fn is_affordable(&self, draft_len: usize, reference: f64) -> bool {
+        let Some((seconds, plain_s)) = self.seconds(draft_len).zip(self.plain_s()) else { return false };
+        self.price(draft_len, reference).max(seconds - plain_s) <= self.account_s
+    }
+
+    /// Whether plain passes may be better than they seem, or were run too long ago to tell.
+    fn plain_is_due(&self, best: usize) -> bool {
         let since = self.passes - self.last_plain;
         let drifted = (self.hit_rate - self.hit_rate_plain).abs() > HIT_RATE_DRIFT;
-        since >= self.plain_patience || (drifted && since >= EARLY_PASSES)
+        since >= STALE_PASSES
+            || (drifted && since >= DRIFT_PASSES)
+            || (since >= EARLY_PASSES && self.candidate(0, best, PLAIN_PROBE_LEN).is_some())
     }
 
     /// The first measurement of a drafter, unless it is hopeless or has too much to read. Where reading is
@@ -133,9 +139,12 @@ impl Controller {
 
     /// The draft length with the best `rate` among 1, 2, 4, ... up to twice the longest tried.
     pub(super) fn most_promising(&self, rate: impl Fn(&Controller, usize) -> f64) -> usize {
+        self.ladder().map(|k| (k, rate(self, k))).fold((1, 0.0), |a, b| if b.1 > a.1 { b } else { a }).0
+    }
+
+    fn ladder(&self) -> impl Iterator<Item = usize> + use<> {
         let max = self.config.draft_len_max.min(2 * self.planned_max);
-        let ladder = std::iter::successors(Some(1), |k| Some(2 * k)).take_while(|k| *k < max);
-        ladder.chain([max]).map(|k| (k, rate(self, k))).fold((1, 0.0), |a, b| if b.1 > a.1 { b } else { a }).0
+        std::iter::successors(Some(1), |k| Some(2 * k)).take_while(move |k| *k < max).chain([max])
     }
 
     /// Seconds that measuring `draft_len` is expected to lose against running at `reference`.
@@ -143,7 +152,7 @@ impl Controller {
         let Some(seconds) = self.seconds(draft_len) else { return f64::INFINITY };
         let at_best = self.survival.tokens(draft_len) / self.rate_at_best(draft_len);
         let pass = (0.5 * (seconds + at_best) - self.survival.tokens(draft_len) / reference).max(0.0);
-        PROBE_LEN as f64 * pass + self.catch_up()
+        self.probe_passes(draft_len) as f64 * pass + self.catch_up()
     }
 
     /// Whether what `draft_len` gains over off in the near future is worth reading up on the text.

@@ -3,7 +3,7 @@
 //! Owns the account from which drafted passes are paid. It must not plan.
 
 use super::choosing::{PLAIN_COLD, PLAIN_FIRST};
-use super::{Controller, STALE_PASSES, StepOutcome};
+use super::{Controller, StepOutcome};
 use crate::cost::PassSample;
 use crate::estimate::Mean;
 
@@ -105,9 +105,6 @@ impl Controller {
         let Some(probe) = &mut self.probe else { return };
         probe.passes_left -= 1;
         if probe.passes_left == 0 {
-            if probe.draft_len == 0 {
-                self.plain_patience = (2 * self.plain_patience).min(STALE_PASSES);
-            }
             self.probe = None;
             self.knows_second_row |= self.is_blank;
         }
