@@ -8,15 +8,15 @@
 //! time, or plans.
 
 /// Standard deviation of a pass's time, relative.
-const NOISE: f64 = 0.08;
+const NOISE: f64 = 0.06;
 /// The same of the first pass of a width, which finds its buffers and kernels cold.
 const NOISE_FIRST: f64 = 0.2;
 /// By how much the level moves from one pass to the next.
-const LEVEL_STEP: f64 = 0.02;
+const LEVEL_STEP: f64 = 0.03;
 /// By how much a shape does.
-const SHAPE_STEP: f64 = 0.004;
+const SHAPE_STEP: f64 = 0.003;
 /// Of a width that never ran: how far from what is expected of it, for a doubling of the rows.
-const UNSEEN: f64 = 0.25;
+const UNSEEN: f64 = 0.15;
 /// A pass that is off by more than so many standard deviations counts as one that is off by as much.
 const CLIP: f64 = 3.0;
 

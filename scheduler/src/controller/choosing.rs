@@ -95,11 +95,11 @@ impl Controller {
         candidates.max_by(|a, b| a.value_s.total_cmp(&b.value_s)).map(|candidate| candidate.draft_len)
     }
 
-    /// Whether the account holds what the measurement is expected to lose, and what a pass loses of which nothing
-    /// stands.
+    /// Whether the account holds what the measurement is expected to lose, and what a pass loses of which no more than
+    /// of a draft of one stands.
     fn is_affordable(&self, draft_len: usize, reference: f64) -> bool {
         let Some((seconds, plain_s)) = self.seconds(draft_len).zip(self.plain_s()) else { return false };
-        self.price(draft_len, reference).max(seconds - plain_s) <= self.account_s
+        self.price(draft_len, reference).max(seconds - plain_s * self.survival.tokens(1)) <= self.account_s
     }
 
     /// Whether plain passes may be better than they seem, or were run too long ago to tell.

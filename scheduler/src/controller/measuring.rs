@@ -10,7 +10,9 @@ use super::{Controller, GAIN_MIN};
 const HORIZON_MIN: f64 = 24.0;
 const HORIZON_MAX: f64 = 96.0;
 /// What a measurement must promise of its price.
-const WORTH: f64 = 1.5;
+const WORTH: f64 = 3.0;
+/// What it is taken to cost at least, in plain passes.
+const PRICE_MIN: f64 = 0.2;
 
 /// A length that may be measured.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +37,7 @@ impl Controller {
         let price_s = passes as f64 * (seconds - tokens / reference).max(0.0) + self.reading_up(draft_len);
         let horizon = (self.spent_s / plain_s).clamp(HORIZON_MIN, HORIZON_MAX);
         let promise_s = horizon * plain_s * expected_above(gain, self.error(draft_len, best), needed);
-        (promise_s > WORTH * price_s).then_some(Candidate { draft_len, value_s: promise_s - price_s })
+        (promise_s > WORTH * price_s.max(PRICE_MIN * plain_s)).then_some(Candidate { draft_len, value_s: promise_s - price_s })
     }
 
     /// Relative standard deviation of what `draft_len` gains over `best`. While something is drafted, what stands
