@@ -213,6 +213,11 @@ impl CostModel {
         self.pace.is_seen(width)
     }
 
+    /// How many of them.
+    pub(crate) fn samples(&self, width: usize) -> u32 {
+        self.pace.samples(width)
+    }
+
     /// The least that `width` can cost if wider is never cheaper.
     pub(crate) fn at_least(&self, width: usize) -> Option<f64> {
         (0..=width).rev().find(|w| self.is_measured(*w)).and_then(|w| self.expect(w))

@@ -361,3 +361,13 @@ fn rows_whose_misses_are_dear_are_dropped_by_a_rule_made_of_what_was_measured() 
     // The second drafted token never stood, and a miss takes 50 ms.
     assert_eq!(keep([9, 0, 20, 20, 20]), 2);
 }
+#[test]
+fn zz_debug() {
+    let mut c = controller(DraftLen::Auto);
+    run(&mut c, 500, |n| 1.0 + n as f64, 0.0, 8);
+    for _ in 0..16 {
+        let p = run(&mut c, 1, |n| 1.0 + n as f64, 0.0, 8);
+        let e = c.explanation();
+        println!("DBG {p:?} {} {:?}", e.draft_len, e.lengths.iter().map(|l| (l.draft_len, l.predicted_s.unwrap(), l.predicted_tokens, l.misses)).collect::<Vec<_>>());
+    }
+}

@@ -23,6 +23,13 @@ pub(super) const PLAIN_COLD: u64 = 1;
 const PAYBACK_PASSES: f64 = 16.0;
 /// Before it is measured: the time in which a draft model reads one token, in drafted tokens.
 const READ_SHARE: f64 = 0.15;
+/// Passes between measurements of lengths that were tried: they take drafts whole that would have been cut.
+/// Those that ran less often than this need not wait.
+const AGAIN_PASSES: u64 = 16;
+const FEW: u32 = 4;
+/// What longer drafts must promise at best to be tried where shorter ones lose, and passes before that.
+const LONGER_GAIN: f64 = 0.25;
+const LONGER_PASSES: u64 = 8;
 /// A hit rate that moved this much since the last plain pass makes its cost stale early.
 const HIT_RATE_DRIFT: f64 = 0.05;
 /// Passes from one plain pass to the next in which it counts: a cold cache's hit rate moves all the time.
@@ -90,9 +97,21 @@ impl Controller {
         if best == 0 && self.passes - self.last_drafted.max(self.last_probe) >= STALE_PASSES {
             return Some(self.most_promising(|c, k| c.rate_at_best(k))).filter(|k| self.is_affordable(*k, reference));
         }
-        let others = self.ladder().filter(|k| *k != best && self.is_affordable(*k, reference));
+        if best == 0 && self.longer_may_pay(reference) {
+            return Some(2 * self.planned_max).filter(|k| self.is_affordable(*k, reference));
+        }
+        let is_due = |k: usize| self.verify_s.samples(k) < FEW || self.passes - self.last_probe >= AGAIN_PASSES;
+        let others = self.ladder().filter(|k| *k != best && is_due(*k) && self.is_affordable(*k, reference));
         let candidates = others.filter_map(|k| self.candidate(k, best, self.probe_passes(k)));
         candidates.max_by(|a, b| a.value_s.total_cmp(&b.value_s)).map(|candidate| candidate.draft_len)
+    }
+
+    /// Whether drafts longer than any tried would pay by far if they cost no more: where only the first drafted
+    /// token is dear, short drafts do not tell.
+    fn longer_may_pay(&self, reference: f64) -> bool {
+        let next = 2 * self.planned_max;
+        let longer = (next..=self.config.draft_len_max).map(|k| self.rate_at_best(k)).fold(0.0, f64::max);
+        longer >= (1.0 + LONGER_GAIN) * reference && self.passes - self.last_probe >= LONGER_PASSES
     }
 
     /// Whether the account holds what the measurement is expected to lose, and what a pass loses of which no more than
@@ -108,7 +127,9 @@ impl Controller {
         let drifted = (self.hit_rate - self.hit_rate_plain).abs() > HIT_RATE_DRIFT;
         since >= STALE_PASSES
             || (drifted && since >= DRIFT_PASSES)
-            || (since >= EARLY_PASSES && self.candidate(0, best, PLAIN_PROBE_LEN).is_some())
+            || (since >= EARLY_PASSES
+                && self.verify_s.is_measured(best)
+                && self.candidate(0, best, PLAIN_PROBE_LEN).is_some())
     }
 
     /// The first measurement of a drafter, unless it is hopeless or has too much to read. Where reading is
