@@ -27,13 +27,17 @@ const READ_SHARE: f64 = 0.15;
 /// Those that ran less often than this need not wait.
 const AGAIN_PASSES: u64 = 16;
 const FEW: u32 = 4;
+/// While nothing is drafted they wait a few passes.
+const OFF_PASSES: u64 = 8;
 /// What longer drafts must promise at best to be tried where shorter ones lose, and passes before that.
 const LONGER_GAIN: f64 = 0.25;
-const LONGER_PASSES: u64 = 8;
+const LONGER_PASSES: u64 = 4;
 /// A hit rate that moved this much since the last plain pass makes its cost stale early.
 const HIT_RATE_DRIFT: f64 = 0.05;
 /// Passes from one plain pass to the next in which it counts: a cold cache's hit rate moves all the time.
 const DRIFT_PASSES: u64 = 16;
+/// And a comparison less sure than this: what drafting gains is to be known to a few per cent.
+const PLAIN_ERROR: f64 = 0.05;
 /// Loss it may make in passes in which the drafter abstains.
 const ABSTAIN_LOSS_MAX: f64 = 0.005;
 /// How many samples the past is worth when drafting is measured again after having been off.
@@ -100,7 +104,9 @@ impl Controller {
         if best == 0 && self.longer_may_pay(reference) {
             return Some(2 * self.planned_max).filter(|k| self.is_affordable(*k, reference));
         }
-        let is_due = |k: usize| self.verify_s.samples(k) < FEW || self.passes - self.last_probe >= AGAIN_PASSES;
+        let since = self.passes - self.last_probe;
+        let is_due =
+            |k: usize| since >= AGAIN_PASSES || (self.verify_s.samples(k) < FEW && (best > 0 || since >= OFF_PASSES));
         let others = self.ladder().filter(|k| *k != best && is_due(*k) && self.is_affordable(*k, reference));
         let candidates = others.filter_map(|k| self.candidate(k, best, self.probe_passes(k)));
         candidates.max_by(|a, b| a.value_s.total_cmp(&b.value_s)).map(|candidate| candidate.draft_len)
@@ -126,7 +132,7 @@ impl Controller {
         let since = self.passes - self.last_plain;
         let drifted = (self.hit_rate - self.hit_rate_plain).abs() > HIT_RATE_DRIFT;
         since >= STALE_PASSES
-            || (drifted && since >= DRIFT_PASSES)
+            || (since >= DRIFT_PASSES && (drifted || self.verify_s.error(0, best) > PLAIN_ERROR))
             || (since >= EARLY_PASSES
                 && self.verify_s.is_measured(best)
                 && self.candidate(0, best, PLAIN_PROBE_LEN).is_some())

@@ -85,7 +85,8 @@ impl Controller {
         let plain_s = self.plain_s().unwrap_or(outcome.verify_s);
         let spent = outcome.draft_s + outcome.verify_s;
         let as_plain = if self.planned == 0 { spent } else { (1 + outcome.accepted) as f64 * plain_s };
-        self.ledger.book(self.planned, 1 + outcome.accepted, spent, as_plain);
+        let lengths = (self.planned, outcome.draft_len);
+        self.ledger.book(lengths, 1 + outcome.accepted, (outcome.draft_s, outcome.verify_s));
         if self.passes == PLAIN_FIRST {
             self.account_s = ACCOUNT_START_PASSES * plain_s;
         }
