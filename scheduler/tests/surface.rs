@@ -12,7 +12,7 @@ const RESIDENT: [f64; 9] = [1.0, 1.30, 1.80, 2.30, 2.75, 3.15, 3.60, 4.00, 4.40]
 /// And with 10 %.
 const TENTH: [f64; 9] = [1.0, 1.50, 2.05, 2.60, 3.15, 3.60, 4.00, 4.40, 4.80];
 const NOISY: Machine =
-    Machine { noise: 0.12, drift: 0.08, cold: 0.2, first: 0.25, after_draft: 0.08, misses: 0.0, miss_s: 0.0 };
+    Machine { noise: 0.12, drift: 0.08, cold: 0.2, first: 0.1, after_draft: 0.08, misses: 0.0, miss_s: 0.0 };
 
 #[test]
 fn table() {
