@@ -153,15 +153,16 @@ impl CostModel {
         self.pace.level() * self.fit.predict(self.features(width, self.loads(width).0))
     }
 
-    /// What passes of `width` are expected to wait: as long for each miss as they did, or as others do.
+    /// What passes of `width` are expected to wait: what they did, and for every miss more or less as long as they
+    /// did for theirs or, if they hardly missed, as others do.
     fn wait(&self, width: usize) -> f64 {
         let misses_now = self.loads(width).1;
-        match self.waits[width] {
-            Some(Wait { seconds, misses }) => {
-                seconds.value() * (misses_now + COUNT_UNIT) / (misses.value() + COUNT_UNIT)
-            }
-            None => self.miss_s.value() * misses_now,
-        }
+        let Some(Wait { seconds, misses }) = self.waits[width] else {
+            return self.miss_s.value() * misses_now;
+        };
+        let (waited, met) = (seconds.value(), misses.value());
+        let each_s = if met >= 1.0 { waited / met } else { self.miss_s.value() };
+        (waited + each_s * (misses_now - met)).max(0.0)
     }
 
     /// The expected seconds at `width`; `None` with nothing measured. Beyond the widest one measured it

@@ -211,7 +211,7 @@ impl Survival {
         if position == 1 && own.weight > 0.0 {
             return own.value;
         }
-        let lent = Survival::ALL_WEIGHT;
+        let lent = Survival::ALL_WEIGHT * (1.0 - own.weight / Survival::MEMORY);
         (own.value * own.weight + lent * self.all.value) / (own.weight + lent)
     }
 }

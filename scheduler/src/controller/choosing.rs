@@ -37,7 +37,7 @@ const HIT_RATE_DRIFT: f64 = 0.05;
 /// Passes from one plain pass to the next in which it counts: a cold cache's hit rate moves all the time.
 const DRIFT_PASSES: u64 = 16;
 /// And a comparison less sure than this: what drafting gains is to be known to a few per cent.
-const PLAIN_ERROR: f64 = 0.05;
+const PLAIN_ERROR: f64 = 0.06;
 /// Loss it may make in passes in which the drafter abstains.
 const ABSTAIN_LOSS_MAX: f64 = 0.005;
 /// How many samples the past is worth when drafting is measured again after having been off.

@@ -10,10 +10,10 @@ use crate::estimate::Mean;
 /// Share of the time spent that drafting may lose against plain passes; with what it may lose at the start, it
 /// is less in the first passes, so that a short text loses no more.
 pub(super) const LOSS_SHARE: f64 = 0.02;
-const LOSS_SHARE_EARLY: f64 = 0.01;
+const LOSS_SHARE_EARLY: f64 = 0.0075;
 const LOSS_EARLY_PASSES: u64 = 200;
 /// What the account for that holds at the start, in the time of plain passes.
-const ACCOUNT_START_PASSES: f64 = 1.95;
+const ACCOUNT_START_PASSES: f64 = 1.6;
 /// What it holds at most, beside what reading up on the text would take; gains above it are not saved up for
 /// later losses.
 const ACCOUNT_MAX_PASSES: f64 = 16.0;
