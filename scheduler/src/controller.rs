@@ -30,10 +30,9 @@ pub const DRAFT_LEN_LIMIT: usize = 64;
 
 /// Share of drafted passes' time spent waiting for the disk from which on drafting ahead is worth it.
 const RUN_AHEAD_STALL_MIN: f64 = 0.4;
-/// Passes after which what is not in use (plain passes or drafted ones) is measured again at first.
-/// The gap doubles each time.
+/// Passes before what is not in use (plain passes or drafted ones) is measured again, however much that promises.
 const EARLY_PASSES: u64 = 4;
-/// The longest such gap.
+/// Passes after which it is, whatever it promises: texts and caches change.
 const STALE_PASSES: u64 = 64;
 /// Gain that drafting must promise in passes that verify something.
 const GAIN_MIN: f64 = 0.03;

@@ -67,9 +67,9 @@ pub(crate) struct CostModel {
     experts: Counts,
     misses: Counts,
     miss_s: Mean,
-    pace: Pace,                    // computing
-    waits: Vec<Option<Wait>>,      // by width
-    expected: Vec<Option<f64>>,      // by width: what `expect` answers, which is asked for often
+    pace: Pace,                 // computing
+    waits: Vec<Option<Wait>>,   // by width
+    expected: Vec<Option<f64>>, // by width: what `expect` answers, which is asked for often
     samples: usize,
 }
 

@@ -24,16 +24,24 @@ fn table() {
         ] {
             for acceptance in [0.3, 0.6, 0.8, 0.95] {
                 let cell = format!("{name} {acceptance} {tokens}");
-                if only.as_ref().is_some_and(|o| !cell.contains(o.as_str())) { continue; }
+                if only.as_ref().is_some_and(|o| !cell.contains(o.as_str())) {
+                    continue;
+                }
                 let world = World { verify, draft_s, acceptance, machine, tokens, ..WORLD };
-                let (mut off, mut best, mut pred, mut plain, mut hist, mut worst, mut within) = (0.0, 0.0, 0.0, 0.0, [0.0; 9], 0.0f64, 0);
-                let mut fixed = [0.0; 9]; let mut oracle = [0.0f64; 5];
+                let (mut off, mut best, mut pred, mut plain, mut hist, mut worst, mut within) =
+                    (0.0, 0.0, 0.0, 0.0, [0.0; 9], 0.0f64, 0);
+                let mut fixed = [0.0; 9];
+                let mut oracle = [0.0f64; 5];
                 for seed in 0..SEEDS {
                     let world = World { seed, ..world };
                     let f = [0, 1, 2, 4, 8].map(|k| world.run(DraftLen::Fixed(k)).seconds);
-                    for (i, k) in [0, 1, 2, 4, 8].iter().enumerate() { fixed[*k] += f[0] / f[i] / SEEDS as f64; }
+                    for (i, k) in [0, 1, 2, 4, 8].iter().enumerate() {
+                        fixed[*k] += f[0] / f[i] / SEEDS as f64;
+                    }
                     let b = f.iter().copied().fold(f64::INFINITY, f64::min);
-                    for i in 0..5 { oracle[i] += b / f[i] / SEEDS as f64; }
+                    for i in 0..5 {
+                        oracle[i] += b / f[i] / SEEDS as f64;
+                    }
                     let auto = world.run(DraftLen::Auto);
                     off += f[0] / auto.seconds / SEEDS as f64;
                     worst = worst.max(auto.seconds / f[0]);
@@ -41,14 +49,27 @@ fn table() {
                     let p = auto.controller.explanation().speedup.unwrap() / (f[0] / auto.seconds);
                     pred += p / SEEDS as f64;
                     within += u64::from((p - 1.0).abs() <= 0.1);
-                    plain += auto.passes.iter().filter(|p| p.0 == 0).count() as f64 / auto.passes.len() as f64 / SEEDS as f64;
-                    for p in &auto.passes { hist[p.1] += 1.0 / auto.passes.len() as f64 / SEEDS as f64; }
+                    plain += auto.passes.iter().filter(|p| p.0 == 0).count() as f64
+                        / auto.passes.len() as f64
+                        / SEEDS as f64;
+                    for p in &auto.passes {
+                        hist[p.1] += 1.0 / auto.passes.len() as f64 / SEEDS as f64;
+                    }
                     if only.is_some() && seed < 12 {
-                        println!("   seed {seed} {:?} auto {:.3} best {:.3}", auto.passes.iter().map(|p| format!("{}", p.0)).collect::<String>(), f[0] / auto.seconds, f[0] / b);
+                        println!(
+                            "   seed {seed} {:?} auto {:.3} best {:.3}",
+                            auto.passes.iter().map(|p| format!("{}", p.0)).collect::<String>(),
+                            f[0] / auto.seconds,
+                            f[0] / b
+                        );
                     }
                 }
-                println!("{cell:14} of best {best:.3} vs off {off:.3} (worst {worst:.3}) pred/meas {pred:.3} within {within}/{SEEDS} oracle {:.3} plain {plain:.2} widths {} fixed {}",
-                    oracle.iter().copied().fold(0.0, f64::max), hist.map(|h| format!("{h:.2}")).join(" "), [1, 2, 4, 8].map(|k| format!("{k}:{:.2}", fixed[k])).join(" "));
+                println!(
+                    "{cell:14} of best {best:.3} vs off {off:.3} (worst {worst:.3}) pred/meas {pred:.3} within {within}/{SEEDS} oracle {:.3} plain {plain:.2} widths {} fixed {}",
+                    oracle.iter().copied().fold(0.0, f64::max),
+                    hist.map(|h| format!("{h:.2}")).join(" "),
+                    [1, 2, 4, 8].map(|k| format!("{k}:{:.2}", fixed[k])).join(" ")
+                );
             }
         }
     }
