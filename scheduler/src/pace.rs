@@ -140,3 +140,61 @@ fn unseen_variance(seen: usize, width: usize) -> f64 {
     let doublings = ((width + 1) as f64 / (seen + 1) as f64).log2().abs();
     UNSEEN * UNSEEN * doublings
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Passes of `widths` in turn, in which one of width w takes (1 + w / 2) times `level` of the pass.
+    fn run(pace: &mut Pace, widths: &[usize], passes: usize, level: impl Fn(usize) -> f64) {
+        for pass in 0..passes {
+            let width = widths[pass % widths.len()];
+            pace.add(width, (1.0 + 0.5 * width as f64) * level(pass), Some(1.0));
+        }
+    }
+
+    fn near(a: Option<f64>, b: f64, share: f64) -> bool {
+        a.is_some_and(|a| (a / b - 1.0).abs() < share)
+    }
+
+    #[test]
+    fn widths_that_ran_at_different_times_are_compared_as_if_at_one() {
+        let mut pace = Pace::new(8);
+        run(&mut pace, &[0, 1], 40, |_| 1.0);
+        // The machine becomes twice as slow while only one width runs.
+        run(&mut pace, &[1], 60, |pass| 1.0 + pass as f64 / 60.0);
+        assert!(near(pace.seconds(1), 3.0, 0.05) && near(pace.seconds(0), 2.0, 0.08), "{pace:?}");
+        assert!(near(Some(pace.level()), 2.0, 0.08));
+    }
+
+    #[test]
+    fn a_comparison_is_surer_the_more_passes_ran_and_the_later() {
+        let mut pace = Pace::new(8);
+        run(&mut pace, &[0, 2], 4, |_| 1.0);
+        let few = pace.error(0, 2);
+        run(&mut pace, &[0, 2], 40, |_| 1.0);
+        let many = pace.error(0, 2);
+        run(&mut pace, &[0], 200, |_| 1.0);
+        let old = pace.error(0, 2);
+        assert!(many < 0.6 * few && old > 1.2 * many, "{few} {many} {old}");
+        assert!(pace.error(4, 2) > many && pace.error(8, 2) > pace.error(4, 2), "never run");
+        assert_eq!((pace.error(2, 2), pace.error(2, 0)), (0.0, pace.error(0, 2)));
+    }
+
+    #[test]
+    fn one_pass_that_stalled_moves_little() {
+        let mut pace = Pace::new(8);
+        run(&mut pace, &[0, 1], 40, |_| 1.0);
+        pace.add(1, 1000.0, None);
+        assert!(near(pace.seconds(1), 1.5, 0.15) && near(pace.seconds(0), 1.0, 0.15), "{pace:?}");
+    }
+
+    #[test]
+    fn nothing_is_said_of_widths_that_never_ran() {
+        let mut pace = Pace::new(8);
+        assert_eq!((pace.seconds(0), pace.is_seen(3)), (None, false));
+        pace.add(3, 2.0, None);
+        assert!(near(pace.seconds(3), 2.0, 0.01) && pace.seconds(0).is_none(), "{pace:?}");
+        assert_eq!((pace.samples(3), pace.samples(0)), (1, 0));
+    }
+}

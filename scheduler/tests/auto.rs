@@ -4,23 +4,31 @@
 mod worlds;
 
 use drafthorse_scheduler::DraftLen;
-use worlds::{Cost, WORLD, World};
+use worlds::{Cost, DRAFT_LEN_MAX, WORLD, World};
 
 const SEEDS: u64 = 10;
 
 /// With each, how close to the best fixed length `auto` has to come. Where short drafts lose and only
 /// long ones win, finding that out is paid from a small account, so it takes longer.
 const COSTS: [(&str, Cost, f64); 5] = [
-    ("cheap", |n| 1.0 + 0.05 * n as f64, 1.10),
-    ("cpu", |n| 1.0 + 0.3 * n as f64, 1.10),
-    ("experts", |n| ((n + 1) as f64).powf(0.68), 1.10), // ALGORITHMS.md 0.1
-    ("linear", |n| 1.0 + n as f64, 1.10),
-    ("jump", |n| if n == 0 { 1.0 } else { 1.8 + 0.05 * n as f64 }, 1.21),
+    ("cheap", |n| 1.0 + 0.05 * n as f64, 1.085),
+    ("cpu", |n| 1.0 + 0.3 * n as f64, 1.07),
+    ("experts", |n| ((n + 1) as f64).powf(0.68), 1.065), // ALGORITHMS.md 0.1
+    ("linear", |n| 1.0 + n as f64, 1.03),
+    ("jump", |n| if n == 0 { 1.0 } else { 1.8 + 0.05 * n as f64 }, 1.19),
 ];
+
+/// `auto`'s time as a share of off's and of the best fixed length's.
+fn compare(world: World) -> (f64, f64) {
+    let fixed: Vec<f64> = (0..=DRAFT_LEN_MAX).map(|len| world.run(DraftLen::Fixed(len)).seconds).collect();
+    let best = fixed.iter().copied().fold(f64::INFINITY, f64::min);
+    let auto = world.run(DraftLen::Auto).seconds;
+    (auto / fixed[0], auto / best)
+}
 
 /// Mean over seeds of the time as a share of off's and of the best's, and the worst share of off's.
 fn over_seeds(world: World) -> (f64, f64, f64) {
-    let runs: Vec<_> = (0..SEEDS).map(|seed| World { seed, ..world }.compare()).collect();
+    let runs: Vec<_> = (0..SEEDS).map(|seed| compare(World { seed, ..world })).collect();
     let mean = |pick: fn(&(f64, f64)) -> f64| runs.iter().map(pick).sum::<f64>() / SEEDS as f64;
     (mean(|r| r.0), mean(|r| r.1), runs.iter().map(|r| r.0).fold(0.0, f64::max))
 }
@@ -33,7 +41,7 @@ fn auto_is_never_slower_than_off_and_near_the_best_fixed_length() {
             for acceptance in [0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95] {
                 let world = World { verify, draft_s, acceptance, ..WORLD };
                 let (off, best, off_worst) = over_seeds(world);
-                if off > 1.025 || off_worst > 1.035 || best > best_max {
+                if off > 1.0225 || off_worst > 1.03 || best > best_max {
                     let case = format!("{name}, draft {draft_s}, p {acceptance}");
                     failures.push(format!("{case}: {off:.3} of off ({off_worst:.3}), {best:.3} of best"));
                 }
@@ -47,14 +55,14 @@ fn auto_is_never_slower_than_off_and_near_the_best_fixed_length() {
 fn a_short_text_behind_a_prompt_loses_little_and_gains_most_of_what_there_is() {
     let mut failures = Vec::new();
     // What has to be found out weighs more where long drafts would be by far the best.
-    for (name, verify, best_max) in COSTS.into_iter().take(4).map(|(name, verify, _)| (name, verify, 1.12)) {
+    for ((name, verify, _), best_max) in COSTS.into_iter().zip([1.12, 1.11, 1.08, 1.045]) {
         for draft_s in [0.0, 0.05, 0.3, 0.6] {
             for acceptance in [0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95] {
                 let world = World { verify, draft_s, acceptance, prompt: 40, tokens: 256, ..WORLD };
                 let (off, best, off_worst) = over_seeds(world);
                 // A draft model that may pay has to read the prompt before that can be known.
-                let off_max = if draft_s < 0.1 { 1.03 } else { 1.05 };
-                if off > off_max || off_worst > 1.10 || best > best_max {
+                let off_max = if draft_s < 0.1 { 1.0275 } else { 1.042 };
+                if off > off_max || off_worst > 1.065 || best > best_max {
                     let case = format!("{name}, draft {draft_s}, p {acceptance}");
                     failures.push(format!("{case}: {off:.3} of off ({off_worst:.3}), {best:.3} of best"));
                 }

@@ -15,7 +15,7 @@ const PRICE_MIN: f64 = 0.2;
 /// Passes between measurements of lengths that were tried: they take drafts whole that would have been cut.
 const AGAIN_PASSES: u64 = 16;
 /// Those that ran less often than this need not wait,
-const FEW: u32 = 4;
+const FEW: u32 = 3;
 /// or only so many passes while nothing is drafted.
 const OFF_PASSES: u64 = 8;
 /// What longer drafts must gain if they cost no more than those tried, to be tried where these lose, and how many

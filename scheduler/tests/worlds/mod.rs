@@ -73,9 +73,9 @@ const UNION_POWER: f64 = 0.7;
 /// How a text went.
 pub struct Run {
     pub seconds: f64,
+    /// Tokens written: the last pass may go beyond the text.
+    pub tokens: usize,
     pub controller: Controller,
-    /// By pass: tokens planned, kept and accepted.
-    pub passes: Vec<(usize, usize, usize)>,
 }
 
 impl World {
@@ -87,7 +87,7 @@ impl World {
         controller.begin_text(prefill_s, prefill_s);
         let residency = Residency { slots: 0, resident: 0, experts_total: 0, hit_rate_recent: 1.0 };
         let (mut tokens, mut seconds, mut unread) = (0, 0.0, self.prompt);
-        let mut passes = Vec::new();
+        let mut passes = Vec::new(); // tokens planned and kept
         while tokens < self.tokens {
             // A fixed length needs no controller, and these worlds are many.
             let plan = match mode {
@@ -109,13 +109,13 @@ impl World {
                 controller.observe(&outcome);
             }
             (tokens, seconds) = (tokens + accepted + 1, seconds + draft_s + outcome.verify_s);
-            passes.push((planned, kept, accepted));
+            passes.push((planned, kept));
         }
-        Run { seconds, controller, passes }
+        Run { seconds, tokens, controller }
     }
 
     /// A pass over `width` drafted tokens at `at` in the text, after `passes`.
-    fn pass(&self, width: usize, at: usize, passes: &[(usize, usize, usize)]) -> StepOutcome {
+    fn pass(&self, width: usize, at: usize, passes: &[(usize, usize)]) -> StepOutcome {
         let Machine { drift, cold, first, after_draft, misses, miss_s, .. } = self.machine;
         let phase = self.chance(5, 0) + at as f64 / DRIFT_TOKENS;
         let level = 1.0 + drift * (std::f64::consts::TAU * phase).sin();
@@ -139,14 +139,6 @@ impl World {
             misses: missed as u64,
             ..StepOutcome::default()
         }
-    }
-
-    /// `auto`'s time as a share of off's and of the best fixed length's.
-    pub fn compare(&self) -> (f64, f64) {
-        let fixed = (0..=DRAFT_LEN_MAX).map(|len| self.run(DraftLen::Fixed(len)).seconds).collect::<Vec<_>>();
-        let best = fixed.iter().copied().fold(f64::INFINITY, f64::min);
-        let auto = self.run(DraftLen::Auto).seconds;
-        (auto / fixed[0], auto / best)
     }
 
     /// A number in [0, 1) that depends on the text position, not on the path taken to it.
