@@ -5,10 +5,11 @@
 //! T(K) = dense + row * (K + 1) + expert * U(K) + wait * M(K)
 //!
 //! with U the distinct experts a pass of that width asks for and M those that are not resident. The
-//! terms are fitted as passes run (least squares that forgets, no term below 0). A width that was run costs
-//! what was measured there, moved by the terms as far as the experts and misses expected now differ from
-//! those met then: so it follows a cache that fills while other widths run. Other widths cost what the
-//! terms say, corrected by what they get wrong at the nearest widths measured. It must not know plans, or when to measure.
+//! terms are fitted as passes run (least squares that forgets, no term below 0). A width that was run computes as
+//! long as measured, at the pace that all widths show now ([`Pace`]), and waits as it did, more or less for the
+//! misses that are expected now beyond those met then: so it follows a cache that fills while other widths run.
+//! Other widths cost what the terms say, corrected by what they get wrong at the nearest widths measured. It must not
+//! know plans, or when to measure.
 
 use crate::estimate::Mean;
 use crate::fit::{Fit, TERMS};

@@ -29,6 +29,8 @@ const PLAIN_PROBE_LEN: usize = 3;
 /// lose at the start, in the time of plain passes: a comparison that is won by far needs no sharp figure.
 const PLAIN_SHARE: f64 = 0.01;
 const PLAIN_START_PASSES: f64 = 0.5;
+/// Plain passes are measured after [`STALE_PASSES`], and as many more for each time that drafting wins by this much.
+const STALE_GAIN: f64 = 0.1;
 /// A hit rate that moved this much since the last plain pass makes its cost stale early,
 const HIT_RATE_DRIFT: f64 = 0.05;
 /// and so does a comparison less sure than this: what drafting gains is to be known to a few per cent.
@@ -98,7 +100,9 @@ impl Controller {
         // What a width costs that never ran is no better known with another plain pass.
         let may_win =
             || self.verify_s.is_measured(best) && self.candidate(0, best, self.rate(best)).is_some();
-        since >= STALE_PASSES
+        // The further drafting wins, the less a comparison that has aged can be wrong about it.
+        let gain = (self.rate(best) / self.rate(0) - 1.0).max(0.0);
+        since as f64 >= STALE_PASSES as f64 * (1.0 + gain / STALE_GAIN)
             || (since >= DRIFT_PASSES && (drifted || unsure))
             || (since >= EARLY_PASSES && may_win())
     }
