@@ -120,18 +120,15 @@ impl Pace {
 
     /// `value` = level + shape of `width` + noise.
     fn update(&mut self, width: usize, value: f64, noise: f64) {
-        let states = self.mean.len();
         let with = |row: &[f64]| row[0] + if width == 0 { 0.0 } else { row[width] };
         let across: Vec<f64> = self.covariance.iter().map(|row| with(row)).collect();
         let variance = with(&across) + noise * noise;
         let limit = CLIP * variance.sqrt();
         let off = (value - self.mean[0] - self.shape(width)).clamp(-limit, limit);
-        for a in 0..states {
-            let gain = across[a] / variance;
-            self.mean[a] += gain * off;
-            for b in 0..states {
-                self.covariance[a][b] -= gain * across[b];
-            }
+        for ((mean, row), with) in self.mean.iter_mut().zip(&mut self.covariance).zip(&across) {
+            let gain = with / variance;
+            *mean += gain * off;
+            row.iter_mut().zip(&across).for_each(|(entry, other)| *entry -= gain * other);
         }
     }
 }

@@ -18,11 +18,12 @@ const COSTS: [(&str, Cost, f64); 5] = [
     ("jump", |n| if n == 0 { 1.0 } else { 1.8 + 0.05 * n as f64 }, 1.19),
 ];
 
-/// `auto`'s time as a share of off's and of the best fixed length's.
+/// `auto`'s time a token as a share of off's and of the best fixed length's.
 fn compare(world: World) -> (f64, f64) {
-    let fixed: Vec<f64> = (0..=DRAFT_LEN_MAX).map(|len| world.run(DraftLen::Fixed(len)).seconds).collect();
+    let a_token = |len| world.run(len).seconds_a_token();
+    let fixed: Vec<f64> = (0..=DRAFT_LEN_MAX).map(|len| a_token(DraftLen::Fixed(len))).collect();
     let best = fixed.iter().copied().fold(f64::INFINITY, f64::min);
-    let auto = world.run(DraftLen::Auto).seconds;
+    let auto = a_token(DraftLen::Auto);
     (auto / fixed[0], auto / best)
 }
 
@@ -77,11 +78,13 @@ fn a_draft_model_with_no_chance_is_not_asked_to_read_a_long_prompt() {
     let hopeless =
         World { verify: COSTS[3].1, draft_s: 0.6, acceptance: 0.9, prompt: 400, tokens: 256, ..WORLD };
     let auto = hopeless.run(DraftLen::Auto);
-    assert!(auto.seconds < 1.02 * hopeless.run(DraftLen::Fixed(0)).seconds, "{}", auto.seconds);
+    let off = hopeless.run(DraftLen::Fixed(0));
+    assert!(auto.seconds_a_token() < 1.02 * off.seconds_a_token(), "{}", auto.seconds_a_token());
     let reason = auto.controller.off_reason().expect("off");
     assert!(reason.contains("even a good one would give"), "{reason}");
     let hopeful = World { verify: COSTS[0].1, draft_s: 0.05, ..hopeless };
-    assert!(hopeful.run(DraftLen::Auto).seconds < 0.5 * hopeful.run(DraftLen::Fixed(0)).seconds);
+    let (auto, off) = (hopeful.run(DraftLen::Auto), hopeful.run(DraftLen::Fixed(0)));
+    assert!(auto.seconds_a_token() < 0.5 * off.seconds_a_token());
 }
 
 #[test]

@@ -41,7 +41,7 @@ impl Cell {
             let world = World { seed, ..world };
             let a_token = |len| {
                 let run = world.run(len);
-                (run.seconds / run.tokens as f64, run.controller)
+                (run.seconds_a_token(), run.controller)
             };
             let fixed = FIXED.map(|len| a_token(DraftLen::Fixed(len)).0);
             let best = fixed.iter().copied().fold(f64::INFINITY, f64::min);

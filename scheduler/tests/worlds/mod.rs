@@ -72,10 +72,16 @@ const UNION_POWER: f64 = 0.7;
 
 /// How a text went.
 pub struct Run {
-    pub seconds: f64,
+    seconds: f64,
     /// Tokens written: the last pass may go beyond the text.
-    pub tokens: usize,
+    tokens: usize,
     pub controller: Controller,
+}
+
+impl Run {
+    pub fn seconds_a_token(&self) -> f64 {
+        self.seconds / self.tokens as f64
+    }
 }
 
 impl World {
