@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use clap::Args;
 
 use crate::compare::command_line;
-use crate::speedup::{Report, SpeedupOptions, markdown, render, speedup, verdict};
+use crate::speedup::{Report, SpeedupError, SpeedupOptions, markdown, merge, render, speedup, verdict};
 
 /// `speedup`
 #[derive(Args)]
@@ -40,8 +40,12 @@ pub struct SpeedupArgs {
 /// `report`
 #[derive(Args)]
 pub struct ReportArgs {
-    /// Folder of a sweep's result.
-    folder: PathBuf,
+    /// Folder of a sweep's result; several make one report of sweeps that differ in their cache sizes alone.
+    #[arg(required = true, value_name = "OUTDIR")]
+    folders: Vec<PathBuf>,
+    /// Where the report of several sweeps goes.
+    #[arg(short, long, value_name = "OUTDIR")]
+    output: Option<PathBuf>,
 }
 
 /// Sweeps and reports; an error where ids differ or runs failed.
@@ -62,9 +66,17 @@ pub fn run(args: SpeedupArgs) -> anyhow::Result<()> {
     judge(&report)
 }
 
-/// Renders again.
+/// Renders again, or makes one report of several.
 pub fn report(args: &ReportArgs) -> anyhow::Result<()> {
-    let report = render(&args.folder)?;
+    let report = match (args.folders.as_slice(), &args.output) {
+        ([folder], None) => render(folder)?,
+        (folders, Some(output)) => merge(folders, output, command_line())?,
+        _ => {
+            return Err(
+                SpeedupError::Usage("several sweeps need --output for their report".to_owned()).into()
+            );
+        }
+    };
     Ok(std::io::stdout().lock().write_all(markdown(&report).as_bytes())?)
 }
 

@@ -450,6 +450,44 @@ fn a_report_of_nothing_or_of_something_else_is_an_error() {
 }
 
 #[test]
+fn sweeps_of_other_cache_sizes_make_one_report_and_others_are_refused() {
+    let bench = Bench::new();
+    let engine = bench.engine("");
+    let measure = |folder: &str, lines: &str| {
+        let sweep = bench.sweep(&format!("drafters = [\"ngram\"]\n{lines}"));
+        assert!(bench.run(&sweep, &engine, &[]).status.success());
+        fs::rename(bench.path("out"), bench.path(folder)).unwrap();
+    };
+    measure("small", "draft_lens = [2]\ncache = [3]");
+    measure("large", "draft_lens = [2]\ncache = [\"100%\"]");
+    measure("longer", "draft_lens = [3]\ncache = [4]");
+    measure("both", "draft_lens = [2]\ncache = [3, \"100%\"]");
+    let report = |folders: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_drafthorse-eval"));
+        command.arg("report").args(folders.iter().map(|name| bench.path(name)));
+        command.arg("-o").arg(bench.path("out")).output().unwrap()
+    };
+    let output = report(&["small", "large"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let merged = bench.report();
+    let whole: Value = serde_json::from_slice(&fs::read(bench.path("both/speedup.json")).unwrap()).unwrap();
+    assert_eq!(merged["rows"], whole["rows"], "as one sweep of both sizes has them");
+    assert_eq!(
+        (&merged["sweep"], &merged["texts"][0]["runs"]),
+        (&whole["sweep"], &whole["texts"][0]["runs"])
+    );
+    assert!(bench.out("speedup.csv").lines().count() == 5 && bench.out("report.html").contains("<svg"));
+    assert!(bench.out("speedup.md").contains("2 sweeps, which may have run side by side"));
+    for (folders, problem) in
+        [(["small", "longer"], "another draft_lens"), (["small", "both"], "in another report")]
+    {
+        let output = report(&folders);
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        assert!(stderr(&output).contains(problem), "{}", stderr(&output));
+    }
+}
+
+#[test]
 fn names_from_outside_cannot_break_the_page_or_the_table() {
     let bench = Bench::new();
     let sweep = bench.sweep("drafters = [\"<b>&'|\\\"x\"]\ncache = [8, 16]\ndraft_lens = [1, 2]");

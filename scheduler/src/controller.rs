@@ -11,6 +11,7 @@
 mod choosing;
 mod explaining;
 mod learning;
+mod measuring;
 mod rates;
 
 use crate::calibration::Calibration;
@@ -29,10 +30,9 @@ pub const DRAFT_LEN_LIMIT: usize = 64;
 
 /// Share of drafted passes' time spent waiting for the disk from which on drafting ahead is worth it.
 const RUN_AHEAD_STALL_MIN: f64 = 0.4;
-/// Passes after which what is not in use (plain passes or drafted ones) is measured again at first.
-/// The gap doubles each time.
+/// Passes before what is not in use (plain passes or drafted ones) is measured again, however much that promises.
 const EARLY_PASSES: u64 = 4;
-/// The longest such gap.
+/// Passes after which it is, whatever it promises: texts and caches change.
 const STALE_PASSES: u64 = 64;
 /// Gain that drafting must promise in passes that verify something.
 const GAIN_MIN: f64 = 0.03;
@@ -128,8 +128,6 @@ pub struct Controller {
     plain_lost_s: f64, // in measurements of plain passes
     last_probe: u64,   // pass number
     last_plain: u64,
-    plain_patience: u64,
-    off_patience: u64,
     hit_rate: f64,
     hit_rate_plain: f64,
     ledger: Ledger,
@@ -188,8 +186,6 @@ impl Controller {
             plain_lost_s: 0.0,
             last_probe: 0,
             last_plain: 0,
-            plain_patience: EARLY_PASSES,
-            off_patience: EARLY_PASSES,
             hit_rate: 0.0,
             hit_rate_plain: 0.0,
             ledger: Ledger::new(width_max),

@@ -5,22 +5,26 @@
 //! T(K) = dense + row * (K + 1) + expert * U(K) + wait * M(K)
 //!
 //! with U the distinct experts a pass of that width asks for and M those that are not resident. The
-//! terms are fitted as passes run (least squares that forgets, no term below 0). A width that was run costs
-//! what was measured there, moved by the terms as far as the experts and misses expected now differ from
-//! those met then: so it follows a cache that fills while other widths run. Other widths cost what the
-//! terms say, corrected by what they get wrong at the nearest widths measured. It must not know plans, or when to measure.
+//! terms are fitted as passes run (least squares that forgets, no term below 0). A width that was run computes as
+//! long as measured, at the pace that all widths show now ([`Pace`]), and waits as it did, more or less for the
+//! misses that are expected now beyond those met then: so it follows a cache that fills while other widths run.
+//! Other widths cost what the terms say, corrected by what they get wrong at the nearest widths measured. It must not
+//! know plans, or when to measure.
 
 use crate::estimate::Mean;
 use crate::fit::{Fit, TERMS};
+use crate::pace::Pace;
 
 /// Samples over which what a width takes is averaged.
 const MEMORY: f64 = 16.0;
 /// Samples over which the experts of a width are averaged against those of a plain pass.
 const SHAPE_MEMORY: f64 = 64.0;
+/// A first pass that took this many times the second one's time was no pass like others.
+const ODD: f64 = 2.0;
+/// Share of a pass's time that may be waiting: the rest is computing, of which there is always some.
+const WAITING_MAX: f64 = 0.99;
 /// One stalled pass counts at most this many times what is expected, so it decides nothing alone.
 const CLIP: f64 = 3.0;
-/// Share of what a width took that is left at least, however few experts are expected now.
-const LEFT_MIN: f64 = 0.1;
 /// How the union of experts grows with the rows of a window where it was not measured (ALGORITHMS.md 0.1).
 const UNION_POWER: f64 = 0.7;
 /// Added to counts before they are compared, so that none and one are a step and not a gulf.
@@ -64,18 +68,16 @@ pub(crate) struct CostModel {
     experts: Counts,
     misses: Counts,
     miss_s: Mean,
-    measured: Vec<Option<Measured>>, // by width
-    expected: Vec<Option<f64>>,      // by width: what `expect` answers, which is asked for often
+    pace: Pace,                 // computing
+    waits: Vec<Option<Wait>>,   // by width
+    expected: Vec<Option<f64>>, // by width: what `expect` answers, which is asked for often
     samples: usize,
 }
 
-/// What passes of one width took, and met: the means of the same passes.
+/// What passes of one width waited, and missed: the means of the same passes.
 #[derive(Clone, Copy, Debug)]
-struct Measured {
+struct Wait {
     seconds: Mean,
-    /// Of these, those spent waiting.
-    stall: Mean,
-    experts: Mean,
     misses: Mean,
 }
 
@@ -88,37 +90,36 @@ impl CostModel {
             experts: Counts::new(width_max),
             misses: Counts::new(width_max),
             miss_s: Mean::prior(0.0, 0.0),
-            measured: vec![None; width_max + 1],
+            pace: Pace::new(width_max),
+            waits: vec![None; width_max + 1],
             expected: vec![None; width_max + 1],
             samples: 0,
         }
     }
 
-    /// Learns from a pass. A first one that took more than twice the second is dropped: it also warms
+    /// Learns from a pass. The very first, if it took more than twice the second, is dropped: it also warms
     /// caches.
     pub(crate) fn add(&mut self, sample: PassSample) {
-        let sample = self.clipped(sample);
-        if self.measured[sample.width].is_some_and(|measured| measured.was_odd(sample.seconds)) {
-            self.forget_first(sample.width);
+        let width = sample.width;
+        let was_odd = |expected: f64| expected > ODD * sample.seconds;
+        if self.samples == 1 && self.pace.is_seen(width) && self.expect(width).is_some_and(was_odd) {
+            *self = CostModel::new(self.waits.len() - 1);
         }
+        let sample = self.clipped(sample);
         self.samples += 1;
+        let compute_s = sample.seconds - sample.stall_s;
+        let expected = self.expect(width).map(|seconds| (seconds - self.wait(width)).max(0.0));
+        self.pace.add(width, compute_s, expected.filter(|seconds| *seconds > 0.0));
         self.learn_terms(sample);
-        self.measured[sample.width].get_or_insert(Measured::NOTHING).add(sample);
-        self.expected = (0..self.measured.len()).map(|width| self.estimate(width)).collect();
+        self.waits[width].get_or_insert(Wait { seconds: NONE, misses: NONE }).add(sample);
+        self.expected = (0..self.waits.len()).map(|width| self.estimate(width)).collect();
     }
 
     /// A pass that changed its width on the way teaches what a miss makes it wait, and nothing of any width.
     pub(crate) fn learn_waiting(&mut self, stall_s: f64, misses: f64) {
         if misses > 0.0 {
             self.miss_s.add(stall_s / misses, MEMORY);
-            self.expected = (0..self.measured.len()).map(|width| self.estimate(width)).collect();
-        }
-    }
-
-    fn forget_first(&mut self, width: usize) {
-        self.measured[width] = None;
-        if self.samples == 1 {
-            *self = CostModel::new(self.measured.len() - 1);
+            self.expected = (0..self.waits.len()).map(|width| self.estimate(width)).collect();
         }
     }
 
@@ -131,37 +132,38 @@ impl CostModel {
         if sample.misses > 0.0 {
             self.miss_s.add(sample.stall_s / sample.misses, MEMORY);
         }
-        let compute_s = (sample.seconds - sample.stall_s).max(0.0);
-        self.fit.add(self.features(sample.width, sample.experts), compute_s);
+        let in_plain_passes = (sample.seconds - sample.stall_s) / self.pace.level();
+        self.fit.add(self.features(sample.width, sample.experts), in_plain_passes);
     }
 
+    /// Nothing that a pass took beyond a few times what is expected, and always some of it computing.
     fn clipped(&self, sample: PassSample) -> PassSample {
-        let settled = self.measured[sample.width].is_some_and(|measured| measured.seconds.weight() > 1.0);
+        let settled = self.pace.samples(sample.width) > 1;
         let limit = self.expect(sample.width).filter(|_| settled).map_or(f64::INFINITY, |s| CLIP * s);
-        if sample.seconds <= limit {
-            return sample;
-        }
-        PassSample { seconds: limit, stall_s: sample.stall_s * limit / sample.seconds, ..sample }
+        let seconds = sample.seconds.min(limit);
+        let stall_s = sample.stall_s * (seconds / sample.seconds);
+        PassSample { seconds, stall_s: stall_s.clamp(0.0, WAITING_MAX * seconds), ..sample }
     }
 
     fn features(&self, width: usize, experts: f64) -> [f64; TERMS] {
         [1.0, (width + 1) as f64, experts / self.expert_unit]
     }
 
-    /// What the terms alone say of `width`.
+    /// What the terms alone say of `width`, without waiting.
     fn modelled(&self, width: usize) -> f64 {
-        let (experts, misses) = self.loads(width);
-        self.fit.predict(self.features(width, experts)) + self.miss_s.value() * misses
+        self.pace.level() * self.fit.predict(self.features(width, self.loads(width).0))
     }
 
-    /// What passes of `width` took, had they met the experts and misses that are expected now.
-    fn measured(&self, width: usize) -> Option<f64> {
-        let Measured { seconds, experts, misses, .. } = self.measured[width]?;
-        let (experts_now, misses_now) = self.loads(width);
-        let terms = self.terms();
-        let moved =
-            terms.expert_s * (experts_now - experts.value()) + terms.miss_s * (misses_now - misses.value());
-        Some((seconds.value() + moved).max(LEFT_MIN * seconds.value()))
+    /// What passes of `width` are expected to wait: what they did, and for every miss more or less as long as they
+    /// did for theirs or, if they hardly missed, as others do.
+    fn wait(&self, width: usize) -> f64 {
+        let misses_now = self.loads(width).1;
+        let Some(Wait { seconds, misses }) = self.waits[width] else {
+            return self.miss_s.value() * misses_now;
+        };
+        let (waited, met) = (seconds.value(), misses.value());
+        let each_s = if met >= 1.0 { waited / met } else { self.miss_s.value() };
+        (waited + each_s * (misses_now - met)).max(0.0)
     }
 
     /// The expected seconds at `width`; `None` with nothing measured. Beyond the widest one measured it
@@ -170,21 +172,27 @@ impl CostModel {
         self.expected[width]
     }
 
-    /// What passes of `width` took, had they met `misses` and waited for each as they did for theirs: where few
-    /// are read at once, each takes longer than [`CostTerms::miss_s`].
+    /// What passes of `width` take if they meet `misses` and wait for each as they did for theirs: where few are
+    /// read at once, each takes longer than [`CostTerms::miss_s`].
     pub(crate) fn expect_meeting(&self, width: usize, misses: f64) -> Option<f64> {
-        let Measured { seconds, stall, misses: met, .. } = self.measured[width]?;
+        let Wait { seconds, misses: met } = self.waits[width]?;
         let share = (misses + COUNT_UNIT) / (met.value() + COUNT_UNIT);
-        Some(seconds.value() - stall.value() * (1.0 - share.min(1.0)))
+        Some(self.pace.seconds(width)? + seconds.value() * share.min(1.0))
     }
 
     fn estimate(&self, width: usize) -> Option<f64> {
-        if let Some(seconds) = self.measured(width) {
+        Some(self.compute(width)? + self.wait(width))
+    }
+
+    /// Seconds of computing a pass of `width`: as measured, or what the terms say, corrected by what they get
+    /// wrong at the nearest widths measured.
+    fn compute(&self, width: usize) -> Option<f64> {
+        let known = |w: usize| self.pace.seconds(w).map(|seconds| (w, seconds));
+        if let Some((_, seconds)) = known(width) {
             return Some(seconds);
         }
-        let known = |w: usize| self.measured(w).map(|seconds| (w, seconds));
         let below = (0..width).rev().find_map(known);
-        let above = (width..self.measured.len()).find_map(known);
+        let above = (width..self.waits.len()).find_map(known);
         // How far the terms are off at the neighbours that were measured.
         let off = |(w, seconds): (usize, f64)| {
             let modelled = self.modelled(w);
@@ -204,7 +212,12 @@ impl CostModel {
 
     /// Whether passes of `width` were run.
     pub(crate) fn is_measured(&self, width: usize) -> bool {
-        self.measured[width].is_some()
+        self.pace.is_seen(width)
+    }
+
+    /// How many of them.
+    pub(crate) fn samples(&self, width: usize) -> u32 {
+        self.pace.samples(width)
     }
 
     /// The least that `width` can cost if wider is never cheaper.
@@ -212,10 +225,21 @@ impl CostModel {
         (0..=width).rev().find(|w| self.is_measured(*w)).and_then(|w| self.expect(w))
     }
 
+    /// Relative standard deviation of what `width` costs in passes of width `other`.
+    pub(crate) fn error(&self, width: usize, other: usize) -> f64 {
+        self.pace.error(width, other)
+    }
+
     /// The terms as fitted now.
     pub(crate) fn terms(&self) -> CostTerms {
         let [dense_s, row_s, expert_s] = self.fit.terms();
-        CostTerms { dense_s, row_s, expert_s: expert_s / self.expert_unit, miss_s: self.miss_s.value() }
+        let plain_s = self.pace.level();
+        CostTerms {
+            dense_s: dense_s * plain_s,
+            row_s: row_s * plain_s,
+            expert_s: expert_s * plain_s / self.expert_unit,
+            miss_s: self.miss_s.value(),
+        }
     }
 
     /// Distinct experts and misses expected of a pass of `width`.
@@ -224,18 +248,9 @@ impl CostModel {
     }
 }
 
-impl Measured {
-    const NOTHING: Measured = Measured { seconds: NONE, stall: NONE, experts: NONE, misses: NONE };
-
-    /// Whether the only pass so far took more than twice as long as another one now.
-    fn was_odd(&self, seconds: f64) -> bool {
-        self.seconds.weight() == 1.0 && self.seconds.value() > 2.0 * seconds
-    }
-
+impl Wait {
     fn add(&mut self, sample: PassSample) {
-        self.seconds.add(sample.seconds, MEMORY);
-        self.stall.add(sample.stall_s, MEMORY);
-        self.experts.add(sample.experts, MEMORY);
+        self.seconds.add(sample.stall_s, MEMORY);
         self.misses.add(sample.misses, MEMORY);
     }
 }

@@ -110,7 +110,10 @@ fn line(a: (usize, f64), b: (usize, f64), width: usize) -> f64 {
 #[derive(Clone, Debug)]
 pub(crate) struct Survival {
     offered: Vec<Mean>,
-    accepted: Vec<Mean>,
+    /// Of the passes in which all before it stood.
+    stands: Vec<Mean>,
+    /// Of all tokens verified behind ones that stood.
+    all: Mean,
 }
 
 impl Survival {
@@ -118,33 +121,58 @@ impl Survival {
     /// What is believed before anything is measured, and for how many samples.
     const PRIOR_ACCEPTANCE: f64 = 0.7;
     const PRIOR_WEIGHT: f64 = 2.0;
+    /// Samples of a position, not the first, that the tokens of all positions are worth to it.
+    const ALL_WEIGHT: f64 = 6.0;
 
     pub(crate) fn new() -> Survival {
-        Survival { offered: Vec::new(), accepted: Vec::new() }
+        let all = Mean::prior(Survival::PRIOR_ACCEPTANCE, Survival::PRIOR_WEIGHT);
+        Survival { offered: Vec::new(), stands: Vec::new(), all }
     }
 
     /// Counts a pass planned with `planned` drafted tokens that verified `width` and accepted `accepted`.
     pub(crate) fn add(&mut self, planned: usize, width: usize, accepted: usize) {
-        while self.accepted.len() < planned {
-            let next = self.accepted.len() + 1;
-            let (offered, stands) = (self.offered(next), self.accepted(next));
+        while self.offered.len() < planned {
+            let offered = self.offered(self.offered.len() + 1);
+            let first = self.stands.is_empty();
             self.offered.push(Mean::prior(offered, Survival::PRIOR_WEIGHT));
-            self.accepted.push(Mean::prior(stands, Survival::PRIOR_WEIGHT));
+            let weight = if first { Survival::PRIOR_WEIGHT } else { 0.0 };
+            self.stands.push(Mean::prior(Survival::PRIOR_ACCEPTANCE, weight));
         }
         for position in 1..=planned {
             self.offered[position - 1].add(f64::from(position <= width), Survival::MEMORY);
-            self.accepted[position - 1].add(f64::from(position <= accepted), Survival::MEMORY);
+            if position <= accepted + 1 {
+                self.stands[position - 1].add(f64::from(position <= accepted), Survival::MEMORY);
+            }
+            if position <= width.min(accepted + 1) {
+                self.all.add(f64::from(position <= accepted), Survival::MEMORY);
+            }
         }
     }
 
     /// Believes the next few passes more than the old ones.
     pub(crate) fn loosen(&mut self, weight: f64) {
-        self.offered.iter_mut().chain(&mut self.accepted).for_each(|mean| mean.loosen(weight));
+        self.offered.iter_mut().chain(&mut self.stands).for_each(|mean| mean.loosen(weight));
+        self.all.loosen(weight);
+    }
+
+    /// Relative standard deviation of the tokens that a pass planned with `draft_len` yields, `age` passes after
+    /// the last that drafted: texts change. All positions err together.
+    pub(crate) fn error(&self, draft_len: usize, age: f64) -> f64 {
+        let trials = self.all.weight() / (1.0 + age / Survival::MEMORY);
+        // One more success and one more failure (Agresti and Coull 1998): no share is certain.
+        let share = (self.all.value() * trials + 1.0) / (trials + 2.0);
+        let each = ((1.0 - share) / share / (trials + 2.0)).sqrt();
+        let off = |position: usize| position as f64 * each * self.accepted(position);
+        (1..=draft_len).map(off).sum::<f64>() / self.tokens(draft_len)
     }
 
     /// Tokens that a pass planned with `draft_len` drafted ones is expected to yield.
     pub(crate) fn tokens(&self, draft_len: usize) -> f64 {
-        1.0 + (1..=draft_len).map(|position| self.accepted(position)).sum::<f64>()
+        let stands = |before: &mut f64, position| {
+            *before *= self.stands(position);
+            Some(*before)
+        };
+        1.0 + (1..=draft_len).scan(1.0, stands).sum::<f64>()
     }
 
     /// Mean of `cost(width)` over the widths that a pass planned with `draft_len` comes to.
@@ -159,28 +187,33 @@ impl Survival {
         Some(total)
     }
 
-    /// Share of the passes planned that long in which the `position`-th drafted token (from 1) is there.
+    /// Share of the passes planned that long in which the `position`-th drafted token (from 1) is there. Beyond the
+    /// last position planned, each step keeps the part that the last one kept.
     pub(crate) fn offered(&self, position: usize) -> f64 {
-        reach(&self.offered, position, 1.0, 1.0)
+        if let Some(mean) = self.offered.get(position - 1) {
+            return mean.value;
+        }
+        let Some(last) = self.offered.last() else { return 1.0 };
+        let before = self.offered.len().checked_sub(2).map_or(1.0, |i| self.offered[i].value);
+        let step = if before > 0.0 { (last.value / before).min(1.0) } else { 0.0 };
+        last.value * step.powi((position - self.offered.len()) as i32)
     }
 
     /// Share in which it stands.
     pub(crate) fn accepted(&self, position: usize) -> f64 {
-        let start = if self.accepted.is_empty() { 1.0 } else { self.offered[0].value };
-        reach(&self.accepted, position, start, Survival::PRIOR_ACCEPTANCE)
+        (1..=position).map(|place| self.stands(place)).product()
     }
-}
 
-/// The share at `position`, from 1. Beyond the last position measured, each step keeps the part that
-/// the last measured step kept (of `start`, if that is the first one); with nothing measured, `prior`.
-fn reach(shares: &[Mean], position: usize, start: f64, prior: f64) -> f64 {
-    if let Some(mean) = shares.get(position - 1) {
-        return mean.value;
+    /// Share of the passes in which it stands among those in which all before it do. Few samples of a position
+    /// lean on the tokens of all.
+    fn stands(&self, position: usize) -> f64 {
+        let own = self.stands.get(position - 1).copied().unwrap_or(Mean::prior(0.0, 0.0));
+        if position == 1 && own.weight > 0.0 {
+            return own.value;
+        }
+        let lent = Survival::ALL_WEIGHT * (1.0 - own.weight / Survival::MEMORY);
+        (own.value * own.weight + lent * self.all.value) / (own.weight + lent)
     }
-    let Some(last) = shares.last() else { return start * prior.powi(position as i32) };
-    let before = shares.len().checked_sub(2).map_or(start, |i| shares[i].value);
-    let step = if before > 0.0 { (last.value / before).min(1.0) } else { 0.0 };
-    last.value * step.powi((position - shares.len()) as i32)
 }
 
 #[cfg(test)]

@@ -47,7 +47,10 @@ pub struct LengthReport {
 #[derive(Clone, Debug)]
 pub(crate) struct Ledger {
     entries: Vec<Entry>,
+    /// Of passes without a draft.
     plain_s: f64,
+    /// By drafted tokens verified: the passes' seconds, each times its tokens.
+    token_seconds: Vec<f64>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -59,24 +62,43 @@ struct Entry {
 
 impl Ledger {
     pub(crate) fn new(draft_len_max: usize) -> Ledger {
-        Ledger { entries: vec![Entry::default(); draft_len_max + 1], plain_s: 0.0 }
-    }
-
-    /// A pass planned with `draft_len` gave `tokens` in `seconds`, for which plain ones would have taken
-    /// `plain_s`.
-    pub(crate) fn book(&mut self, draft_len: usize, tokens: usize, seconds: f64, plain_s: f64) {
-        if let Some(entry) = self.entries.get_mut(draft_len) {
-            entry.passes += 1;
-            entry.tokens += tokens;
-            entry.seconds += seconds;
-            self.plain_s += plain_s;
+        Ledger {
+            entries: vec![Entry::default(); draft_len_max + 1],
+            plain_s: 0.0,
+            token_seconds: vec![0.0; draft_len_max + 1],
         }
     }
 
-    /// Time of plain passes for the same tokens over the time taken.
-    pub(crate) fn speedup(&self) -> Option<f64> {
+    /// A pass planned with `draft_len` verified `width` drafted tokens and gave `tokens` in `verify_s`, after
+    /// `draft_s` of drafting.
+    pub(crate) fn book(
+        &mut self,
+        (draft_len, width): (usize, usize),
+        tokens: usize,
+        (draft_s, verify_s): (f64, f64),
+    ) {
+        let (Some(entry), Some(weighted)) =
+            (self.entries.get_mut(draft_len), self.token_seconds.get_mut(width))
+        else {
+            return;
+        };
+        entry.passes += 1;
+        entry.tokens += tokens;
+        entry.seconds += draft_s + verify_s;
+        match draft_len {
+            0 => self.plain_s += draft_s + verify_s,
+            _ => *weighted += tokens as f64 * verify_s,
+        }
+    }
+
+    /// Time of plain passes for the same tokens over the time taken. `worth` is how many plain passes one takes
+    /// that verifies a width: so each pass is compared with a plain one at its own time, by what is known in the
+    /// end. `None` before a pass was run, and where the worth of one is not known.
+    pub(crate) fn speedup(&self, worth: impl Fn(usize) -> Option<f64>) -> Option<f64> {
         let spent: f64 = self.entries.iter().map(|entry| entry.seconds).sum();
-        (spent > 0.0).then(|| self.plain_s / spent)
+        let drafted = self.token_seconds.iter().enumerate().filter(|(_, seconds)| **seconds > 0.0);
+        let drafted = drafted.map(|(width, seconds)| Some(seconds / worth(width)?)).sum::<Option<f64>>()?;
+        (spent > 0.0).then(|| (self.plain_s + drafted) / spent)
     }
 
     /// The lengths that were planned, with what was measured of each.
@@ -104,12 +126,14 @@ mod tests {
     #[test]
     fn the_ledger_compares_with_plain_passes_for_the_same_tokens() {
         let mut ledger = Ledger::new(4);
-        assert_eq!(ledger.speedup(), None);
-        ledger.book(0, 1, 1.0, 1.0);
-        ledger.book(4, 3, 1.5, 3.0);
-        ledger.book(4, 1, 1.5, 1.0);
-        ledger.book(9, 99, 99.0, 1.0);
-        assert_eq!(ledger.speedup(), Some(5.0 / 4.0));
+        let worth = |width: usize| [Some(1.0), None, Some(1.25), None, Some(1.5)][width];
+        assert_eq!(ledger.speedup(worth), None);
+        ledger.book((0, 0), 1, (0.0, 1.0));
+        ledger.book((4, 4), 3, (0.0, 1.5));
+        ledger.book((4, 2), 1, (0.25, 1.25));
+        ledger.book((9, 9), 99, (0.0, 99.0));
+        assert_eq!(ledger.speedup(worth), Some(5.0 / 4.0));
+        assert_eq!(ledger.speedup(|_| None), None, "not known what they are worth");
         let lengths: Vec<_> = ledger.lengths().map(|(_, report)| report).collect();
         assert_eq!(lengths.iter().map(|l| (l.draft_len, l.passes)).collect::<Vec<_>>(), [(0, 1), (4, 2)]);
         assert_eq!((lengths[1].measured_s, lengths[1].measured_tokens), (1.5, 2.0));

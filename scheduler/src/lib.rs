@@ -18,6 +18,7 @@ mod error;
 mod estimate;
 mod explain;
 mod fit;
+mod pace;
 mod paired;
 mod prefetch;
 mod prefetch_mode;

@@ -5,7 +5,7 @@
 //! pairs are told before anything is spent. It must not know plans or measurements of drafts.
 
 /// Time in which a model reads one of many tokens, in the time of a pass over one.
-const READ_SHARE: f64 = 0.3;
+pub(crate) const READ_SHARE: f64 = 0.3;
 /// Share of its tokens that a good drafter sees stand: what an unknown one is hoped to reach.
 const HOPED_ACCEPTANCE: f64 = 0.85;
 /// Share of the time that the prompt and the tokens below take which reading may cost.

@@ -91,7 +91,8 @@ fn acceptance_that_comes_back_is_found() {
     let mut c = controller(DraftLen::Auto);
     let cost = |n| 1.0 + 0.3 * n as f64;
     let off = run(&mut c, 500, cost, 0.001, 0);
-    assert_eq!(off[400..].iter().filter(|plan| **plan == 0).count(), 98, "off but for one measurement");
+    let plain = off[400..].iter().filter(|plan| **plan == 0).count();
+    assert!((96..=98).contains(&plain), "off but for a measurement every 64 passes: {plain}");
     let on = run(&mut c, 1000, cost, 0.001, 8);
     assert!(on[800..].iter().filter(|plan| **plan >= 4).count() > 150, "{:?}", &on[900..]);
 }
@@ -101,7 +102,9 @@ fn the_reason_for_being_off_names_the_expert_loads() {
     let mut c = controller(DraftLen::Auto);
     run(&mut c, 100, |n| 1.0 + 2.0 * n as f64, 0.1, 0);
     let reason = c.off_reason().expect("off");
-    assert!(reason.contains("takes 3.") && reason.contains("loads 1.0 experts"), "{reason}");
+    let takes = reason.split("takes ").nth(1).and_then(|rest| rest.split('x').next());
+    let takes: f64 = takes.expect("said").parse().expect("a number");
+    assert!((takes / 3.0 - 1.0).abs() < 0.05 && reason.contains("loads 1.0 experts"), "{reason}");
     assert!(reason.contains("50 %"), "{reason}");
 }
 

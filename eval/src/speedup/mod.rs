@@ -15,6 +15,7 @@ mod energy;
 mod environment;
 mod html;
 mod journal;
+mod merge;
 mod plan;
 mod plot;
 mod prompts;
@@ -216,6 +217,19 @@ pub fn render(folder: &Path) -> Result<Report, SpeedupError> {
     let report = Report::load(folder)?;
     report.render(folder)?;
     Ok(report)
+}
+
+/// One report, in `output`, of the sweeps in `folders`, which differ in their cache sizes alone.
+///
+/// # Errors
+/// As [`render`], and sweeps that do not go together.
+pub fn merge(folders: &[PathBuf], output: &Path, command: String) -> Result<Report, SpeedupError> {
+    let load = |folder: &PathBuf| Ok((folder.display().to_string(), Report::load(folder)?));
+    let reports = folders.iter().map(load).collect::<Result<Vec<_>, SpeedupError>>()?;
+    let report = merge::merge(reports, command)?;
+    fs::create_dir_all(output).map_err(|source| SpeedupError::io("make", output, source))?;
+    report.save(output)?;
+    render(output)
 }
 
 /// Lets Ctrl-C end the sweep after the run at work, which it ends as well.

@@ -1,37 +1,26 @@
-//! Which length is planned next: the best one known, or one whose measurement is due and can be paid for.
+//! Which length is planned next: the best one known, or one whose measurement is due.
 //!
-//! Owns the order in which lengths are tried and what a try may cost. Costs and acceptance are what the
-//! controller has learnt; it must not change them.
+//! Owns what is planned and which of the drafted tokens are verified. Costs and acceptance are what the controller
+//! has learnt; it must not change them, nor decide what a measurement is worth.
 
 use drafthorse_draft::Draft;
 
-use super::{Controller, EARLY_PASSES, GAIN_MIN, Probe, STALE_PASSES};
-use crate::prospect::Prospect;
+use super::{Controller, GAIN_MIN, Probe, STALE_PASSES};
+use crate::prospect::{Prospect, READ_SHARE};
 
-/// Passes in one measurement of drafting. The first also lets the draft model catch up on the text.
-const PROBE_LEN: usize = 2;
-/// Passes in one measurement of plain decoding, those that settle included.
-const PLAIN_PROBE_LEN: usize = 3;
-/// Share of the time spent that measuring plain passes again may lose while drafting pays, and what it may
-/// lose at the start, in the time of plain passes: a comparison that is won by far needs no sharp figure.
-const PLAIN_SHARE: f64 = 0.01;
-const PLAIN_START_PASSES: f64 = 0.5;
 /// Plain passes before the first measurement.
 pub(super) const PLAIN_FIRST: u64 = 3;
 /// Of these, passes that do not count: the first finds caches, pages and threads cold, and a plain pass that
 /// seems dear makes drafting seem cheap.
 pub(super) const PLAIN_COLD: u64 = 1;
-/// Drafted passes before the gap grows: fewer say too little to leave drafting off for long.
-const FIRST_LOOK_PASSES: u64 = 8;
+/// Part of [`READ_SHARE`] that reading is taken to need before it is measured: a guess that is too high keeps itself
+/// from being put right.
+const READ_HOPE: f64 = 0.5;
 /// Passes in which drafting must earn back what reading up on the text costs.
 const PAYBACK_PASSES: f64 = 16.0;
-/// Before it is measured: the time in which a draft model reads one token, in drafted tokens.
-const READ_SHARE: f64 = 0.15;
-/// A hit rate that moved this much since the last plain pass makes its cost stale early.
-const HIT_RATE_DRIFT: f64 = 0.05;
 /// Loss it may make in passes in which the drafter abstains.
 const ABSTAIN_LOSS_MAX: f64 = 0.005;
-/// How many samples the past is worth when drafting is measured again after having been off.
+/// How many samples the past is worth when drafting is measured again after having been off for long.
 const RETRY_WEIGHT: f64 = 8.0;
 
 impl Controller {
@@ -46,20 +35,13 @@ impl Controller {
         let Some(draft_len) = self.worth_measuring(best, reference) else {
             return if self.catch_up_pays(best, reference) { best } else { 0 };
         };
-        if draft_len > 0 && best == 0 {
-            if self.off_patience == STALE_PASSES {
-                self.survival.loosen(RETRY_WEIGHT);
-                self.calibration.loosen(RETRY_WEIGHT);
-            }
-            if self.drafted_passes >= FIRST_LOOK_PASSES {
-                self.off_patience = (2 * self.off_patience).min(STALE_PASSES);
-            }
-        }
-        let passes_left = if draft_len == 0 { PLAIN_PROBE_LEN } else { PROBE_LEN };
         if draft_len == 0 {
             self.plain_lost_s += self.plain_price(reference);
+        } else if self.passes - self.last_drafted >= STALE_PASSES {
+            self.survival.loosen(RETRY_WEIGHT);
+            self.calibration.loosen(RETRY_WEIGHT);
         }
-        self.probe = Some(Probe { draft_len, passes_left });
+        self.probe = Some(Probe { draft_len, passes_left: self.probe_passes(draft_len) });
         draft_len
     }
 
@@ -81,33 +63,9 @@ impl Controller {
         if self.account_s < 0.0 { (0, self.rate(0)) } else { self.best() }
     }
 
-    /// A draft length whose measurement is due and can be paid for.
-    fn worth_measuring(&self, best: usize, reference: f64) -> Option<usize> {
-        if best > 0 && self.plain_is_stale() && self.plain_is_affordable(reference) {
-            return Some(0);
-        }
-        if self.planned_max == 0 {
-            return self.first_look();
-        }
-        let hopeful = self.most_promising(|c, k| c.rate_at_best(k));
-        let draft_len = if best == 0 { hopeful } else { (2 * best).min(self.config.draft_len_max) };
-        let since = self.passes - self.last_probe;
-        let untried = draft_len > self.planned_max && self.rate_at_best(draft_len) > reference;
-        let due = untried || since >= if best == 0 { self.off_patience } else { STALE_PASSES };
-        (draft_len != best && due && self.price(draft_len, reference) <= self.account_s).then_some(draft_len)
-    }
-
-    /// The longer drafting runs, the less often the plain pass it is compared with is measured, from
-    /// every 4 to every [`STALE_PASSES`] passes.
-    fn plain_is_stale(&self) -> bool {
-        let since = self.passes - self.last_plain;
-        let drifted = (self.hit_rate - self.hit_rate_plain).abs() > HIT_RATE_DRIFT;
-        since >= self.plain_patience || (drifted && since >= EARLY_PASSES)
-    }
-
     /// The first measurement of a drafter, unless it is hopeless or has too much to read. Where reading is
     /// dear, what a second row costs is measured without the drafter first.
-    fn first_look(&self) -> Option<usize> {
+    pub(super) fn first_look(&self) -> Option<usize> {
         let plain_s = self.verify_s.expect(0)?;
         if !self.prospect.reads_much(plain_s) || !self.verify_s.is_measured(1) {
             return Some(1);
@@ -116,34 +74,11 @@ impl Controller {
     }
 
     /// Whether the next draft is any token: see [`Plan::is_blank`].
+    ///
+    /// [`Plan::is_blank`]: super::Plan::is_blank
     pub(super) fn looks_without_drafter(&self) -> bool {
         let plain_s = self.verify_s.expect(0).unwrap_or(0.0);
         self.planned_max == 0 && self.prospect.reads_much(plain_s) && !self.knows_second_row
-    }
-
-    fn plain_is_affordable(&self, reference: f64) -> bool {
-        let allowed_s = PLAIN_SHARE * self.spent_s + PLAIN_START_PASSES / self.rate(0);
-        self.plain_lost_s + self.plain_price(reference) <= allowed_s
-    }
-
-    /// Seconds that a measurement of plain passes loses against running at `reference`.
-    fn plain_price(&self, reference: f64) -> f64 {
-        PLAIN_PROBE_LEN as f64 * (1.0 / self.rate(0) - 1.0 / reference).max(0.0)
-    }
-
-    /// The draft length with the best `rate` among 1, 2, 4, ... up to twice the longest tried.
-    pub(super) fn most_promising(&self, rate: impl Fn(&Controller, usize) -> f64) -> usize {
-        let max = self.config.draft_len_max.min(2 * self.planned_max);
-        let ladder = std::iter::successors(Some(1), |k| Some(2 * k)).take_while(|k| *k < max);
-        ladder.chain([max]).map(|k| (k, rate(self, k))).fold((1, 0.0), |a, b| if b.1 > a.1 { b } else { a }).0
-    }
-
-    /// Seconds that measuring `draft_len` is expected to lose against running at `reference`.
-    fn price(&self, draft_len: usize, reference: f64) -> f64 {
-        let Some(seconds) = self.seconds(draft_len) else { return f64::INFINITY };
-        let at_best = self.survival.tokens(draft_len) / self.rate_at_best(draft_len);
-        let pass = (0.5 * (seconds + at_best) - self.survival.tokens(draft_len) / reference).max(0.0);
-        PROBE_LEN as f64 * pass + self.catch_up()
     }
 
     /// Whether what `draft_len` gains over off in the near future is worth reading up on the text.
@@ -156,7 +91,8 @@ impl Controller {
     /// Seconds the draft model needs to read what was written without it.
     pub(super) fn catch_up(&self) -> f64 {
         let unread = (self.passes - self.last_drafted) as f64;
-        let guess = || READ_SHARE * self.draft_s.expect(1.min(self.config.draft_len_max)).unwrap_or(0.0);
+        let guess =
+            || READ_HOPE * READ_SHARE * self.draft_s.expect(1.min(self.config.draft_len_max)).unwrap_or(0.0);
         unread * self.catch_up_s.map_or_else(guess, |mean| mean.value())
     }
 

@@ -83,9 +83,14 @@ impl Controller {
             reason: self.off_reason().unwrap_or_else(|| self.on_reason(draft_len, rate)),
             terms: self.verify_s.terms(),
             lengths,
-            speedup: self.ledger.speedup().filter(|_| plain_known),
+            speedup: self.ledger.speedup(|width| self.worth(width)).filter(|_| plain_known),
             t_ratio: t_ratio.filter(|_| plain_known && passes > 0),
         }
+    }
+
+    /// How many plain passes one takes that verifies `width` drafted tokens.
+    fn worth(&self, width: usize) -> Option<f64> {
+        Some(self.verify_s.expect(width)? / self.plain_s()?)
     }
 
     fn on_reason(&self, draft_len: usize, rate: f64) -> String {

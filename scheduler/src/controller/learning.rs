@@ -3,17 +3,17 @@
 //! Owns the account from which drafted passes are paid. It must not plan.
 
 use super::choosing::{PLAIN_COLD, PLAIN_FIRST};
-use super::{Controller, STALE_PASSES, StepOutcome};
+use super::{Controller, StepOutcome};
 use crate::cost::PassSample;
 use crate::estimate::Mean;
 
 /// Share of the time spent that drafting may lose against plain passes; with what it may lose at the start, it
 /// is less in the first passes, so that a short text loses no more.
 pub(super) const LOSS_SHARE: f64 = 0.02;
-const LOSS_SHARE_EARLY: f64 = 0.01;
+const LOSS_SHARE_EARLY: f64 = 0.0075;
 const LOSS_EARLY_PASSES: u64 = 200;
 /// What the account for that holds at the start, in the time of plain passes.
-const ACCOUNT_START_PASSES: f64 = 1.95;
+const ACCOUNT_START_PASSES: f64 = 1.6;
 /// What it holds at most, beside what reading up on the text would take; gains above it are not saved up for
 /// later losses.
 const ACCOUNT_MAX_PASSES: f64 = 16.0;
@@ -85,7 +85,8 @@ impl Controller {
         let plain_s = self.plain_s().unwrap_or(outcome.verify_s);
         let spent = outcome.draft_s + outcome.verify_s;
         let as_plain = if self.planned == 0 { spent } else { (1 + outcome.accepted) as f64 * plain_s };
-        self.ledger.book(self.planned, 1 + outcome.accepted, spent, as_plain);
+        let lengths = (self.planned, outcome.draft_len);
+        self.ledger.book(lengths, 1 + outcome.accepted, (outcome.draft_s, outcome.verify_s));
         if self.passes == PLAIN_FIRST {
             self.account_s = ACCOUNT_START_PASSES * plain_s;
         }
@@ -105,9 +106,6 @@ impl Controller {
         let Some(probe) = &mut self.probe else { return };
         probe.passes_left -= 1;
         if probe.passes_left == 0 {
-            if probe.draft_len == 0 {
-                self.plain_patience = (2 * self.plain_patience).min(STALE_PASSES);
-            }
             self.probe = None;
             self.knows_second_row |= self.is_blank;
         }

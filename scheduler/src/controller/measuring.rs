@@ -1,0 +1,214 @@
+//! Which measurement is due: of a length that may be better than it seems, by what it may bring.
+//!
+//! Owns what a measurement is expected to bring (the expected improvement of Jones, Schonlau and Welch 1998) and
+//! to lose, and whether that can be paid for. It must not plan.
+
+use super::{Controller, EARLY_PASSES, GAIN_MIN, STALE_PASSES};
+
+/// Passes of plain decoding in which a better length is expected to be of use: as many as the text has had so
+/// far, within these.
+const HORIZON_MIN: f64 = 24.0;
+const HORIZON_MAX: f64 = 96.0;
+/// How many times its price a measurement must promise, and what it is taken to cost at least, in plain passes.
+const WORTH: f64 = 3.0;
+const PRICE_MIN: f64 = 0.2;
+/// Passes between measurements of lengths that were tried: they take drafts whole that would have been cut.
+const AGAIN_PASSES: u64 = 16;
+/// Those that ran less often than this need not wait,
+const FEW: u32 = 3;
+/// or only so many passes while nothing is drafted.
+const OFF_PASSES: u64 = 8;
+/// What longer drafts must gain if they cost no more than those tried, to be tried where these lose, and how many
+/// passes after the last measurement.
+const LONGER_GAIN: f64 = 0.25;
+const LONGER_PASSES: u64 = 4;
+
+/// Passes in one measurement of plain decoding, those that settle included.
+const PLAIN_PROBE_LEN: usize = 3;
+/// Share of the time spent that measuring plain passes again may lose while drafting pays, and what it may
+/// lose at the start, in the time of plain passes: a comparison that is won by far needs no sharp figure.
+const PLAIN_SHARE: f64 = 0.01;
+const PLAIN_START_PASSES: f64 = 0.5;
+/// Plain passes are measured after [`STALE_PASSES`], and as many more for each time that drafting wins by this much.
+const STALE_GAIN: f64 = 0.1;
+/// A hit rate that moved this much since the last plain pass makes its cost stale early,
+const HIT_RATE_DRIFT: f64 = 0.05;
+/// and so does a comparison less sure than this: what drafting gains is to be known to a few per cent.
+const PLAIN_ERROR: f64 = 0.06;
+/// Passes since the last plain one before either counts: a cold cache's hit rate moves all the time.
+const DRIFT_PASSES: u64 = 16;
+
+/// A length that may be measured.
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    draft_len: usize,
+    /// Seconds it is expected to bring, less what it is expected to lose.
+    value_s: f64,
+}
+
+impl Controller {
+    /// A draft length whose measurement is due and can be paid for, while `best` is in use at `reference` tokens a
+    /// second.
+    pub(super) fn worth_measuring(&self, best: usize, reference: f64) -> Option<usize> {
+        if best > 0 && self.plain_is_due(best) && self.plain_is_affordable(reference) {
+            return Some(0);
+        }
+        if self.planned_max == 0 {
+            return self.first_look();
+        }
+        let affordable = |draft_len: &usize| self.is_affordable(*draft_len, reference);
+        if best == 0 && self.passes - self.last_drafted >= STALE_PASSES {
+            return Some(self.most_promising(|c, k| c.rate_at_best(k))).filter(affordable);
+        }
+        if best == 0 && self.longer_may_pay(reference) {
+            return Some(2 * self.planned_max).filter(affordable);
+        }
+        let others = self.ladder().filter(|k| *k != best && self.is_due(*k, best)).filter(affordable);
+        let candidates = others.filter_map(|k| self.candidate(k, best, reference));
+        candidates.max_by(|a, b| a.value_s.total_cmp(&b.value_s)).map(|candidate| candidate.draft_len)
+    }
+
+    /// Passes in one measurement. A drafter that has to read first says nothing in its first.
+    pub(super) fn probe_passes(&self, draft_len: usize) -> usize {
+        match draft_len {
+            0 => PLAIN_PROBE_LEN,
+            _ if self.passes == self.last_drafted && !self.reads_text => 1,
+            _ => 2,
+        }
+    }
+
+    /// Seconds that a measurement of plain passes loses against running at `reference`.
+    pub(super) fn plain_price(&self, reference: f64) -> f64 {
+        PLAIN_PROBE_LEN as f64 * (1.0 / self.rate(0) - 1.0 / reference).max(0.0)
+    }
+
+    /// The draft length with the best `rate` among 1, 2, 4, ... up to twice the longest tried.
+    pub(super) fn most_promising(&self, rate: impl Fn(&Controller, usize) -> f64) -> usize {
+        self.ladder().map(|k| (k, rate(self, k))).fold((1, 0.0), |a, b| if b.1 > a.1 { b } else { a }).0
+    }
+
+    fn ladder(&self) -> impl Iterator<Item = usize> + use<> {
+        let max = self.config.draft_len_max.min(2 * self.planned_max);
+        std::iter::successors(Some(1), |k| Some(2 * k)).take_while(move |k| *k < max).chain([max])
+    }
+
+    /// Whether plain passes may be better than they seem, or were run too long ago to tell.
+    fn plain_is_due(&self, best: usize) -> bool {
+        let since = self.passes - self.last_plain;
+        let drifted = (self.hit_rate - self.hit_rate_plain).abs() > HIT_RATE_DRIFT;
+        let unsure = self.verify_s.error(0, best) > PLAIN_ERROR;
+        // What a width costs that never ran is no better known with another plain pass.
+        let may_win =
+            || self.verify_s.is_measured(best) && self.candidate(0, best, self.rate(best)).is_some();
+        // The further drafting wins, the less a comparison that has aged can be wrong about it.
+        let gain = (self.rate(best) / self.rate(0) - 1.0).max(0.0);
+        since as f64 >= STALE_PASSES as f64 * (1.0 + gain / STALE_GAIN)
+            || (since >= DRIFT_PASSES && (drifted || unsure))
+            || (since >= EARLY_PASSES && may_win())
+    }
+
+    fn plain_is_affordable(&self, reference: f64) -> bool {
+        let allowed_s = PLAIN_SHARE * self.spent_s + PLAIN_START_PASSES / self.rate(0);
+        self.plain_lost_s + self.plain_price(reference) <= allowed_s
+    }
+
+    /// Whether enough passes went by for `draft_len` to be measured.
+    fn is_due(&self, draft_len: usize, best: usize) -> bool {
+        let since = self.passes - self.last_probe;
+        let is_new = self.verify_s.samples(draft_len) < FEW;
+        since >= AGAIN_PASSES || (is_new && (best > 0 || since >= OFF_PASSES))
+    }
+
+    /// Whether drafts longer than any tried would pay by far if they cost no more: where only the first drafted
+    /// token is dear, short drafts do not tell.
+    fn longer_may_pay(&self, reference: f64) -> bool {
+        let next = 2 * self.planned_max;
+        let longer = (next..=self.config.draft_len_max).map(|k| self.rate_at_best(k)).fold(0.0, f64::max);
+        longer >= (1.0 + LONGER_GAIN) * reference && self.passes - self.last_probe >= LONGER_PASSES
+    }
+
+    /// Whether the account holds what the measurement is expected to lose, and what a pass loses of which no
+    /// more stands than of a draft of one.
+    fn is_affordable(&self, draft_len: usize, reference: f64) -> bool {
+        let Some((seconds, plain_s)) = self.seconds(draft_len).zip(self.plain_s()) else { return false };
+        let unlucky_s = seconds - plain_s * self.survival.tokens(1);
+        self.price(draft_len, reference).max(unlucky_s) <= self.account_s
+    }
+
+    /// Seconds that measuring `draft_len` is expected to lose against running at `reference`.
+    fn price(&self, draft_len: usize, reference: f64) -> f64 {
+        let Some(seconds) = self.seconds(draft_len) else { return f64::INFINITY };
+        let at_best = self.survival.tokens(draft_len) / self.rate_at_best(draft_len);
+        let pass = (0.5 * (seconds + at_best) - self.survival.tokens(draft_len) / reference).max(0.0);
+        self.probe_passes(draft_len) as f64 * pass + self.catch_up()
+    }
+
+    /// What measuring `draft_len` is worth; `None` if not its price.
+    fn candidate(&self, draft_len: usize, best: usize, reference: f64) -> Option<Candidate> {
+        let plain_s = self.plain_s()?;
+        let (seconds, tokens) = (self.seconds(draft_len)?, self.survival.tokens(draft_len));
+        let gain = tokens / seconds / reference - 1.0;
+        let needed = match (best, draft_len) {
+            (0, _) => GAIN_MIN,
+            (_, 0) => -GAIN_MIN,
+            _ => 0.0,
+        };
+        let reading_s = if draft_len > 0 { self.catch_up() } else { 0.0 };
+        let lost_s = (seconds - tokens / reference).max(0.0);
+        let price_s = self.probe_passes(draft_len) as f64 * lost_s + reading_s;
+        let horizon_s = (self.spent_s / plain_s).clamp(HORIZON_MIN, HORIZON_MAX) * plain_s;
+        let promise_s = horizon_s * expected_above(gain, self.gain_error(draft_len, best), needed);
+        let is_worth = promise_s > WORTH * price_s.max(PRICE_MIN * plain_s);
+        is_worth.then_some(Candidate { draft_len, value_s: promise_s - price_s })
+    }
+
+    /// Relative standard deviation of what `draft_len` gains over `best`. While something is drafted, what stands
+    /// comes to be known anyway.
+    fn gain_error(&self, draft_len: usize, best: usize) -> f64 {
+        let age = (self.passes - self.last_drafted) as f64;
+        let tokens = if best == 0 { self.survival.error(draft_len, age) } else { 0.0 };
+        self.verify_s.error(draft_len, best).hypot(tokens)
+    }
+}
+
+/// The mean of what a normal variable is above `least`, 0 where it is below.
+fn expected_above(mean: f64, deviation: f64, least: f64) -> f64 {
+    if deviation <= 0.0 {
+        return (mean - least).max(0.0);
+    }
+    let z = (mean - least) / deviation;
+    let density = (-0.5 * z * z).exp() / (2.0 * std::f64::consts::PI).sqrt();
+    (deviation * (density + z * normal_below(z))).max(0.0)
+}
+
+/// The share of a normal variable below `z` deviations, to 0.0002 (Page 1977).
+fn normal_below(z: f64) -> f64 {
+    1.0 / (1.0 + (-z * (1.5976 + 0.070_565_992 * z * z)).exp())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_expected_above_a_bound_is_the_mean_above_it() {
+        // Against the integral as a sum.
+        let by_sum = |mean: f64, deviation: f64, least: f64| {
+            let step = 1e-3;
+            let at = |i: i64| mean + deviation * step * i as f64;
+            let density =
+                |i: i64| (-0.5 * (step * i as f64).powi(2)).exp() / (2.0 * std::f64::consts::PI).sqrt();
+            (-8000..8000).map(|i| (at(i) - least).max(0.0) * density(i) * step).sum::<f64>()
+        };
+        for (mean, deviation, least) in
+            [(0.0, 0.1, 0.0), (-0.1, 0.05, 0.03), (0.2, 0.1, 0.0), (0.5, 0.01, 0.03)]
+        {
+            let (ours, sum) = (expected_above(mean, deviation, least), by_sum(mean, deviation, least));
+            assert!((ours - sum).abs() < 2e-4, "{mean} {deviation} {least}: {ours} {sum}");
+        }
+        assert_eq!(
+            (expected_above(0.2, 0.0, 0.05), expected_above(-0.2, 0.0, 0.05)),
+            (0.15000000000000002, 0.0)
+        );
+    }
+}
