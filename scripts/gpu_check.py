@@ -20,8 +20,8 @@ import gpu_report
 GIB = 1 << 30
 # Positions whose logits are compared: the prompt of every correctness run.
 PROMPT = [1, 17, 42, 99, 7, 250, 33, 64, 128, 5, 77, 180, 14, 201, 90, 3, 111, 56, 23, 149, 8, 61, 240, 31]
-# The benchmark's prompt for a model without a vocabulary.
-BENCH_PROMPT = list(range(16))
+# Tokens of the benchmark's prompt.
+BENCH_PROMPT = 16
 # Small models of every architecture and of the formats synth writes; what it cannot write the kernels' tests cover.
 SYNTHETIC = [
     ("tiny-deepseek2", "q4_k"), ("tiny-deepseek2", "f32"), ("tiny-qwen3moe", "q6_k"), ("tiny-qwen3moe", "q8_0"),
@@ -220,25 +220,26 @@ def demo_speed(runner, rows):
 
 def bench(runner, model, *more, tokens, vram, repeats, limit_s=90):
     """The program's own benchmark: decoding with a cache that the run before has filled, and passes of several widths."""
-    out = runner.drafthorse("bench", model, "-p", len(BENCH_PROMPT), "-n", tokens, "--repeat", repeats, *more,
+    out = runner.drafthorse("bench", model, "-p", BENCH_PROMPT, "-n", tokens, "--repeat", repeats, *more,
                             *on_gpu(runner, vram), limit_s=limit_s)
-    return {"vram_bytes": vram, **{key: out[key] for key in ("error", "rows", "passes", "gpu") if key in out}}
+    return {"vram_bytes": vram, **{key: out[key] for key in ("error", "rows", "passes", "gpu", "prompt") if key in out}}
 
 
-def script_of(runner, model, memory, work, vram, tokens):
+def script_of(runner, model, memory, work, vram, prompt_ids, tokens):
     """The drafter that knows the text after the benchmark's prompt and errs as one of acceptance 0.8 would."""
-    prompt = ",".join(map(str, BENCH_PROMPT))
+    prompt = ",".join(map(str, prompt_ids))
     out = runner.drafthorse("run", model, "--tokens", prompt, "--seed", 1, "--temp", 0, "--ignore-eos", "-n", tokens, *memory,
                             "--draft", "none", *on_gpu(runner, vram))
     script = work / "bench-script"
-    script.write_text(",".join(map(str, BENCH_PROMPT + out.get("tokens", []))))
+    script.write_text(",".join(map(str, prompt_ids + out.get("tokens", []))))
     return ["--draft", f"script:{script},accept=0.8,us=500,seed=1"]
 
 
 def resident_speed(runner, model, memory, work, speed, vram):
     """Everything on the card, nothing cold: with and without a draft, in turns."""
     tokens = 256
-    scripted = script_of(runner, model, memory, work, vram, tokens + 1)
+    first = bench(runner, model, *memory, "--draft", "none", tokens=tokens, vram=vram, repeats=1)
+    scripted = script_of(runner, model, memory, work, vram, first.get("prompt", []), tokens + 1)
     for _ in range(2):
         for drafting, more in (("none", ["--draft", "none"]), ("auto", scripted)):
             out = bench(runner, model, *memory, *more, tokens=tokens, vram=vram, repeats=1)

@@ -76,10 +76,15 @@ def goals(result):
     ]
 
 
+def warm_row(run):
+    """Decoding where the run before has filled every cache."""
+    return next((row for row in run.get("rows") or [] if row["phase"] == "decode" and row["cache"] == "warm"), None)
+
+
 def warm_rate(run):
-    """Tokens a second of decoding where the run before has filled every cache."""
-    rows = [row for row in run.get("rows") or [] if row["phase"] == "decode" and row["cache"] == "warm"]
-    return rows[0]["tokens_per_s"]["median"] if rows else None
+    """Its tokens a second."""
+    row = warm_row(run)
+    return row["tokens_per_s"]["median"] if row else None
 
 
 def of_medians(runs, key, over, under):
@@ -213,7 +218,7 @@ def bench_table(speed):
     """Benchmarks in the order they ran: decoding behind a run that has filled every cache."""
     if not speed["resident"] + speed["lanes"]:
         return ""
-    lines = ["| mid, warm | vram | tok/s | hits % | copies | copy rate | on CPU |", "|---|---|---|---|---|---|---|"]
+    lines = ["| mid, warm | vram | tok/s | accepted a pass | hits % | copies | copy rate | on CPU |", "|---|---|---|---|---|---|---|---|"]
     for run in speed["resident"]:
         lines.append(bench_line("draft " + run["draft"], run))
     for run in speed["lanes"]:
@@ -222,10 +227,11 @@ def bench_table(speed):
 
 
 def bench_line(label, run):
-    gpu, tokens_per_s = run.get("gpu") or {}, warm_rate(run)
+    gpu, row = run.get("gpu") or {}, warm_row(run)
     uses = (gpu.get("hits") or 0) + (gpu.get("misses") or 0)
     cells = [
-        label, vram_of(run), f"{tokens_per_s:.1f}" if tokens_per_s else run.get("error", "-"),
+        label, vram_of(run), f"{warm_rate(run):.1f}" if row else run.get("error", "-"),
+        f"{row['accepted_per_pass']:.2f}" if row and run.get("draft") == "auto" else "-",
         f"{100 * gpu['hits'] / uses:.1f}" if uses else "-",
         f"{gpu['upload_bytes'] / 1e9:.2f} GB" if gpu.get("upload_bytes") else "-", gb(copy_rate(run)) if copy_rate(run) else "-",
         gpu.get("host_experts", "-"),

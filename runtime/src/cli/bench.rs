@@ -50,7 +50,8 @@ pub fn run(args: &BenchArgs) -> Result<(), Error> {
     let passes = time_passes(&mut session, &prompt)?;
     let (memory, disk, gpu) =
         last.map(|last| (last.memory, last.offload.simulated_disk, last.gpu)).unwrap_or_default();
-    let report = BenchReport::new(setup, memory, &samples, &passes).on_disk(disk).on_gpu(gpu);
+    let report =
+        BenchReport::new(setup, memory, &samples, &passes).of_prompt(prompt).on_disk(disk).on_gpu(gpu);
     if config.run.json { output::print_json(&report) } else { output::print(&report.to_string()) }
 }
 

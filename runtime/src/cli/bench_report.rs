@@ -4,6 +4,7 @@
 
 use std::fmt;
 
+use drafthorse_draft::TokenId;
 use drafthorse_runtime::api::{Generation, GpuReport, Memory, Offload};
 use drafthorse_runtime::units::format_bytes;
 use serde::Serialize;
@@ -159,6 +160,8 @@ struct Row {
 pub struct BenchReport {
     #[serde(flatten)]
     setup: Setup,
+    /// The prompt's token ids.
+    prompt: Vec<TokenId>,
     rows: Vec<Row>,
     passes: Vec<PassRow>,
     /// What the GPU did in the last decode, which was a warm one.
@@ -181,6 +184,7 @@ impl BenchReport {
         });
         BenchReport {
             setup,
+            prompt: Vec::new(),
             rows: rows.collect(),
             passes: pass_rows(passes),
             gpu: None,
@@ -188,6 +192,11 @@ impl BenchReport {
             simulated_disk: None,
             simulated_late_reads: samples.iter().map(|sample| sample.late_reads).sum(),
         }
+    }
+
+    /// Says what was read.
+    pub fn of_prompt(self, prompt: Vec<TokenId>) -> BenchReport {
+        BenchReport { prompt, ..self }
     }
 
     /// Shows what a GPU did, where there was one.
