@@ -12,15 +12,16 @@ eval_program=$1 out=$2 model=$3 shares=$(echo "$4" | tr , ' ')
 shift 4
 here=$(dirname "$0")
 mkdir -p "$out"
-core=0 folders= pids=
+core=0 pids=
 for share in $shares; do
     folder=$out/$share
     taskset -c "$core,$((core + 1))" "$eval_program" speedup "$here/sweeps/surface.toml" -o "$folder" \
         --set "model=$model" --set "cache=[\"$share\"]" "$@" >"$out/$share.md" 2>"$out/$share.log" &
-    pids="$pids $!" folders="$folders $folder" core=$((core + 2))
+    pids="$pids $!" core=$((core + 2))
 done
 failed=0
 for pid in $pids; do wait "$pid" || failed=1; done
 [ $failed = 0 ] || { tail -n 2 "$out"/*.log >&2; exit 1; }
-# shellcheck disable=SC2086 # folders are words: shares have no blanks
-"$eval_program" report $folders -o "$out/all"
+set --
+for share in $shares; do set -- "$@" "$out/$share"; done
+"$eval_program" report "$@" -o "$out/all"

@@ -247,8 +247,9 @@ def kernel_table(rows):
         return ""
     lines = ["| work (mid, one row a pass, profiled) | count | us each | s | host, us each |", "|---|---|---|---|---|"]
     for k in kernels:
-        lines.append(f"| {k['name']} | {k['count']} | {1e6 * k['device_s'] / k['count']:.2f} | {k['device_s']:.3f} | "
-                     f"{1e6 * k['host_s'] / k['count']:.2f} |")
+        count = max(1, k["count"])
+        lines.append(f"| {k['name']} | {k['count']} | {1e6 * k['device_s'] / count:.2f} | {k['device_s']:.3f} | "
+                     f"{1e6 * k['host_s'] / count:.2f} |")
     return "\n".join(lines)
 
 

@@ -30,9 +30,10 @@ pub const DRAFT_LEN_LIMIT: usize = 64;
 
 /// Share of drafted passes' time spent waiting for the disk from which on drafting ahead is worth it.
 const RUN_AHEAD_STALL_MIN: f64 = 0.4;
-/// Passes before what is not in use (plain passes or drafted ones) is measured again, however much that promises.
+/// Passes before plain ones are measured again while drafting is in use, however much that promises.
 const EARLY_PASSES: u64 = 4;
-/// Passes after which it is, whatever it promises: texts and caches change.
+/// Passes after which drafting that is off is tried again where that can be paid for, and plain passes are measured again
+/// (later the further drafting wins): texts and caches change.
 const STALE_PASSES: u64 = 64;
 /// Gain that drafting must promise in passes that verify something.
 const GAIN_MIN: f64 = 0.03;

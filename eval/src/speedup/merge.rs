@@ -33,11 +33,11 @@ pub fn merge(reports: Vec<(String, Report)>, command: String) -> Result<Report, 
         commands.push(report.command);
     }
     sort_by_task(&mut whole.rows);
-    if commands.len() > 1 {
-        whole.notes.push(
-            format!("{} sweeps, which may have run side by side: ", commands.len()) + &commands.join("; "),
-        );
-    }
+    let of = match commands.len() {
+        1 => "the sweep: ".to_owned(),
+        count => format!("{count} sweeps, which may have run side by side: "),
+    };
+    whole.notes.push(of + &commands.join("; "));
     Ok(whole)
 }
 

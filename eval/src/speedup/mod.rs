@@ -224,6 +224,14 @@ pub fn render(folder: &Path) -> Result<Report, SpeedupError> {
 /// # Errors
 /// As [`render`], and sweeps that do not go together.
 pub fn merge(folders: &[PathBuf], output: &Path, command: String) -> Result<Report, SpeedupError> {
+    let is_output = |folder: &&PathBuf| match (fs::canonicalize(folder), fs::canonicalize(output)) {
+        (Ok(folder), Ok(output)) => folder == output,
+        _ => false,
+    };
+    if let Some(folder) = folders.iter().find(is_output) {
+        let problem = format!("{}: the report would replace the sweep it is made of", folder.display());
+        return Err(SpeedupError::Usage(problem));
+    }
     let load = |folder: &PathBuf| Ok((folder.display().to_string(), Report::load(folder)?));
     let reports = folders.iter().map(load).collect::<Result<Vec<_>, SpeedupError>>()?;
     let report = merge::merge(reports, command)?;

@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 use drafthorse_offload::reader::{DEPTH_MAX, DEPTH_MIN};
 use drafthorse_scheduler::DRAFT_LEN_LIMIT;
 
-use super::{Auto, Config, ConfigError};
+use super::{Auto, Config, ConfigError, Vram};
 
 /// Longest context that is planned for: 16 times the longest any supported model was trained with.
 const CONTEXT_MAX: usize = 1 << 21;
@@ -62,6 +62,10 @@ pub(super) fn check(config: &Config) -> Result<(), String> {
 /// # Errors
 /// [`ConfigError::Conflict`] names both.
 pub(super) fn check_pairs(config: &Config) -> Result<(), ConfigError> {
+    if config.gpu.profile && config.gpu.vram == Vram::None {
+        let reason = "gpu.profile = true: nothing is computed on a GPU without gpu.vram (--vram)";
+        return Err(ConfigError::Conflict(reason.into()));
+    }
     let conflict = |text: String| Err(ConfigError::Conflict(text));
     let (min, max) = (config.draft.ngram_min_match, config.draft.ngram_max_match);
     if min > max {

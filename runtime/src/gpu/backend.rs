@@ -308,9 +308,8 @@ impl GpuBackend {
 
 impl Drop for GpuBackend {
     fn drop(&mut self) {
-        // Nobody can be told any more; a device that has failed has nothing in flight.
-        let _ = self.queue.finish(Lane::Copy);
-        let _ = self.queue.finish(Lane::Compute);
+        self.queue.drain(Lane::Copy);
+        self.queue.drain(Lane::Compute);
         let driver = self.queue.driver();
         let _ = self.staging.unpin(driver);
         let _ = self.mirror.unpin(driver);

@@ -17,7 +17,7 @@ use super::shapes::MatmulJob;
 use super::{ExpertsPlan, GpuStats};
 use crate::backend::{ExpertWork, Reg, down_bytes, inner_bytes};
 use crate::kernels::{Pool, Side, quantized_bytes};
-use crate::layers::{ExpertShape, PartShape, WindowPlan, feed_forward};
+use crate::layers::{ExpertShape, PartShape, WindowPlan};
 
 /// Alignment of an expert's parts in its slot.
 const ALIGN: u64 = 256;
@@ -28,7 +28,7 @@ const GROUP: usize = 4;
 
 /// What lies between the parts of an expert in the host's memory at most, where one copy takes them all: what direct
 /// reads begin before and end behind each.
-const BETWEEN_PARTS: u64 = 16 << 10;
+const BETWEEN_PARTS: u64 = 24 << 10;
 /// Where matrices may begin.
 const PART_ALIGN: usize = 16;
 
@@ -44,8 +44,10 @@ fn as_one(parts: [&[u8]; 3], slot_bytes: u64) -> Option<(usize, [u64; 3])> {
     let first = parts[0].as_ptr() as usize;
     let starts = parts.map(|part| (part.as_ptr() as usize).wrapping_sub(first));
     let end = starts[2].checked_add(parts[2].len())?;
-    let in_order = starts[1] >= parts[0].len() && starts[2] >= starts[1] + parts[1].len();
-    let fits = align(end as u64) <= slot_bytes && starts.iter().all(|start| start.is_multiple_of(PART_ALIGN));
+    let in_order = starts[1] >= parts[0].len() && starts[2] >= starts[1].checked_add(parts[1].len())?;
+    let fits = end as u64 <= slot_bytes
+        && align(end as u64) <= slot_bytes
+        && starts.iter().all(|start| start.is_multiple_of(PART_ALIGN));
     (in_order && fits).then(|| (end, starts.map(|start| start as u64)))
 }
 
@@ -166,9 +168,7 @@ impl GpuBackend {
     pub(super) fn compute_experts(&mut self, work: &ExpertWork<'_, '_>) {
         let Some(mut own) = self.experts.take() else { return };
         let (here, moved) = self.choose_lanes(&mut own, work);
-        if let Some(shared) = work.shared {
-            feed_forward(self, work.rows, shared);
-        }
+        debug_assert!(work.shared.is_none(), "`route` has queued it");
         if !work.claimed.is_empty() || !moved.is_empty() {
             self.run_experts(&own, work, work.claimed);
             self.copy_all(&mut own, work, &moved);

@@ -14,7 +14,7 @@ use crate::kernels::{Down, GateUp, Input, down_experts, gate_up_experts};
 
 impl GpuBackend {
     /// Which whole experts are computed here on the host, and which are copied in. The rows that the former need
-    /// are fetched before anything else is queued.
+    /// are fetched behind what was queued before, the shared expert for one.
     pub(super) fn choose_lanes(
         &mut self,
         own: &mut Experts,

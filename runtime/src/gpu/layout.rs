@@ -24,7 +24,7 @@ const SCORE_ALIGN: usize = 32;
 /// What drivers round large allocations up to; small ones share one.
 const GRAIN: u64 = 2 << 20;
 /// Lists of a window, each of a number for every pick: rows by place, places and weights by pick.
-pub const WINDOW_LISTS: usize = 3;
+const WINDOW_LISTS: usize = 3;
 /// Registers that matrices read.
 const INPUTS: [Reg; 6] = [Reg::Normed, Reg::QLow, Reg::Heads, Reg::Ahead, Reg::Gate, Reg::Hidden];
 

@@ -109,6 +109,12 @@ impl Queue {
         self.driver.wait(done)
     }
 
+    /// Blocks until everything in the lane is done, whatever has failed: memory that it uses is about to go.
+    pub fn drain(&mut self, lane: Lane) {
+        // Nobody can be told any more.
+        let _ = self.driver.record(lane, None).and_then(|done| self.driver.wait(done));
+    }
+
     /// A point behind all copies queued so far; `reuse` is one that nobody waits for any more.
     pub fn copied(&mut self, reuse: Option<Event>) -> Option<Event> {
         self.run(|driver| driver.record(Lane::Copy, reuse).map(Some))

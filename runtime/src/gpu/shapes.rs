@@ -21,10 +21,11 @@ const PACKED_ROWS: u32 = u32::MAX;
 /// Most rows of such a job, each below 256.
 pub const PACKED_ROWS_MAX: usize = 8;
 
-/// Matrices of plain floats with no more rows than this have a kernel of their own, if they have this many columns:
-/// with fewer there is little to wait for.
+/// Matrices of plain floats with no more rows than this have a kernel of their own, if they have this many columns (with
+/// fewer there is little to wait for) and no more activation rows than this: each is read once for every weight row.
 const THIN_WEIGHT_ROWS_MAX: u32 = 1024;
 const THIN_COLUMNS_MIN: usize = 512;
+const THIN_COUNT_MAX: u32 = 16;
 /// Activation rows of its block of threads: `matmul::THIN_ROWS`.
 const THIN_ROWS: u32 = 8;
 const THIN_THREADS: u32 = 256;
@@ -169,8 +170,12 @@ pub fn matmul_grid(rows: u32, jobs: &[MatmulJob]) -> Grid {
 pub fn thin_matmul_grid(format: Format, cols: usize, jobs: &[MatmulJob]) -> Option<Grid> {
     let most = |of: fn(&MatmulJob) -> u32| jobs.iter().map(of).max().unwrap_or(0).max(1);
     let rows = most(|job| job.n);
-    let is_thin = format.side() == Side::Float && rows <= THIN_WEIGHT_ROWS_MAX && cols >= THIN_COLUMNS_MIN;
-    let blocks = [rows, most(|job| job.count).div_ceil(THIN_ROWS), jobs.len() as u32];
+    let count = most(|job| job.count);
+    let is_thin = format.side() == Side::Float
+        && rows <= THIN_WEIGHT_ROWS_MAX
+        && cols >= THIN_COLUMNS_MIN
+        && count <= THIN_COUNT_MAX;
+    let blocks = [rows, count.div_ceil(THIN_ROWS), jobs.len() as u32];
     is_thin.then_some(Grid { blocks, threads: THIN_THREADS, shared_bytes: 0 })
 }
 
@@ -234,6 +239,15 @@ mod tests {
         assert_eq!(matmul_rows(&jobs(2048, &[8]), 512), 2);
         assert_eq!(matmul_rows(&jobs(64, &[3]), 1), 4);
         assert_eq!(matmul_rows(&jobs(2048, &[512]), 528), 8);
+    }
+
+    #[test]
+    fn routers_of_narrow_passes_have_a_kernel_of_their_own() {
+        let is_thin = |format, cols, n, count| thin_matmul_grid(format, cols, &jobs(n, &[count])).is_some();
+        assert!(is_thin(Format::F32, 2048, 160, 1) && is_thin(Format::F32, 5120, 256, 9));
+        assert!(!is_thin(Format::F32, 5120, 160, 512), "a prompt's rows are read too often");
+        assert!(!is_thin(Format::F16, 4096, 102_400, 1) && !is_thin(Format::F32, 64, 8, 1));
+        assert!(!is_thin(Format::Q8_0, 2048, 160, 1));
     }
 
     #[test]

@@ -43,11 +43,7 @@ impl OpenedDevice {
         let mut driver = gpu::open(gpu.device)?;
         let info = driver.info()?;
         let most = info.free_bytes / VRAM_DIVISOR * (VRAM_DIVISOR - 1);
-        let mut vram_bytes = gpu.vram_bytes.unwrap_or(most);
-        if gpu.profile {
-            driver = Box::new(ProfiledDriver::new(driver)?);
-            vram_bytes = vram_bytes.saturating_sub(FILLER_BYTES);
-        }
+        let vram_bytes = gpu.vram_bytes.unwrap_or(most);
         Ok(OpenedDevice { driver, info, vram_bytes })
     }
 
@@ -67,14 +63,14 @@ pub(super) fn device(
     opened: OpenedDevice,
     (target, has_head): (&Opened, bool),
 ) -> Result<Device, Error> {
-    let OpenedDevice { driver, info, vram_bytes: budget } = opened;
+    let OpenedDevice { mut driver, info, vram_bytes: budget } = opened;
     let layout = LayoutPlan::new(&target.blueprint, &target.options);
     let shapes = target.blueprint.experts.iter().flat_map(|layers| &layers.shapes);
     let needs = Needs {
         process_bytes: 0,
         dense_bytes: layout.dense_bytes(),
         kv_bytes: layout.kv_bytes(),
-        scratch_bytes: layout.scratch_bytes(),
+        scratch_bytes: layout.scratch_bytes() + if gpu.profile { FILLER_BYTES } else { 0 },
         draft_bytes: 0,
         slot_bytes: gpu::slot_bytes(shapes),
         slots_min: target.blueprint.spec.moe.map_or(0, |moe| moe.used),
@@ -85,6 +81,9 @@ pub(super) fn device(
         let (planned, free) = (format_bytes(plan.planned_bytes), format_bytes(info.free_bytes));
         let reason = format!("{}: {planned} are planned, {free} are free", info.name);
         return Err(Error::Gpu(GpuError::Unavailable { reason }));
+    }
+    if gpu.profile {
+        driver = Box::new(ProfiledDriver::new(driver)?);
     }
     Ok(Device { driver, name: info.name, layout, plan, hybrid: gpu.hybrid, has_head })
 }

@@ -58,6 +58,7 @@ impl Controller {
         }
         let affordable = |draft_len: &usize| self.is_affordable(*draft_len, reference);
         if best == 0 && self.passes - self.last_drafted >= STALE_PASSES {
+            // What is most hopeful is saved up for: shorter drafts, which cost less, would spend it.
             return Some(self.most_promising(|c, k| c.rate_at_best(k))).filter(affordable);
         }
         if best == 0 && self.longer_may_pay(reference) {
@@ -96,10 +97,10 @@ impl Controller {
     fn plain_is_due(&self, best: usize) -> bool {
         let since = self.passes - self.last_plain;
         let drifted = (self.hit_rate - self.hit_rate_plain).abs() > HIT_RATE_DRIFT;
-        let unsure = self.verify_s.error(0, best) > PLAIN_ERROR;
         // What a width costs that never ran is no better known with another plain pass.
-        let may_win =
-            || self.verify_s.is_measured(best) && self.candidate(0, best, self.rate(best)).is_some();
+        let is_measured = self.verify_s.is_measured(best);
+        let unsure = is_measured && self.verify_s.error(0, best) > PLAIN_ERROR;
+        let may_win = || is_measured && self.candidate(0, best, self.rate(best)).is_some();
         // The further drafting wins, the less a comparison that has aged can be wrong about it.
         let gain = (self.rate(best) / self.rate(0) - 1.0).max(0.0);
         since as f64 >= STALE_PASSES as f64 * (1.0 + gain / STALE_GAIN)
