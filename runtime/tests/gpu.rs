@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::{
-    PLAIN, Setup, ask, bits, generate, golden, load_shaped, load_with_kv, open, plain_options, tokens,
+    PLAIN, Setup, ask, bits, generate, golden, load_shaped, load_with_kv, open, plain_options,
+    synthetic::{Mixture, write_copy_in},
+    tokens,
 };
 use drafthorse_draft::{LanguageModel, LogitRows, TokenId};
 use drafthorse_offload::reader::PreadReader;
@@ -21,7 +23,7 @@ use drafthorse_runtime::Error;
 use drafthorse_runtime::api::{DraftSource, EngineOptions, GpuOptions, KvType, Silent, WorkTime};
 use drafthorse_runtime::backend::{AttendRows, Backend, CpuBackend, Reg, Rotation};
 use drafthorse_runtime::engine::Engine;
-use drafthorse_runtime::gguf::Gguf;
+use drafthorse_runtime::gguf::{BlockType, Gguf};
 use drafthorse_runtime::gpu::{
     Driver, EmulatedDriver, EmulatedOptions, GpuBackend, GpuParts, LayoutPlan, Schedule,
 };
@@ -131,6 +133,31 @@ fn logits_have_the_processors_bits_for_every_architecture_and_cache_type() {
             let expected = story(&mut on_processor(&path, setup, kv_type));
             let card = story(&mut CARD.load(&path, setup, kv_type));
             same_bits(name, &format!("{kv_type:?}"), &card, &expected);
+        }
+    }
+}
+
+#[test]
+fn quantized_models_have_the_processors_bits_however_wide_a_pass_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let (plain, path) = (dir.path().join("plain.gguf"), dir.path().join("quantized.gguf"));
+    // Wide enough for blocks of 256 in every row, and for the kernel that routers have.
+    Mixture { width: 512, inner: 256, experts: 6, blocks: 2, unsupported: None }.write(&plain);
+    let latent = golden("deepseek2_v3_yarn");
+    let cases = [(BlockType::Q4_K, &plain), (BlockType::Q6_K, &plain), (BlockType::Q8_0, &plain)];
+    for (block_type, model) in cases.into_iter().chain([(BlockType::Q8_0, &latent)]) {
+        write_copy_in(block_type, model, &path);
+        let setup = Setup { rows_max: 16, ..PLAIN };
+        let expected = story(&mut on_processor(&path, setup, KvType::F16));
+        for (slots_part, hybrid) in [(1, false), (usize::MAX, false), (usize::MAX, true)] {
+            let card = Card { schedule: Schedule::Random(3), slots_part, hybrid, ..CARD };
+            let story = story(&mut card.load(&path, setup, KvType::F16));
+            same_bits(
+                &format!("{block_type:?} of {}", model.display()),
+                &format!("{card:?}"),
+                &story,
+                &expected,
+            );
         }
     }
 }
