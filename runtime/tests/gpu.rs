@@ -21,7 +21,7 @@ use drafthorse_offload::reader::PreadReader;
 use drafthorse_offload::{PolicyConfig, PolicyKind};
 use drafthorse_runtime::Error;
 use drafthorse_runtime::api::{DraftSource, EngineOptions, GpuOptions, KvType, Silent, WorkTime};
-use drafthorse_runtime::backend::{AttendRows, Backend, CpuBackend, Reg, Rotation};
+use drafthorse_runtime::backend::{AttendRows, Backend, CpuBackend, Norm, Reg, Rotation};
 use drafthorse_runtime::engine::Engine;
 use drafthorse_runtime::gguf::{BlockType, Gguf};
 use drafthorse_runtime::gpu::{
@@ -326,14 +326,14 @@ fn memory_that_holds_too_little_is_refused_with_the_sum_and_more_holds_more_expe
     assert!(fewest < more && more <= all && all == total, "{fewest} {more} {all} {total}");
 }
 
-#[test]
-fn the_angles_of_a_pass_outlast_whatever_is_staged_while_it_runs() {
+/// A small mixture's weights, and both that compute with them: the card, the processor.
+fn both_backends(rows_max: usize) -> (Blueprint, [Box<dyn Backend>; 2]) {
     let gguf = Gguf::open(&golden("qwen3moe")).unwrap();
     let mut blueprint = Blueprint::new(&gguf, &Default::default()).unwrap();
     let mut reader = PreadReader::open(&gguf.files, 2).unwrap();
     Arc::get_mut(&mut blueprint.dense).unwrap().load(&mut reader, &mut |_| {}).unwrap();
     let kv = blueprint.kv_shape(KvType::F16).unwrap();
-    let options = ModelOptions { context_len: 64, kv, rows_max: 4, threads: 1, thread_name: "test" };
+    let options = ModelOptions { context_len: 64, kv, rows_max, threads: 1, thread_name: "test" };
     let dense = blueprint.dense.clone();
     let parts = GpuParts {
         driver: driver(EmulatedOptions { memory_bytes: 1 << 30, schedule: Schedule::Lazy, failing: None }),
@@ -341,11 +341,77 @@ fn the_angles_of_a_pass_outlast_whatever_is_staged_while_it_runs() {
         layout: LayoutPlan::new(&blueprint, &options),
         experts: None,
     };
-    let card: &mut dyn Backend = &mut GpuBackend::new(parts).unwrap();
+    let card = Box::new(GpuBackend::new(parts).unwrap());
     let pool = Pool::new(1, "test").unwrap();
     let scratch = options.scratch(&blueprint).allocate();
     let cache = KvCache::new(kv, blueprint.spec.blocks, 64);
-    let processor: &mut dyn Backend = &mut CpuBackend::new(dense, pool, cache, scratch);
+    (blueprint, [card, Box::new(CpuBackend::new(dense, pool, cache, scratch))])
+}
+
+/// The first `len` values of a register become numbers of both signs.
+fn fill(ops: &mut dyn Backend, reg: Reg, len: usize) {
+    let numbers = &mut |_: &_, out: &mut [f32]| {
+        out.iter_mut().enumerate().for_each(|(i, value)| *value = (i as f32 * 0.37 + 1.0).sin());
+        Ok(())
+    };
+    ops.fill(reg, len, numbers).unwrap();
+}
+
+#[test]
+fn an_addition_joins_the_norm_behind_it_only_where_both_are_of_the_same_rows() {
+    let rows = 4;
+    let (blueprint, backends) = both_backends(rows);
+    let width = blueprint.spec.width;
+    let norm = |x, rows, out| {
+        let (stride, weight, eps) = (width, &blueprint.output_norm, 1e-6);
+        Norm { x, rows, stride, weight, eps, out }
+    };
+    let [card, processor] = backends.map(|mut ops| {
+        let mut seen = Vec::new();
+        let mut look = |ops: &mut dyn Backend, regs: &[Reg]| {
+            for reg in regs {
+                seen.push(bits(ops.values(*reg, 0..rows * width).unwrap()));
+            }
+        };
+        let ops = ops.as_mut();
+        for reg in [Reg::Residual, Reg::Branch, Reg::Normed, Reg::Ahead] {
+            fill(ops, reg, rows * width);
+        }
+        // The same rows; fewer of them; the last alone, as for a prompt's logits; another register between.
+        ops.add(Reg::Branch, Reg::Residual, rows * width);
+        ops.norm(norm(Reg::Residual, 0..rows, Reg::Normed));
+        look(ops, &[Reg::Normed, Reg::Residual]);
+        ops.add(Reg::Branch, Reg::Residual, 2 * width);
+        ops.norm(norm(Reg::Residual, 0..rows, Reg::Normed));
+        look(ops, &[Reg::Residual, Reg::Normed]);
+        ops.add(Reg::Branch, Reg::Residual, rows * width);
+        ops.norm(norm(Reg::Residual, rows - 1..rows, Reg::Normed));
+        look(ops, &[Reg::Residual, Reg::Normed]);
+        ops.add(Reg::Branch, Reg::Residual, rows * width);
+        ops.sum(Reg::Residual, Reg::Branch, Reg::Ahead, rows * width);
+        ops.norm(norm(Reg::Ahead, 0..rows, Reg::Ahead));
+        look(ops, &[Reg::Ahead, Reg::Residual]);
+        ops.add(Reg::Branch, Reg::Ahead, rows * width);
+        ops.norm(norm(Reg::Residual, 0..rows, Reg::Normed));
+        ops.add(Reg::Normed, Reg::Residual, rows * width);
+        ops.add(Reg::Branch, Reg::Residual, rows * width);
+        look(ops, &[Reg::Ahead, Reg::Normed, Reg::Residual]);
+        // What is pending belongs to the values before these.
+        ops.add(Reg::Branch, Reg::Residual, rows * width);
+        fill(ops, Reg::Branch, rows * width);
+        ops.norm(norm(Reg::Residual, 0..rows, Reg::Branch));
+        ops.clear_branch(width);
+        look(ops, &[Reg::Residual, Reg::Branch]);
+        seen
+    });
+    for (step, (card, processor)) in card.iter().zip(&processor).enumerate() {
+        assert_eq!(card, processor, "look {step}");
+    }
+}
+
+#[test]
+fn the_angles_of_a_pass_outlast_whatever_is_staged_while_it_runs() {
+    let (blueprint, backends) = both_backends(4);
     let AttentionSpec::Gqa { heads, kv_heads, key_dim, value_dim, .. } = blueprint.spec.attention else {
         unreachable!("qwen3moe has heads")
     };
@@ -354,25 +420,19 @@ fn the_angles_of_a_pass_outlast_whatever_is_staged_while_it_runs() {
     let at = AttendRows { block: 0, start: 9, rows, heads, kv_heads, key_dim, value_dim };
     let rotation = |heads| Rotation { heads, len: key_dim, offset: 0, norm: None };
     let plan = WindowPlan::new(&[Route { expert: 0, weight: 0.5 }; 9], (1, 1));
-    let turned: Vec<Vec<u32>> = [card, processor]
-        .map(|ops| {
-            let numbers = &mut |_: &_, out: &mut [f32]| {
-                out.iter_mut().enumerate().for_each(|(i, value)| *value = (i as f32 * 0.37).sin());
-                Ok(())
-            };
-            let filled =
-                [(Reg::Q, heads * key_dim), (Reg::K, kv_heads * key_dim), (Reg::V, kv_heads * value_dim)];
-            for (reg, width) in filled {
-                ops.fill(reg, rows * width, numbers).unwrap();
-            }
-            ops.begin(rope.table(9, rows));
-            // Each window stages its lists: nine rows are too many to come with a launch.
-            (0..1000).for_each(|_| drop(ops.claim(0, &plan, &[0.5; 9])));
-            ops.place_heads(&at, rotation(heads), rotation(kv_heads));
-            bits(ops.values(Reg::Q, 0..len).unwrap())
-        })
-        .to_vec();
-    assert_eq!(turned[0], turned[1]);
+    let [card, processor] = backends.map(|mut ops| {
+        for (reg, width) in
+            [(Reg::Q, heads * key_dim), (Reg::K, kv_heads * key_dim), (Reg::V, kv_heads * value_dim)]
+        {
+            fill(ops.as_mut(), reg, rows * width);
+        }
+        ops.begin(rope.table(9, rows));
+        // Each window stages its lists: nine rows are too many to come with a launch.
+        (0..1000).for_each(|_| drop(ops.claim(0, &plan, &[0.5; 9])));
+        ops.place_heads(&at, rotation(heads), rotation(kv_heads));
+        bits(ops.values(Reg::Q, 0..len).unwrap())
+    });
+    assert_eq!(card, processor);
 }
 
 /// Where a card departs from the processor, for whoever looks for the reason: the first block whose input differs,
