@@ -28,7 +28,7 @@ use crate::models::Model;
 use crate::open::{CacheChoice, drafter, logit_rows, prepare};
 use crate::recorder::Recording;
 use crate::sequence::Sequence;
-use crate::stats_file::StatsFile;
+use crate::stats_file::{Setup, StatsFile};
 use crate::tokenizer::{AddSpecial, Tokenizer};
 use ahead::ReadAhead;
 use draft_len::Lengths;
@@ -53,6 +53,8 @@ pub struct Engine {
     gpu: Option<(String, MemoryPlan)>,
     routes: Routes,
     stats: Option<StatsFile>,
+    /// What its lessons hold for.
+    setup: Setup,
     read_ahead: ReadAhead,
     elastic: ElasticMode,
     /// Tokens whose rows the target's cache holds.
@@ -94,7 +96,7 @@ impl Engine {
     /// Everything that can be wrong with options, files, budget and machine, by name.
     pub fn open(options: &EngineOptions, progress: &mut dyn Progress) -> Result<Engine, Error> {
         let started = Instant::now();
-        let prepared = prepare(options)?;
+        let mut prepared = prepare(options)?;
         prepared.notices.iter().for_each(|line| progress.notice(line));
         let recording = match &options.record_trace {
             Some(path) => Some(Recording::new(prepared.target.blueprint(), path.clone())?),
@@ -102,13 +104,16 @@ impl Engine {
         };
         let config = ControllerConfig { mode: options.draft_len, draft_len_max: options.draft_len_max };
         config.validate()?;
-        let (slots, stats) = (prepared.plan.slots, prepared.stats.as_ref());
-        let cache = CacheChoice { slots, stats, ..CacheChoice::of(options) };
+        let (slots, warm) = (prepared.plan.slots, prepared.learned(progress));
+        let cache = CacheChoice { slots, warm, ..CacheChoice::of(options) };
         let device = prepared.device;
         let gpu = device.as_ref().map(|device| (device.name.clone(), device.plan.clone()));
         let mut target = prepared.target.load(cache, device, progress)?;
         let token_share = prepared.draft.token_share(options, &target);
         let drafter = drafter(options, prepared.draft, &mut target, progress)?;
+        let mut controller = Controller::new(config, token_share);
+        let lessons = prepared.stats.as_ref().and_then(|stats| stats.lessons(&prepared.setup));
+        lessons.into_iter().for_each(|lessons| controller.recall(lessons));
         let routes = Routes::new(recording, drafter.is_some(), &mut target);
         Ok(Engine {
             read_ahead: ReadAhead::new(options.prefetch, &target),
@@ -116,7 +121,7 @@ impl Engine {
             target,
             drafter_missing: drafter.is_none().then(|| "no drafter was asked for".into()),
             drafter,
-            controller: Controller::new(config, token_share),
+            controller,
             token_share,
             lengths: Lengths::new(config),
             tokenizer: prepared.tokenizer,
@@ -124,6 +129,7 @@ impl Engine {
             gpu,
             routes,
             stats: prepared.stats,
+            setup: prepared.setup,
             cached: Vec::new(),
             prefill_chunk: prepared.prefill_chunk,
             logit_rows: logit_rows(options),
@@ -231,7 +237,9 @@ impl Engine {
         self.target.truncate(self.cached.len());
         self.end_reading_ahead();
         let finish_reason = self.routes.end(outcome)?;
-        self.stats.as_ref().map_or(Ok(()), |stats| stats.save(&self.target))?;
+        if let Some(stats) = &mut self.stats {
+            stats.save(&self.target, &self.setup, self.controller.lessons())?;
+        }
         Ok(self.report(&sequence, tally, finish_reason, before))
     }
 

@@ -6,10 +6,13 @@
 
 mod device;
 mod drafters;
+mod setup;
 
 use drafthorse_draft::{DRAFT_LAW_TOKENS_MAX, Law};
 use drafthorse_offload::reader::SimulatedDisk;
-use drafthorse_offload::{OffloadError, PolicyConfig, PolicyKind, Reader, ReaderOptions, open_reader};
+use drafthorse_offload::{
+    OffloadError, PolicyConfig, PolicyKind, Reader, ReaderOptions, WarmStats, open_reader,
+};
 use drafthorse_scheduler::{DraftLen, ElasticMode, MemoryPlan, Needs};
 
 use crate::api::{DraftSource, EngineOptions, Progress};
@@ -22,7 +25,7 @@ use crate::models::{
     Blueprint, DeviceChoice, ExpertLayers, ExpertsChoice, LoadError, Model, ModelOptions, ModelSpec,
     Overrides, Readers, StreamedTable,
 };
-use crate::stats_file::StatsFile;
+use crate::stats_file::{Setup, StatsFile};
 use crate::tokenizer::Tokenizer;
 use crate::units::format_bytes;
 use crate::{Error, host};
@@ -31,6 +34,7 @@ pub use device::Device;
 use device::{OpenedDevice, device, device_notice};
 pub use drafters::{DraftFiles, drafter};
 use drafters::{draft_files, suffix_bytes};
+use setup::setup;
 
 /// Context used when neither the user nor the model asks for less.
 const CONTEXT_DEFAULT: usize = 4096;
@@ -75,8 +79,19 @@ pub struct Prepared {
     pub prefill_chunk: usize,
     /// Where counts are kept between runs.
     pub stats: Option<StatsFile>,
+    /// What those of the scheduler hold for.
+    pub setup: Setup,
     /// Lines the user must see.
     pub notices: Vec<String>,
+}
+
+impl Prepared {
+    /// Reads what earlier runs have left in the file of counts, if there is one; the user hears why it cannot be
+    /// used.
+    pub fn learned(&mut self, progress: &mut dyn Progress) -> Option<WarmStats> {
+        let layers = self.target.blueprint.experts.as_ref()?;
+        self.stats.as_mut()?.load(layers, self.target.used(), progress)
+    }
 }
 
 /// What a model's experts are kept and read with.
@@ -94,7 +109,7 @@ pub struct CacheChoice<'a> {
     /// The disk that the files are to seem to lie on.
     pub disk: Option<&'a SimulatedDisk>,
     /// Counts of earlier runs.
-    pub stats: Option<&'a StatsFile>,
+    pub warm: Option<WarmStats>,
 }
 
 impl<'a> CacheChoice<'a> {
@@ -107,7 +122,7 @@ impl<'a> CacheChoice<'a> {
             reader: options.reader,
             io: &options.io,
             disk: options.simulate_disk.as_ref(),
-            stats: None,
+            warm: None,
         }
     }
 }
@@ -136,6 +151,11 @@ impl Opened {
 
     fn new(gguf: &Gguf, blueprint: Blueprint, options: ModelOptions) -> Opened {
         Opened { gguf_files: gguf.files.clone(), blueprint, options }
+    }
+
+    /// Experts that a row uses in a layer.
+    fn used(&self) -> u32 {
+        self.blueprint.spec.moe.map_or(1, |moe| moe.used as u32)
     }
 
     fn experts_total(&self) -> usize {
@@ -182,16 +202,15 @@ impl Opened {
         device: Option<Device>,
         progress: &mut dyn Progress,
     ) -> Result<Model, Error> {
-        let CacheChoice { slots, policy, lfu_half_life_rows, reader, io, disk, stats } = cache;
+        let CacheChoice { slots, policy, lfu_half_life_rows, reader, io, disk, warm } = cache;
         let open = |name| reader_of(&self.gguf_files, (name, io, disk));
         let embedding = self.blueprint.streamed_embedding.is_some().then(|| open(reader)).transpose()?;
         let reader = open(reader)?;
         if let Some(notice) = reader.notice() {
             progress.notice(notice);
         }
-        let used = self.blueprint.spec.moe.map_or(1, |moe| moe.used as u32);
+        let used = self.used();
         let layers = self.blueprint.experts.as_ref();
-        let warm = layers.and_then(|layers| stats.and_then(|stats| stats.load(layers, used, progress)));
         let policy = |layers: &ExpertLayers, slots: usize| {
             let warm = warm.clone();
             let config = PolicyConfig::new(&layers.index, slots, used);
@@ -259,7 +278,8 @@ pub fn prepare(options: &EngineOptions) -> Result<Prepared, Error> {
     notices.extend(device.as_ref().map(|device| device_notice(device, &target)));
     notices.extend(memory_notice(&plan));
     notices.extend(cycle_notice(&target.blueprint, &plan));
-    Ok(Prepared { target, draft, tokenizer, plan, device, prefill_chunk, stats, notices })
+    let setup = setup(options, plan.slots, threads, device.as_ref());
+    Ok(Prepared { target, draft, tokenizer, plan, device, prefill_chunk, stats, setup, notices })
 }
 
 /// What becomes of prediction heads in the target's file.

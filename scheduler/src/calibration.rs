@@ -15,14 +15,18 @@ const PLACE_WEIGHT: f64 = 12.0;
 const MEMORY: f64 = 64.0;
 /// Places told apart; the last stands for all behind it.
 const PLACES: usize = 4;
+/// More drafters than any chain has.
+const SOURCES_MAX: usize = 64;
 
 /// Acceptance by drafter, place and confidence.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Calibration {
     sources: Vec<Source>,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Source {
     all: Share,
     bins: [Share; CONFIDENCE_BINS],
@@ -30,7 +34,8 @@ struct Source {
 }
 
 /// Successes among trials, both fading.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Share {
     stood: f64,
     trials: f64,
@@ -50,6 +55,12 @@ impl Share {
     /// The share, with `prior` counted as `weight` more trials.
     fn with_prior(&self, prior: f64, weight: f64) -> f64 {
         (self.stood + weight * prior) / (self.trials + weight)
+    }
+
+    fn is_sound(&self) -> bool {
+        // A last digit may have been lost on the way through text.
+        let most = self.trials * (1.0 + 1e-9);
+        (0.0..f64::INFINITY).contains(&self.trials) && (0.0..=most).contains(&self.stood)
     }
 
     fn loosen(&mut self, weight: f64) {
@@ -96,6 +107,15 @@ impl Calibration {
     /// The share of a drafter's tokens that stand, all confidences together.
     pub(crate) fn overall(&self, source: usize) -> f64 {
         self.sources.get(source).map_or(PRIOR, |source| source.all.with_prior(PRIOR, PRIOR_WEIGHT))
+    }
+
+    /// Whether it can have been counted: it may come from a file.
+    pub(crate) fn is_sound(&self) -> bool {
+        let shares = |source: &Source| {
+            let Source { all, bins, places } = *source;
+            places.into_iter().flatten().chain(bins).chain([all]).all(|share| share.is_sound())
+        };
+        self.sources.len() <= SOURCES_MAX && self.sources.iter().all(shares)
     }
 
     /// Believes the next few tokens more than the old ones.

@@ -13,12 +13,14 @@ mod explaining;
 mod learning;
 mod measuring;
 mod rates;
+mod recalling;
 
 use crate::calibration::Calibration;
 use crate::cost::CostModel;
 use crate::elastic::{DropCosts, RowRule};
 use crate::estimate::{CostCurve, Mean, Survival};
 use crate::explain::Ledger;
+use crate::lessons::Lessons;
 use crate::prospect::Prospect;
 use crate::undrafted::Undrafted;
 use crate::{DraftLen, SchedulerError};
@@ -28,6 +30,12 @@ use drafthorse_offload::{Residency, ShadowMisses};
 /// The longest draft any configuration may ask for.
 pub const DRAFT_LEN_LIMIT: usize = 64;
 
+/// Plain passes before the first measurement.
+const PLAIN_FIRST: u64 = 3;
+/// How many samples other texts' acceptance is worth to a new one,
+const TEXT_WEIGHT: f64 = 4.0;
+/// and what tokens of a certain confidence were worth there: that is the drafter's way more than the text's.
+const TEXT_WEIGHT_BY_CONFIDENCE: f64 = 8.0;
 /// Share of drafted passes' time spent waiting for the disk from which on drafting ahead is worth it.
 const RUN_AHEAD_STALL_MIN: f64 = 0.4;
 /// Passes before plain ones are measured again while drafting is in use, however much that promises.
@@ -103,6 +111,8 @@ pub struct StepOutcome {
 pub struct Controller {
     config: ControllerConfig,
     passes: u64,
+    /// Plain passes before the first draft; 0 where an earlier run's lessons make up for them.
+    plain_first: u64,
     planned: usize,
     is_blank: bool,
     probe: Option<Probe>,
@@ -123,7 +133,7 @@ pub struct Controller {
     reads_text: bool,
     prospect: Prospect,
     knows_second_row: bool,
-    drafted_passes: u64,
+    looks_left: u64, // drafts that show what this text is like, against those before it
     account_s: f64,
     spent_s: f64,
     plain_lost_s: f64, // in measurements of plain passes
@@ -162,6 +172,7 @@ impl Controller {
         Controller {
             config: ControllerConfig { draft_len_max, ..config },
             passes: 0,
+            plain_first: PLAIN_FIRST,
             planned: 0,
             is_blank: false,
             probe: None,
@@ -181,7 +192,7 @@ impl Controller {
             reads_text: true,
             prospect: Prospect { token_share, ..Prospect::default() },
             knows_second_row: false,
-            drafted_passes: 0,
+            looks_left: 0,
             account_s: 0.0,
             spent_s: 0.0,
             plain_lost_s: 0.0,
@@ -197,7 +208,10 @@ impl Controller {
     /// the drafter will take to read it says nothing of what drafting costs.
     pub fn begin_text(&mut self, prefill_s: f64, compute_s: f64) {
         self.reads_text = true;
+        self.looks_left = if self.planned_max > 0 { measuring::LOOKS } else { 0 };
         self.last_drafted = self.passes;
+        self.survival.loosen(TEXT_WEIGHT);
+        self.calibration.loosen(TEXT_WEIGHT_BY_CONFIDENCE);
         let token_share = self.prospect.token_share;
         self.prospect =
             Prospect { token_share, prefill_s, prefill_compute_s: compute_s, unread_compute_s: 0.0 };

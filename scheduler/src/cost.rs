@@ -13,6 +13,7 @@
 
 use crate::estimate::Mean;
 use crate::fit::{Fit, TERMS};
+use crate::lessons::PassLesson;
 use crate::pace::Pace;
 
 /// Samples over which what a width takes is averaged.
@@ -29,6 +30,10 @@ const CLIP: f64 = 3.0;
 const UNION_POWER: f64 = 0.7;
 /// Added to counts before they are compared, so that none and one are a step and not a gulf.
 const COUNT_UNIT: f64 = 0.5;
+/// Passes of each width that another run's are taken for at most.
+const PASSES_RECALLED: u32 = 6;
+/// What the level of an earlier run's misses weighs, in passes.
+const LEVEL_RECALLED: f64 = 0.5;
 /// Samples of a width after which its shape is known.
 const SHAPE_MIN: f64 = 4.0;
 
@@ -113,6 +118,35 @@ impl CostModel {
         self.learn_terms(sample);
         self.waits[width].get_or_insert(Wait { seconds: NONE, misses: NONE }).add(sample);
         self.expected = (0..self.waits.len()).map(|width| self.estimate(width)).collect();
+    }
+
+    /// What was learned of the widths that ran, all at the pace of now.
+    pub(crate) fn lessons(&self) -> Vec<PassLesson> {
+        let lesson = |width: usize| {
+            let Wait { seconds, misses } = self.waits[width]?;
+            Some(PassLesson {
+                width,
+                passes: self.samples(width),
+                compute_s: self.pace.seconds(width)?,
+                stall_s: seconds.value(),
+                experts: self.experts.expect(width),
+                misses: misses.value(),
+            })
+        };
+        (0..self.waits.len()).filter_map(lesson).collect()
+    }
+
+    /// Begins with another run's lessons, as if a few passes had shown them, and not quite as sure.
+    pub(crate) fn recall(&mut self, lessons: &[PassLesson]) {
+        let width_max = self.waits.len() - 1;
+        for round in 0..PASSES_RECALLED {
+            for lesson in lessons.iter().filter(|lesson| lesson.width <= width_max && round < lesson.passes) {
+                let &PassLesson { width, compute_s, stall_s, experts, misses, .. } = lesson;
+                self.add(PassSample { width, seconds: compute_s + stall_s, stall_s, experts, misses });
+            }
+        }
+        self.pace.doubt();
+        self.misses.doubt_level();
     }
 
     /// A pass that changed its width on the way teaches what a miss makes it wait, and nothing of any width.
@@ -282,6 +316,12 @@ impl Counts {
             let grown = (count + COUNT_UNIT) / (level + COUNT_UNIT);
             self.shape[width].get_or_insert(NONE).add(grown, SHAPE_MEMORY);
         }
+    }
+
+    /// The shapes are another run's and so known; the level may be quite another, as caches begin empty.
+    fn doubt_level(&mut self) {
+        self.level.iter_mut().for_each(|level| level.loosen(LEVEL_RECALLED));
+        self.shape.iter_mut().flatten().for_each(|shape| shape.tighten(SHAPE_MIN));
     }
 
     fn expect(&self, width: usize) -> f64 {

@@ -1,6 +1,6 @@
 //! The errors of this crate.
 //!
-//! Owns [`SchedulerError`]: refused budgets and settings outside their limits.
+//! Owns [`SchedulerError`]: refused budgets, settings outside their limits and lessons that cannot be.
 
 use crate::BudgetError;
 
@@ -20,5 +20,11 @@ pub enum SchedulerError {
         value: String,
         /// The values allowed, in words.
         limits: String,
+    },
+    /// What is said to have been learned was learned by no controller.
+    #[error("lessons of an earlier run: {what}")]
+    Lessons {
+        /// What is wrong.
+        what: String,
     },
 }

@@ -3,8 +3,11 @@
 //! Owns the estimators and how they answer for widths that were never tried. It must not know plans
 //! or when to measure. Costs are seconds; a width is the number of drafted tokens in a pass.
 
+use crate::DRAFT_LEN_LIMIT;
+
 /// A mean in which a sample's weight fades: an average of the first `memory` samples, exponential after.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Mean {
     value: f64,
     weight: f64,
@@ -28,6 +31,17 @@ impl Mean {
     pub(crate) fn add(&mut self, sample: f64, memory: f64) {
         self.weight = (self.weight + 1.0).min(memory);
         self.value += (sample - self.value) / self.weight;
+    }
+
+    /// Trusts the past at least as much as `weight` samples.
+    pub(crate) fn tighten(&mut self, weight: f64) {
+        self.weight = self.weight.max(weight);
+    }
+
+    /// Whether it is a share of so many samples.
+    fn is_share(&self) -> bool {
+        // A last digit may have been lost on the way through text.
+        (0.0..=1.0 + 1e-9).contains(&self.value) && (0.0..f64::INFINITY).contains(&self.weight)
     }
 
     /// Trusts the past as little as `weight` samples, so that new ones are believed soon.
@@ -88,6 +102,12 @@ impl CostCurve {
         }
     }
 
+    /// The widths measured, 0 apart, with their seconds.
+    pub(crate) fn measured(&self) -> impl Iterator<Item = (usize, f64)> + '_ {
+        let widths = self.at.iter().enumerate().skip(1);
+        widths.filter_map(|(width, mean)| mean.map(|mean| (width, mean.value)))
+    }
+
     fn measured_below(&self, width: usize) -> Option<(usize, f64)> {
         (0..=width).rev().find_map(|n| self.at[n].map(|mean| (n, mean.value)))
     }
@@ -107,7 +127,8 @@ fn line(a: (usize, f64), b: (usize, f64), width: usize) -> f64 {
 
 /// By position in the draft: how often a token is there to be verified, and how often it stands.
 /// Both are shares of the passes planned that long, so a drafter that abstains is counted as is.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Survival {
     offered: Vec<Mean>,
     /// Of the passes in which all before it stood.
@@ -147,6 +168,13 @@ impl Survival {
                 self.all.add(f64::from(position <= accepted), Survival::MEMORY);
             }
         }
+    }
+
+    /// Whether it can have been counted: it may come from a file.
+    pub(crate) fn is_sound(&self) -> bool {
+        let places = self.offered.len();
+        let shares = self.offered.iter().chain(&self.stands).chain([&self.all]);
+        places <= DRAFT_LEN_LIMIT && places == self.stands.len() && shares.copied().all(|mean| mean.is_share())
     }
 
     /// Believes the next few passes more than the old ones.

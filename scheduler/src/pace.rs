@@ -17,6 +17,9 @@ const LEVEL_STEP: f64 = 0.03;
 const SHAPE_STEP: f64 = 0.003;
 /// Of a width that never ran: how far from what is expected of it, for a doubling of the rows.
 const UNSEEN: f64 = 0.15;
+/// How far an earlier run's level and shapes may be from this one's.
+const LEVEL_RECALLED: f64 = 0.25;
+const SHAPE_RECALLED: f64 = 0.05;
 /// A pass that is off by more than so many standard deviations counts as one that is off by as much.
 const CLIP: f64 = 3.0;
 
@@ -75,6 +78,16 @@ impl Pace {
         let seen = self.variance(a, a) + self.variance(b, b) - 2.0 * self.variance(a, b);
         let unseen = |seen, width| if self.is_seen(width) { 0.0 } else { unseen_variance(seen, width) };
         if width == other { 0.0 } else { (seen.max(0.0) + unseen(a, width) + unseen(b, other)).sqrt() }
+    }
+
+    /// All so far was another run's, on a machine that may have had other things to do.
+    pub(crate) fn doubt(&mut self) {
+        self.covariance[0][0] += LEVEL_RECALLED * LEVEL_RECALLED;
+        for width in 1..self.samples.len() {
+            if self.is_seen(width) {
+                self.covariance[width][width] += SHAPE_RECALLED * SHAPE_RECALLED;
+            }
+        }
     }
 
     fn shape(&self, width: usize) -> f64 {

@@ -13,7 +13,7 @@ use drafthorse_runtime::models::{Blueprint, Overrides};
 use drafthorse_runtime::tokenizer::{AddSpecial, Tokenizer};
 
 use super::SpeedupError;
-use super::cell::{Bank, CacheSize, Start, Variant};
+use super::cell::{Bank, CacheSize, DraftLen, Start, Variant};
 use super::prompts;
 use super::record::sha256;
 use super::sweep::Sweep;
@@ -115,9 +115,26 @@ impl Plan {
         self.bank.experts_total > 0 && self.sweep.starts.contains(&Start::Warm)
     }
 
+    /// Which variants have an untimed run in that block, whose lessons its timed ones begin with.
+    pub fn learning(&self, block: &Block) -> impl Iterator<Item = usize> + use<> {
+        let is_warm = block.start == Start::Warm && self.needs_stats();
+        let is_auto = |variant: &Variant| is_warm && variant.len == DraftLen::Auto;
+        let variants: Vec<bool> = self.variants.iter().map(is_auto).collect();
+        (0..variants.len()).filter(move |at| variants[*at])
+    }
+
+    /// Key of such a run.
+    pub fn learning_key(&self, block: &Block, variant: usize) -> String {
+        let Block { cache, start, temperature, prompt, .. } = block;
+        let (who, prompt) = (self.variants[variant].label(), &self.prompts[*prompt].id);
+        format!("{}|{}|t{temperature}|{prompt}|learning|{who}", cache.label(), start.label())
+    }
+
     /// All runs.
     pub fn runs(&self) -> usize {
-        self.blocks.len() * self.turns.len() + self.prompts.len() * self.sweep.temperatures.len()
+        let learning: usize = self.blocks.iter().map(|block| self.learning(block).count()).sum();
+        let timed = self.blocks.len() * self.turns.len();
+        learning + timed + self.prompts.len() * self.sweep.temperatures.len()
     }
 
     /// What tells this sweep from another: its settings, prompts, model and program.

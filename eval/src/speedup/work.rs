@@ -1,7 +1,9 @@
 //! Making the runs: first one untimed run of every prompt and temperature, then the blocks in turns.
 //!
 //! The untimed run writes nothing of the table but what the others need: the ids that scripted drafters
-//! follow, the routing that LRU and Belady are replayed on, and the statistics that warm runs begin with.
+//! follow, the routing that LRU and Belady are replayed on, and the statistics that warm runs begin with. Where the
+//! scheduler chooses lengths, a warm run begins with what it learned before, too: from one more untimed run, of that
+//! drafter and cache.
 //! Owns the order of the work, the files beside it, and stopping between two runs.
 
 use std::fs;
@@ -61,9 +63,12 @@ impl Work<'_> {
             }
         }
         let plan = self.plan;
-        for block in &plan.blocks {
+        for (at, block) in plan.blocks.iter().enumerate() {
+            for variant in plan.learning(block) {
+                self.learn((at, block), variant, &mut pace)?;
+            }
             for turn in 0..plan.turns.len() {
-                self.turn(block, turn, &mut pace)?;
+                self.turn((at, block), turn, &mut pace)?;
             }
         }
         Ok(())
@@ -114,7 +119,53 @@ impl Work<'_> {
         fs::write(&path, words.join(" ") + "\n").map_err(|source| SpeedupError::io("write", &path, source))
     }
 
-    fn turn(&mut self, block: &Block, turn: usize, pace: &mut Pace) -> Result<(), SpeedupError> {
+    /// The untimed run of a variant whose lengths are the scheduler's, for what it learns.
+    fn learn(
+        &mut self,
+        (at, block): (usize, &Block),
+        variant: usize,
+        pace: &mut Pace,
+    ) -> Result<(), SpeedupError> {
+        let key = self.plan.learning_key(block, variant);
+        let stats = self.learned(at, variant);
+        if self.journal.find(&key).is_some() && stats.is_file() {
+            pace.done += 1;
+            return Ok(());
+        }
+        let files = References::new(&self.scratch, block.prompt, block.temperature);
+        copy_stats(&files.stats, &stats)?;
+        let task = Task { key, stats: Some(&stats), ..self.task(block, Some(variant), &files.script) };
+        let record = self.runner.run(&task)?;
+        self.keep(record, pace)
+    }
+
+    /// What a variant's untimed run in a block has learned.
+    fn learned(&self, block: usize, variant: usize) -> PathBuf {
+        self.scratch.join(format!("block{block}-variant{variant}.stats"))
+    }
+
+    /// A run in a block, without a key and statistics.
+    fn task<'a>(&'a self, block: &Block, variant: Option<usize>, ids: &'a Path) -> Task<'a> {
+        Task {
+            key: String::new(),
+            prompt: &self.plan.prompts[block.prompt].ids,
+            temperature: block.temperature,
+            slots: block.slots,
+            start: block.start,
+            variant: variant.map(|at| &self.plan.variants[at]),
+            ids,
+            stats: None,
+            trace: None,
+            keep_ids: false,
+        }
+    }
+
+    fn turn(
+        &mut self,
+        (at, block): (usize, &Block),
+        turn: usize,
+        pace: &mut Pace,
+    ) -> Result<(), SpeedupError> {
         let key = self.plan.key(block, turn);
         if self.journal.find(&key).is_some() {
             pace.done += 1;
@@ -123,21 +174,14 @@ impl Work<'_> {
         let files = References::new(&self.scratch, block.prompt, block.temperature);
         let own_stats = self.scratch.join("run.stats");
         let is_warm = block.start == Start::Warm && self.plan.needs_stats();
+        let variant = self.plan.turns[turn].variant;
         if is_warm {
-            copy_stats(&files.stats, &own_stats)?;
+            let learned = variant.filter(|variant| self.plan.learning(block).any(|one| one == *variant));
+            let from = learned.map_or(files.stats, |variant| self.learned(at, variant));
+            copy_stats(&from, &own_stats)?;
         }
-        let task = Task {
-            key,
-            prompt: &self.plan.prompts[block.prompt].ids,
-            temperature: block.temperature,
-            slots: block.slots,
-            start: block.start,
-            variant: self.plan.turns[turn].variant.map(|at| &self.plan.variants[at]),
-            ids: &files.script,
-            stats: is_warm.then_some(own_stats.as_path()),
-            trace: None,
-            keep_ids: false,
-        };
+        let stats = is_warm.then_some(own_stats.as_path());
+        let task = Task { key, stats, ..self.task(block, variant, &files.script) };
         let record = self.runner.run(&task)?;
         self.keep(record, pace)
     }

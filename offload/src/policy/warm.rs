@@ -1,17 +1,17 @@
 //! What a policy has learned, kept from one run to the next in a file of the user's choice.
 //!
-//! Layout: one JSON header line (format, fingerprint of the model, shape, passes, XXH3 of the body),
+//! Layout: one JSON header line (format, fingerprint of the model, shape, passes, notes, XXH3 of body and notes),
 //! `\n`, then f32-LE probabilities (layers, experts), then u64-LE bit sets of remembered passes (passes,
 //! layers, words). Hostile input is refused with the reason; a file of another model is never used. It
-//! must not know how a policy learns.
+//! must not know how a policy learns, or what others note in its file.
 
 use std::io::{Read, Write};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::xxh3_64;
 
 use crate::ExpertId;
+use crate::checksum::Checksummer;
 use crate::error::OffloadError;
 
 /// Value of `format` in the header.
@@ -37,6 +37,8 @@ struct Header {
     experts: Vec<u32>,
     experts_used: u32,
     passes: usize,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    notes: String,
     body_xxh3: String,
 }
 
@@ -50,15 +52,16 @@ impl WarmStats {
         ranked.into_iter().take(n).filter(|(p, _)| *p > 0.0).map(|(_, id)| id).collect()
     }
 
-    /// Writes the file: to a temporary one beside it first, so that a crash leaves the old one whole.
+    /// Writes the file, with `notes` for its next reader: to a temporary one beside it first, so that a crash leaves
+    /// the old one whole.
     ///
     /// # Errors
     /// [`OffloadError::WarmStatsIo`].
-    pub fn save(&self, path: &Path, fingerprint: &str) -> Result<(), OffloadError> {
+    pub fn save(&self, path: &Path, fingerprint: &str, notes: &str) -> Result<(), OffloadError> {
         let mut name = path.as_os_str().to_owned();
         name.push(format!(".{}.tmp", std::process::id()));
         let temporary = Path::new(&name);
-        let bytes = self.to_bytes(fingerprint);
+        let bytes = self.to_bytes(fingerprint, notes);
         let written = std::fs::File::create(temporary)
             .and_then(|mut file| file.write_all(&bytes).and_then(|()| file.sync_all()))
             .and_then(|()| std::fs::rename(temporary, path));
@@ -70,7 +73,7 @@ impl WarmStats {
     }
 
     /// Reads a file for a model of `experts[layer]` experts a layer, `experts_used` a row, whose
-    /// identity is `fingerprint`.
+    /// identity is `fingerprint`; what was noted in it comes along.
     ///
     /// # Errors
     /// [`OffloadError::WarmStatsIo`] where it cannot be read, [`OffloadError::WarmStats`] where it is
@@ -80,7 +83,7 @@ impl WarmStats {
         fingerprint: &str,
         experts: &[u32],
         experts_used: u32,
-    ) -> Result<WarmStats, OffloadError> {
+    ) -> Result<(WarmStats, String), OffloadError> {
         let unread = |source| OffloadError::WarmStatsIo { path: path.to_path_buf(), source };
         let refused = |what| OffloadError::WarmStats { path: path.to_path_buf(), what };
         let body_max = body_bytes(experts, PASSES_MAX).ok_or_else(|| refused("too large a shape".into()))?;
@@ -89,15 +92,15 @@ impl WarmStats {
         // One byte more than can be right, so that a longer file is seen to be wrong.
         let limit = (HEADER_BYTES_MAX + body_max + 1) as u64;
         file.take(limit).read_to_end(&mut bytes).map_err(unread)?;
-        let stats = WarmStats::from_bytes(&bytes, fingerprint).map_err(refused)?;
+        let (stats, notes) = WarmStats::from_bytes(&bytes, fingerprint).map_err(refused)?;
         if (stats.experts.as_slice(), stats.experts_used) != (experts, experts_used) {
             let (ours, theirs) = (shape(experts, experts_used), shape(&stats.experts, stats.experts_used));
             return Err(refused(format!("it is of a model with {theirs}, this one has {ours}")));
         }
-        Ok(stats)
+        Ok((stats, notes))
     }
 
-    fn to_bytes(&self, fingerprint: &str) -> Vec<u8> {
+    fn to_bytes(&self, fingerprint: &str, notes: &str) -> Vec<u8> {
         let probabilities = self.probabilities.iter().flat_map(|p| p.to_le_bytes());
         let body: Vec<u8> =
             probabilities.chain(self.passes.iter().flat_map(|set| set.to_le_bytes())).collect();
@@ -107,7 +110,8 @@ impl WarmStats {
             experts: self.experts.clone(),
             experts_used: self.experts_used,
             passes: self.passes.len() / (self.experts.len() * words(&self.experts)).max(1),
-            body_xxh3: format!("{:016x}", xxh3_64(&body)),
+            notes: notes.into(),
+            body_xxh3: content_xxh3(&body, notes),
         };
         let mut bytes = serde_json::to_vec(&header).expect("invariant: numbers and strings are JSON");
         bytes.push(b'\n');
@@ -115,10 +119,10 @@ impl WarmStats {
         bytes
     }
 
-    fn from_bytes(bytes: &[u8], fingerprint: &str) -> Result<WarmStats, String> {
+    fn from_bytes(bytes: &[u8], fingerprint: &str) -> Result<(WarmStats, String), String> {
         let line = bytes.iter().take(HEADER_BYTES_MAX).position(|byte| *byte == b'\n');
         let (line, body) = bytes.split_at(line.ok_or("no header line")?);
-        let header: Header = serde_json::from_slice(line).map_err(|e| format!("header: {e}"))?;
+        let mut header: Header = serde_json::from_slice(line).map_err(|e| format!("header: {e}"))?;
         let (body, passes) = (&body[1..], header.passes);
         if header.format != FORMAT {
             return Err(format!("format \"{}\", wanted \"{FORMAT}\"", header.format));
@@ -131,10 +135,11 @@ impl WarmStats {
         if body.len() != wanted {
             return Err(format!("wanted {wanted} bytes after the header, got {}", body.len()));
         }
-        if header.body_xxh3 != format!("{:016x}", xxh3_64(body)) {
+        if header.body_xxh3 != content_xxh3(body, &header.notes) {
             return Err("the checksum of its content is wrong".into());
         }
-        WarmStats::from_body(header, body)
+        let notes = std::mem::take(&mut header.notes);
+        Ok((WarmStats::from_body(header, body)?, notes))
     }
 
     fn from_body(header: Header, body: &[u8]) -> Result<WarmStats, String> {
@@ -161,6 +166,13 @@ impl WarmStats {
         }
         Ok(WarmStats { experts, experts_used, probabilities, passes })
     }
+}
+
+fn content_xxh3(body: &[u8], notes: &str) -> String {
+    let mut checksum = Checksummer::new();
+    checksum.update(body);
+    checksum.update(notes.as_bytes());
+    format!("{:016x}", checksum.finish())
 }
 
 /// Words of the bit set of a layer.
@@ -197,16 +209,18 @@ mod tests {
     fn refusal(change: impl FnOnce(&mut WarmStats)) -> String {
         let mut stats = sample();
         change(&mut stats);
-        WarmStats::from_bytes(&stats.to_bytes("m"), "m").unwrap_err()
+        WarmStats::from_bytes(&stats.to_bytes("m", ""), "m").unwrap_err()
     }
 
     #[test]
     fn what_was_saved_is_loaded_and_nothing_else_is_left_behind() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("stats");
-        sample().save(&path, "model a").unwrap();
-        sample().save(&path, "model a").unwrap();
-        assert_eq!(WarmStats::load(&path, "model a", &[3, 70], 2).unwrap(), sample());
+        sample().save(&path, "model a", "of no use").unwrap();
+        let notes = "{\"what\": \"others\nknow\"}";
+        sample().save(&path, "model a", notes).unwrap();
+        let loaded = WarmStats::load(&path, "model a", &[3, 70], 2).unwrap();
+        assert_eq!(loaded, (sample(), notes.to_owned()));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
@@ -214,7 +228,7 @@ mod tests {
     fn a_file_of_another_model_is_refused_with_the_difference() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("stats");
-        sample().save(&path, "model a").unwrap();
+        sample().save(&path, "model a", "").unwrap();
         let load = |fingerprint, experts: &[u32], used| {
             WarmStats::load(&path, fingerprint, experts, used).unwrap_err().to_string()
         };
@@ -223,14 +237,14 @@ mod tests {
         assert!(load("model a", &[3, 70], 1).contains("this one has 2 MoE layers of up to 70 experts, 1"));
         let absent = WarmStats::load(&folder.path().join("absent"), "m", &[1], 1).unwrap_err();
         assert!(matches!(absent, OffloadError::WarmStatsIo { .. }), "{absent}");
-        let nowhere = sample().save(&folder.path().join("no/such"), "m").unwrap_err();
+        let nowhere = sample().save(&folder.path().join("no/such"), "m", "").unwrap_err();
         assert!(matches!(nowhere, OffloadError::WarmStatsIo { .. }), "{nowhere}");
     }
 
     #[test]
     fn a_file_cut_anywhere_or_changed_anywhere_in_its_body_is_refused() {
-        let bytes = sample().to_bytes("m");
-        assert_eq!(WarmStats::from_bytes(&bytes, "m").unwrap(), sample());
+        let bytes = sample().to_bytes("m", "noted");
+        assert_eq!(WarmStats::from_bytes(&bytes, "m").unwrap(), (sample(), "noted".to_owned()));
         (0..bytes.len()).for_each(|cut| assert!(WarmStats::from_bytes(&bytes[..cut], "m").is_err(), "{cut}"));
         let body = bytes.iter().position(|byte| *byte == b'\n').unwrap() + 1;
         for at in body..bytes.len() {
@@ -239,6 +253,9 @@ mod tests {
             assert!(WarmStats::from_bytes(&bytes, "m").unwrap_err().contains("checksum"), "{at}");
         }
         assert!(WarmStats::from_bytes(&[&bytes[..], &[0]].concat(), "m").unwrap_err().contains("wanted"));
+        let noted = bytes.windows(5).position(|word| word == b"noted").unwrap();
+        let other = [&bytes[..noted], b"wrong", &bytes[noted + 5..]].concat();
+        assert!(WarmStats::from_bytes(&other, "m").unwrap_err().contains("checksum"), "notes are content, too");
     }
 
     #[test]
@@ -266,7 +283,7 @@ mod tests {
         assert!(header("[-1]", "0").contains("header"));
         assert!(WarmStats::from_bytes(b"{}\n", "m").unwrap_err().contains("header"));
         assert!(WarmStats::from_bytes(b"", "m").unwrap_err().contains("no header line"));
-        let old = String::from_utf8_lossy(&sample().to_bytes("m")).replacen("-v1", "-v0", 1);
+        let old = String::from_utf8_lossy(&sample().to_bytes("m", "")).replacen("-v1", "-v0", 1);
         assert!(WarmStats::from_bytes(old.as_bytes(), "m").unwrap_err().contains("stats-v0"));
     }
 

@@ -8,16 +8,13 @@ use drafthorse_draft::Draft;
 use super::{Controller, GAIN_MIN, Probe, STALE_PASSES};
 use crate::prospect::{Prospect, READ_SHARE};
 
-/// Plain passes before the first measurement.
-pub(super) const PLAIN_FIRST: u64 = 3;
-/// Of these, passes that do not count: the first finds caches, pages and threads cold, and a plain pass that
-/// seems dear makes drafting seem cheap.
-pub(super) const PLAIN_COLD: u64 = 1;
 /// Part of [`READ_SHARE`] that reading is taken to need before it is measured: a guess that is too high keeps itself
 /// from being put right.
 const READ_HOPE: f64 = 0.5;
 /// Passes in which drafting must earn back what reading up on the text costs.
 const PAYBACK_PASSES: f64 = 16.0;
+/// The same for reading a whole prompt: less than a text has.
+const READING_PASSES: f64 = 64.0;
 /// Loss it may make in passes in which the drafter abstains.
 const ABSTAIN_LOSS_MAX: f64 = 0.005;
 /// How many samples the past is worth when drafting is measured again after having been off for long.
@@ -25,11 +22,14 @@ const RETRY_WEIGHT: f64 = 8.0;
 
 impl Controller {
     pub(super) fn auto(&mut self) -> usize {
-        if self.config.draft_len_max == 0 || self.passes < PLAIN_FIRST {
+        if self.config.draft_len_max == 0 || self.passes < self.plain_first {
             return 0;
         }
         if let Some(probe) = self.probe {
             return probe.draft_len;
+        }
+        if self.planned_max > 0 && self.reads_text && !self.reading_pays() {
+            return 0;
         }
         let (best, reference) = self.best_affordable();
         let Some(draft_len) = self.worth_measuring(best, reference) else {
@@ -48,8 +48,13 @@ impl Controller {
     /// The plan with the most tokens per second among those tried, and its rate. Off unless drafting
     /// promises [`GAIN_MIN`] in the passes that verify something.
     pub(super) fn best(&self) -> (usize, f64) {
+        self.best_among(|_| true)
+    }
+
+    fn best_among(&self, is_allowed: impl Fn(usize) -> bool) -> (usize, f64) {
         let off = (0, self.rate(0));
-        let rates = (1..=self.planned_max).map(|draft_len| (draft_len, self.rate(draft_len)));
+        let lengths = (1..=self.planned_max).filter(|draft_len| is_allowed(*draft_len));
+        let rates = lengths.map(|draft_len| (draft_len, self.rate(draft_len)));
         let best = rates.fold(off, |best, next| if next.1 > best.1 { next } else { best });
         // A drafter that abstains ties with off, and has to run to find its openings.
         let best = if best.0 == 0 && self.planned_max > 0 { (1, self.rate(1)) } else { best };
@@ -57,10 +62,19 @@ impl Controller {
         if best.0 > 0 && best.1 >= off.1 * needed { best } else { off }
     }
 
-    /// The same, but off while drafting has lost more than it may: whatever is predicted, what it cost so
-    /// far is known.
+    /// The same, but no length of which an unlucky pass would lose more than drafting may, and off while it has:
+    /// whatever is predicted, what it cost so far is known.
     pub(super) fn best_affordable(&self) -> (usize, f64) {
-        if self.account_s < 0.0 { (0, self.rate(0)) } else { self.best() }
+        if self.account_s < 0.0 {
+            return (0, self.rate(0));
+        }
+        self.best_among(|draft_len| draft_len == 1 || self.unlucky_s(draft_len) <= self.account_s)
+    }
+
+    /// Seconds that a pass loses of which no more stands than of a draft of one.
+    pub(super) fn unlucky_s(&self, draft_len: usize) -> f64 {
+        let costs = self.seconds(draft_len).zip(self.plain_s());
+        costs.map_or(f64::INFINITY, |(seconds, plain_s)| seconds - plain_s * self.survival.tokens(1))
     }
 
     /// The first measurement of a drafter, unless it is hopeless or has too much to read. Where reading is
@@ -71,6 +85,16 @@ impl Controller {
             return Some(1);
         }
         (Prospect::is_hopeful(self.hoped()?) && self.prospect.is_affordable(plain_s)).then_some(1)
+    }
+
+    /// Whether a drafter that is known to gain something, as it did on other texts, is worth what reading this one takes.
+    pub(super) fn reading_pays(&self) -> bool {
+        let Some(plain_s) = self.verify_s.expect(0) else { return true };
+        let (draft_len, rate) = self.best();
+        let gain_s = self.survival.tokens(draft_len) * (1.0 / self.rate(0) - 1.0 / rate);
+        !self.prospect.reads_much(plain_s)
+            || self.prospect.is_affordable(plain_s)
+            || self.prospect.reading_s() <= READING_PASSES * gain_s
     }
 
     /// Whether the next draft is any token: see [`Plan::is_blank`].

@@ -20,6 +20,9 @@ impl Controller {
         if self.planned_max == 0 {
             return self.not_looked_at();
         }
+        if self.reads_text && !self.reading_pays() {
+            return Some(self.reading());
+        }
         if self.best_affordable().0 > 0 {
             return None;
         }
@@ -44,13 +47,17 @@ impl Controller {
                 self.prospect.token_share,
             ))
         } else if !self.prospect.is_affordable(plain_s) {
-            Some(format!(
-                "the draft model would take about {:.1} s to read the text, more than a small part of the time",
-                self.prospect.reading_s(),
-            ))
+            Some(self.reading())
         } else {
             None
         }
+    }
+
+    fn reading(&self) -> String {
+        format!(
+            "the draft model would take about {:.1} s to read the text, more than a small part of the time",
+            self.prospect.reading_s(),
+        )
     }
 
     /// What was predicted, what was measured, and what follows: for `--explain` and reports.

@@ -2,11 +2,13 @@
 //!
 //! Owns the account from which drafted passes are paid. It must not plan.
 
-use super::choosing::{PLAIN_COLD, PLAIN_FIRST};
 use super::{Controller, StepOutcome};
 use crate::cost::PassSample;
 use crate::estimate::Mean;
 
+/// Passes that do not count: the first finds caches, pages and threads cold, and a plain pass that seems dear makes
+/// drafting seem cheap.
+const COLD_PASSES: u64 = 1;
 /// Share of the time spent that drafting may lose against plain passes; with what it may lose at the start, it
 /// is less in the first passes, so that a short text loses no more.
 pub(super) const LOSS_SHARE: f64 = 0.02;
@@ -27,15 +29,11 @@ impl Controller {
     pub(super) fn learn_costs(&mut self, outcome: &StepOutcome) {
         let follows_draft =
             self.planned == 0 && self.last_drafted + PLAIN_SETTLING >= self.passes && self.last_drafted > 0;
-        let is_cold = self.planned == 0 && self.passes <= PLAIN_COLD;
-        if is_cold || (follows_draft && self.verify_s.is_measured(0)) {
-            return;
-        }
-        self.learn_pass(outcome);
-        if outcome.rows_drafted() == 0 {
-            self.plain.add(outcome);
-        } else {
-            self.drafted.add(outcome);
+        let is_cold = (self.planned == 0 || self.plain_first == 0) && self.passes <= COLD_PASSES;
+        if !is_cold && !(follows_draft && self.verify_s.is_measured(0)) {
+            self.learn_pass(outcome);
+            let mean = if outcome.rows_drafted() == 0 { &mut self.plain } else { &mut self.drafted };
+            mean.add(outcome);
         }
         if self.planned == 0 || self.is_blank {
             return;
@@ -52,7 +50,7 @@ impl Controller {
             self.catch_up_s.get_or_insert(Mean::prior(each, 1.0)).add(each, 4.0);
         }
         self.last_drafted = self.passes;
-        self.drafted_passes += 1;
+        self.looks_left = self.looks_left.saturating_sub(1);
         self.planned_max = self.planned_max.max(self.planned);
     }
 
@@ -87,7 +85,7 @@ impl Controller {
         let as_plain = if self.planned == 0 { spent } else { (1 + outcome.accepted) as f64 * plain_s };
         let lengths = (self.planned, outcome.draft_len);
         self.ledger.book(lengths, 1 + outcome.accepted, (outcome.draft_s, outcome.verify_s));
-        if self.passes == PLAIN_FIRST {
+        if self.passes == self.plain_first.max(1) {
             self.account_s = ACCOUNT_START_PASSES * plain_s;
         }
         self.spent_s += spent;
@@ -101,6 +99,8 @@ impl Controller {
         self.account_s = self.account_s.min(ACCOUNT_MAX_PASSES * plain_s + self.catch_up());
         if outcome.rows_drafted() == 0 {
             self.last_plain = self.passes;
+        }
+        if outcome.rows_drafted() == 0 || self.passes == 1 {
             self.hit_rate_plain = self.hit_rate;
         }
         let Some(probe) = &mut self.probe else { return };

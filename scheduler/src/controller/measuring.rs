@@ -16,6 +16,8 @@ const PRICE_MIN: f64 = 0.2;
 const AGAIN_PASSES: u64 = 16;
 /// Those that ran less often than this need not wait,
 const FEW: u32 = 3;
+/// nor do any on a text that is not the first before it has had so many drafts,
+pub(super) const LOOKS: u64 = 6;
 /// or only so many passes while nothing is drafted.
 const OFF_PASSES: u64 = 8;
 /// What longer drafts must gain if they cost no more than those tried, to be tried where these lose, and how many
@@ -57,6 +59,10 @@ impl Controller {
             return self.first_look();
         }
         let affordable = |draft_len: &usize| self.is_affordable(*draft_len, reference);
+        if best == 0 && self.reads_text {
+            // What other texts showed is no reason not to look at this one: what seemed too dear may not have been.
+            return Some(1).filter(|_| self.passes - self.last_drafted >= OFF_PASSES && self.account_s >= 0.0);
+        }
         if best == 0 && self.passes - self.last_drafted >= STALE_PASSES {
             // What is most hopeful is saved up for: shorter drafts, which cost less, would spend it.
             return Some(self.most_promising(|c, k| c.rate_at_best(k))).filter(affordable);
@@ -73,6 +79,8 @@ impl Controller {
     pub(super) fn probe_passes(&self, draft_len: usize) -> usize {
         match draft_len {
             0 => PLAIN_PROBE_LEN,
+            // A look at another text, dear as far as is known.
+            _ if self.looks_left > 0 && 2.0 * self.unlucky_s(draft_len) > self.account_s => 1,
             _ if self.passes == self.last_drafted && !self.reads_text => 1,
             _ => 2,
         }
@@ -116,7 +124,7 @@ impl Controller {
     /// Whether enough passes went by for `draft_len` to be measured.
     fn is_due(&self, draft_len: usize, best: usize) -> bool {
         let since = self.passes - self.last_probe;
-        let is_new = self.verify_s.samples(draft_len) < FEW;
+        let is_new = self.verify_s.samples(draft_len) < FEW || self.looks_left > 0;
         since >= AGAIN_PASSES || (is_new && (best > 0 || since >= OFF_PASSES))
     }
 
@@ -128,12 +136,9 @@ impl Controller {
         longer >= (1.0 + LONGER_GAIN) * reference && self.passes - self.last_probe >= LONGER_PASSES
     }
 
-    /// Whether the account holds what the measurement is expected to lose, and what a pass loses of which no
-    /// more stands than of a draft of one.
+    /// Whether the account holds what the measurement is expected to lose, and what an unlucky pass does.
     fn is_affordable(&self, draft_len: usize, reference: f64) -> bool {
-        let Some((seconds, plain_s)) = self.seconds(draft_len).zip(self.plain_s()) else { return false };
-        let unlucky_s = seconds - plain_s * self.survival.tokens(1);
-        self.price(draft_len, reference).max(unlucky_s) <= self.account_s
+        self.price(draft_len, reference).max(self.unlucky_s(draft_len)) <= self.account_s
     }
 
     /// Seconds that measuring `draft_len` is expected to lose against running at `reference`.

@@ -5,7 +5,7 @@
 
 use drafthorse_draft::Draft;
 use drafthorse_offload::Residency;
-use drafthorse_scheduler::{Controller, ControllerConfig, DraftLen, Plan, StepOutcome};
+use drafthorse_scheduler::{Controller, ControllerConfig, DraftLen, Lessons, Plan, StepOutcome};
 
 pub const DRAFT_LEN_MAX: usize = 8;
 
@@ -87,8 +87,14 @@ impl Run {
 impl World {
     /// The text under `mode`.
     pub fn run(&self, mode: DraftLen) -> Run {
+        self.run_after(mode, None)
+    }
+
+    /// The text under `mode`, by a controller that begins with what another one learned.
+    pub fn run_after(&self, mode: DraftLen, lessons: Option<&Lessons>) -> Run {
         let config = ControllerConfig { mode, draft_len_max: DRAFT_LEN_MAX };
         let mut controller = Controller::new(config, self.draft_s);
+        lessons.into_iter().for_each(|lessons| controller.recall(lessons));
         let prefill_s = 0.25 * f64::from(self.prompt);
         controller.begin_text(prefill_s, prefill_s);
         let residency = Residency { slots: 0, resident: 0, experts_total: 0, hit_rate_recent: 1.0 };

@@ -1,0 +1,47 @@
+//! Handing on what was learned, and beginning with it.
+//!
+//! Owns which of it holds for another run. What it is worth there is each estimator's to say. It must not plan.
+
+use super::{Controller, Lessons};
+use crate::DraftLen;
+use crate::lessons::DraftLesson;
+
+impl Controller {
+    /// What holds for another run of the same model, drafter and machine; `None` before plain passes and drafts were
+    /// measured, and where the length was fixed: it teaches one length only.
+    pub fn lessons(&self) -> Option<Lessons> {
+        let drafts = || {
+            let measured = self.draft_s.measured();
+            measured.map(|(draft_len, seconds)| DraftLesson { draft_len, seconds }).collect::<Vec<_>>()
+        };
+        let is_whole = self.config.mode == DraftLen::Auto && self.verify_s.is_measured(0);
+        (is_whole && self.planned_max > 0).then(drafts).filter(|drafts| !drafts.is_empty()).map(|drafts| Lessons {
+            passes: self.verify_s.lessons(),
+            drafts,
+            catch_up_s: self.catch_up_s.map(|mean| mean.value()),
+            survival: self.survival.clone(),
+            calibration: self.calibration.clone(),
+        })
+    }
+
+    /// Begins with the lessons of an earlier run, which have passed [`Lessons::validate`], instead of plain passes.
+    /// They are believed as far as a few passes would be, as the machine may have other things to do now. The text is one more to
+    /// it (call [`Controller::begin_text`] afterwards). Without effect on a controller that has run passes, or has a fixed length.
+    pub fn recall(&mut self, lessons: &Lessons) {
+        let length_max = self.config.draft_len_max;
+        let drafts = lessons.drafts.iter().filter(|draft| (1..=length_max).contains(&draft.draft_len));
+        let drafts: Vec<_> = drafts.collect();
+        let Some(longest) = drafts.last().filter(|_| self.passes == 0 && self.config.mode == DraftLen::Auto)
+        else {
+            return;
+        };
+        self.planned_max = longest.draft_len;
+        drafts.iter().for_each(|draft| self.draft_s.add(draft.draft_len, draft.seconds));
+        self.verify_s.recall(&lessons.passes);
+        self.catch_up_s = lessons.catch_up_s.map(|seconds| crate::estimate::Mean::prior(seconds, 1.0));
+        self.survival = lessons.survival.clone();
+        self.calibration = lessons.calibration.clone();
+        self.knows_second_row = self.verify_s.is_measured(1);
+        self.plain_first = 0;
+    }
+}

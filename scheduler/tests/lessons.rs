@@ -1,0 +1,122 @@
+//! What one run learned and the next begins with: what is kept, what it is worth, and what no controller wrote.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod worlds;
+
+use drafthorse_offload::Residency;
+use drafthorse_scheduler::{Controller, ControllerConfig, DraftLen, Lessons};
+use serde_json::Value;
+use worlds::{DRAFT_LEN_MAX, WORLD, World};
+
+const CHEAP: World = World { verify: |n| 1.0 + 0.1 * n as f64, draft_s: 0.02, acceptance: 0.9, ..WORLD };
+const RESIDENCY: Residency = Residency { slots: 0, resident: 0, experts_total: 0, hit_rate_recent: 1.0 };
+
+fn controller(mode: DraftLen) -> Controller {
+    Controller::new(ControllerConfig { mode, draft_len_max: DRAFT_LEN_MAX }, 0.0)
+}
+
+/// What a run in a world that pays for drafts has learned, as it comes back from a file.
+fn lessons() -> Lessons {
+    let lessons = CHEAP.run(DraftLen::Auto).controller.lessons().unwrap();
+    lessons.validate().unwrap();
+    let text = serde_json::to_string(&lessons).unwrap();
+    let back: Lessons = serde_json::from_str(&text).unwrap();
+    back.validate().unwrap();
+    back
+}
+
+#[test]
+fn a_controller_that_remembers_drafts_in_its_first_pass() {
+    let mut forgetful = controller(DraftLen::Auto);
+    forgetful.begin_text(0.0, 0.0);
+    assert_eq!(forgetful.plan(&RESIDENCY).draft_len, 0);
+    let mut remembers = controller(DraftLen::Auto);
+    remembers.recall(&lessons());
+    remembers.begin_text(0.0, 0.0);
+    assert!(remembers.plan(&RESIDENCY).draft_len > 0);
+    assert_eq!(remembers.off_reason(), None);
+}
+
+#[test]
+fn what_was_recalled_and_hardly_used_is_handed_on() {
+    let before = lessons();
+    let mut remembers = controller(DraftLen::Auto);
+    remembers.recall(&before);
+    remembers.lessons().unwrap().validate().unwrap();
+    let second = World { tokens: 8, ..CHEAP }.run_after(DraftLen::Auto, Some(&before));
+    let after = second.controller.lessons().unwrap();
+    after.validate().unwrap();
+    let third = World { tokens: 64, seed: 3, ..CHEAP }.run_after(DraftLen::Auto, Some(&after));
+    let off = World { tokens: 64, seed: 3, ..CHEAP }.run(DraftLen::Fixed(0));
+    assert!(third.seconds_a_token() < 0.5 * off.seconds_a_token(), "{}", third.seconds_a_token());
+}
+
+#[test]
+fn nothing_is_kept_before_drafts_were_measured_or_where_the_length_was_given() {
+    assert_eq!(controller(DraftLen::Auto).lessons(), None);
+    assert_eq!(World { tokens: 3, ..CHEAP }.run(DraftLen::Auto).controller.lessons(), None);
+    let mut fixed = controller(DraftLen::Fixed(2));
+    fixed.recall(&lessons());
+    assert_eq!((fixed.lessons(), fixed.plan(&RESIDENCY).draft_len), (None, 2));
+}
+
+#[test]
+fn lengths_beyond_what_is_allowed_now_are_left_out() {
+    let mut short = Controller::new(ControllerConfig { mode: DraftLen::Auto, draft_len_max: 2 }, 0.0);
+    short.recall(&lessons());
+    short.begin_text(0.0, 0.0);
+    assert!((1..=2).contains(&short.plan(&RESIDENCY).draft_len));
+    let mut none = Controller::new(ControllerConfig { mode: DraftLen::Auto, draft_len_max: 0 }, 0.0);
+    none.recall(&lessons());
+    assert_eq!(none.plan(&RESIDENCY).draft_len, 0);
+}
+
+#[test]
+fn a_drafter_known_to_gain_is_not_asked_to_read_more_than_it_can_win_back() {
+    let mut remembers = controller(DraftLen::Auto);
+    remembers.recall(&lessons());
+    let mut long = Controller::new(ControllerConfig { mode: DraftLen::Auto, draft_len_max: 8 }, 0.5);
+    long.recall(&lessons());
+    for controller in [&mut remembers, &mut long] {
+        controller.begin_text(10_000.0, 10_000.0);
+    }
+    assert!(remembers.plan(&RESIDENCY).draft_len > 0, "it reads for nothing");
+    assert_eq!(long.plan(&RESIDENCY).draft_len, 0);
+    let reason = long.off_reason().unwrap();
+    assert!(reason.contains("5000.0 s to read the text"), "{reason}");
+    long.begin_text(10.0, 10.0);
+    assert!(long.plan(&RESIDENCY).draft_len > 0, "another text");
+}
+
+#[test]
+fn lessons_that_no_controller_wrote_are_refused_with_the_reason() {
+    let change = |path: &str, to: Value| {
+        let mut value = serde_json::to_value(lessons()).unwrap();
+        *value.pointer_mut(path).unwrap() = to;
+        serde_json::from_value::<Lessons>(value).unwrap().validate().unwrap_err().to_string()
+    };
+    let cases = [
+        ("/passes", Value::Array(Vec::new()), "plain passes"),
+        ("/passes/0/width", 1.into(), "plain passes"),
+        ("/passes/1/width", 0.into(), "ascend"),
+        ("/passes/1/width", 65.into(), "ascend to at most 64"),
+        ("/passes/0/compute_s", 0.0.into(), "width 0 that cannot be"),
+        ("/passes/0/stall_s", (-1.0).into(), "width 0 that cannot be"),
+        ("/passes/0/misses", 1e300.into(), "width 0 that cannot be"),
+        ("/passes/0/passes", 0.into(), "width 0 that cannot be"),
+        ("/drafts", Value::Array(Vec::new()), "draft lengths"),
+        ("/drafts/0/draft_len", 99.into(), "draft lengths"),
+        ("/drafts/0/seconds", (-0.5).into(), "-0.5 seconds of drafting"),
+        ("/catch_up_s", 1e9.into(), "1000000000 seconds of drafting"),
+        ("/survival/all/value", 1.5.into(), "outside 0 to 1"),
+        ("/survival/all/weight", (-1.0).into(), "outside 0 to 1"),
+        ("/survival/offered", Value::Array(Vec::new()), "outside 0 to 1"),
+        ("/calibration/sources/0/all/stood", 1e9.into(), "outside 0 to 1"),
+    ];
+    for (path, to, reason) in cases {
+        let error = change(path, to);
+        assert!(error.starts_with("lessons of an earlier run: ") && error.contains(reason), "{path}: {error}");
+    }
+    let value = serde_json::to_value(lessons()).unwrap();
+    assert!(serde_json::from_value::<Lessons>(serde_json::json!({"passes": value["passes"]})).is_err());
+}
