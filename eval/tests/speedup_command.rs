@@ -379,18 +379,23 @@ fn a_scripted_drafter_gets_the_ids_of_the_run_without_a_draft() {
     let sweep = bench.sweep(&format!(
         "drafters = [\"{script}\"]\ncache = [8]\nstarts = [\"warm\"]\nsimulate_disk = \"1GiB/s,80us\""
     ));
-    let output = bench.run(&sweep, &bench.engine(""), &[]);
+    let count = "set -- $all; while [ $# -gt 0 ]; do [ \"$1\" = --stats-file ] && wc -l <\"$2\" >>COUNTS; shift; done";
+    let count = count.replace("COUNTS", &format!("'{}'", bench.text("counts")));
+    let output = bench.run(&sweep, &bench.engine(&count), &[]);
     assert!(output.status.success(), "{}", stderr(&output));
     let log = bench.log();
-    let words: Vec<&str> = log[2].split(' ').collect();
+    // Without a draft; untimed, for what the scheduler learns; without a draft; timed.
+    let words: Vec<&str> = log[3].split(' ').collect();
     let after = |flag: &str| words[words.iter().position(|word| *word == flag).unwrap() + 1];
     let file = after("--draft").strip_prefix("script:").unwrap().strip_suffix(",accept=0.6,us=300").unwrap();
     let ids = fs::read_to_string(file).unwrap();
     let prompt = after("--tokens").replace(',', " ");
     assert_eq!(ids, format!("{prompt} 1 2 3 4 5\n"));
     assert_eq!(after("--simulate-disk"), "1GiB/s,80us");
-    // Warm runs begin with the statistics of one run, however many came before them.
-    assert_eq!(fs::read_to_string(after("--stats-file")).unwrap(), "counts\ncounts\n");
+    // Runs whose statistics each run's file held when it ended, its own among them. Warm ones begin with those of one
+    // run, and where the scheduler chooses lengths with what one more (the second) has learned.
+    let counts = fs::read_to_string(bench.path("counts")).unwrap();
+    assert_eq!(counts.split_whitespace().collect::<Vec<_>>(), ["1", "2", "2", "3", "3", "2"]);
     let report = bench.report();
     assert_eq!(report["rows"][1]["script_acceptance"], 0.6);
     assert!(

@@ -11,10 +11,14 @@ use common::{golden, local};
 use serde_json::Value;
 
 fn run(model: &Path, more: &[&str]) -> Output {
+    run_for("32", model, more)
+}
+
+fn run_for(tokens: &str, model: &Path, more: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_drafthorse"))
         .arg("run")
         .arg(model)
-        .args(["--tokens", "11,12,13,14", "-n", "32", "--ignore-eos", "--json", "--memory", "1GiB"])
+        .args(["--tokens", "11,12,13,14", "-n", tokens, "--ignore-eos", "--json", "--memory", "1GiB"])
         .args(["--threads", "2", "--context", "128"])
         .args(more)
         .output()
@@ -41,6 +45,81 @@ fn a_second_run_starts_with_what_the_first_one_wanted_and_writes_the_same_text()
     // Whatever part of the warm-up the disk had time for: fewer experts are missed than from cold.
     let misses = |report: &Value| report["offload"]["misses"].as_u64().unwrap();
     assert!(misses(&second) <= misses(&first), "{} then {}", misses(&first), misses(&second));
+}
+
+/// The setups whose lessons are in a file: drafter and slots, the latest first.
+fn setups(file: &Path) -> Vec<(String, u64)> {
+    let bytes = std::fs::read(file).unwrap();
+    let line = bytes.split(|byte| *byte == b'\n').next().unwrap();
+    let header: Value = serde_json::from_slice(line).unwrap();
+    let notes: Value = serde_json::from_str(header["notes"].as_str().unwrap_or("[]")).unwrap();
+    let setup = |known: &Value| {
+        let setup = &known["setup"];
+        (setup["drafter"].as_str().unwrap().to_owned(), setup["slots"].as_u64().unwrap())
+    };
+    notes.as_array().unwrap().iter().map(setup).collect()
+}
+
+#[test]
+fn what_drafts_cost_is_kept_by_setup_and_the_text_is_the_same_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("demo.stats");
+    let (model, draft) = (local("demo/target.gguf"), local("demo/draft.gguf"));
+    let flags = |more: &[&'static str]| {
+        let given = ["--stats-file", file.to_str().unwrap()];
+        given.iter().chain(more).map(|word| (*word).to_owned()).collect::<Vec<_>>()
+    };
+    let tokens = |flags: &[String]| {
+        let words: Vec<&str> = flags.iter().map(String::as_str).collect();
+        report(&run_for("96", &model, &words))["tokens"].clone()
+    };
+    let plain = tokens(&flags(&["--draft", "none", "--slots", "64"]));
+    assert!(setups(&file).is_empty(), "nothing was drafted");
+    let auto = flags(&["--draft", "ngram", "--slots", "64"]);
+    assert_eq!(tokens(&auto), plain);
+    let ngram = |slots| ("ngram".to_owned(), slots);
+    assert_eq!(setups(&file), [ngram(64)]);
+    assert_eq!(tokens(&auto), plain, "begun with lessons");
+    assert_eq!(tokens(&flags(&["--draft", "ngram", "--slots", "62"])), plain);
+    assert_eq!(setups(&file), [ngram(62)], "about as many slots are one setup");
+    assert_eq!(tokens(&flags(&["--draft", "ngram", "--slots", "32"])), plain);
+    let by_model = [flags(&["--slots", "64", "--draft"]), vec![draft.to_str().unwrap().to_owned()]].concat();
+    assert_eq!(tokens(&by_model), plain);
+    let all = [(draft.to_str().unwrap().to_owned(), 64), ngram(32), ngram(62)];
+    assert_eq!(setups(&file), all);
+    // Nothing to be learned: a fixed length, no draft. What is there stays.
+    assert_eq!(tokens(&flags(&["--draft", "ngram", "--draft-len", "2", "--slots", "64"])), plain);
+    assert_eq!(tokens(&flags(&["--draft", "none"])), plain);
+    assert_eq!(setups(&file), all);
+}
+
+#[test]
+fn lessons_that_cannot_be_are_said_so_and_counts_are_used_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("odd.stats");
+    let model = local("demo/target.gguf");
+    let flags = ["--stats-file", file.to_str().unwrap(), "--draft", "ngram"];
+    let first = report(&run_for("64", &model, &flags));
+    for (notes, reason) in [
+        ("what is this", "expected value"),
+        (r#"[{"setup":{"drafter":"ngram"},"lessons":{}}]"#, "missing field"),
+    ] {
+        // As a program would write it that knows other notes: whole, and with its checksum.
+        let bytes = std::fs::read(&file).unwrap();
+        let line = bytes.iter().position(|byte| *byte == b'\n').unwrap();
+        let mut header: Value = serde_json::from_slice(&bytes[..line]).unwrap();
+        let body = &bytes[line + 1..];
+        header["notes"] = notes.into();
+        let content = [body, notes.as_bytes()].concat();
+        header["body_xxh3"] = format!("{:016x}", drafthorse_offload::checksum(&content)).into();
+        std::fs::write(&file, [header.to_string().as_bytes(), b"\n", body].concat()).unwrap();
+        let output = run_for("64", &model, &flags);
+        assert_eq!(report(&output)["tokens"], first["tokens"]);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(stderr.contains("odd.stats") && stderr.contains(reason), "{stderr}");
+        assert!(stderr.contains("measured anew") && !stderr.contains("starting without"), "{stderr}");
+        assert_eq!(setups(&file).len(), 1, "written anew");
+    }
 }
 
 #[test]

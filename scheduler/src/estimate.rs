@@ -174,7 +174,9 @@ impl Survival {
     pub(crate) fn is_sound(&self) -> bool {
         let places = self.offered.len();
         let shares = self.offered.iter().chain(&self.stands).chain([&self.all]);
-        places <= DRAFT_LEN_LIMIT && places == self.stands.len() && shares.copied().all(|mean| mean.is_share())
+        places <= DRAFT_LEN_LIMIT
+            && places == self.stands.len()
+            && shares.copied().all(|mean| mean.is_share())
     }
 
     /// Believes the next few passes more than the old ones.

@@ -72,7 +72,8 @@ impl Lessons {
         let is_time = |seconds: f64| (0.0..=SECONDS_MAX).contains(&seconds);
         for pass in &self.passes {
             let times = is_time(pass.compute_s) && pass.compute_s > 0.0 && is_time(pass.stall_s);
-            let counts = (0.0..=COUNT_MAX).contains(&pass.experts) && (0.0..=COUNT_MAX).contains(&pass.misses);
+            let counts =
+                (0.0..=COUNT_MAX).contains(&pass.experts) && (0.0..=COUNT_MAX).contains(&pass.misses);
             if !times || !counts || pass.passes == 0 {
                 return refuse(format!("passes of width {} that cannot be", pass.width));
             }

@@ -89,6 +89,23 @@ fn a_drafter_known_to_gain_is_not_asked_to_read_more_than_it_can_win_back() {
 }
 
 #[test]
+fn a_length_whose_unlucky_pass_cannot_be_paid_yet_waits_and_says_so() {
+    // Short drafts lose, long ones win.
+    let jump = |n: usize| if n == 0 { 1.0 } else { 1.8 + 0.05 * n as f64 };
+    let world = World { verify: jump, draft_s: 0.0, acceptance: 0.8, ..WORLD };
+    let before = world.run(DraftLen::Auto).controller.lessons().unwrap();
+    let mut remembers = controller(DraftLen::Auto);
+    remembers.recall(&before);
+    remembers.begin_text(0.0, 0.0);
+    assert_eq!(remembers.plan(&RESIDENCY).draft_len, 0);
+    let reason = remembers.off_reason().unwrap();
+    assert!(reason.contains("would gain") && reason.contains("when time has paid for that"), "{reason}");
+    let world = World { seed: 5, ..world };
+    let (auto, off) = (world.run_after(DraftLen::Auto, Some(&before)), world.run(DraftLen::Fixed(0)));
+    assert!(auto.seconds_a_token() < 0.7 * off.seconds_a_token(), "{}", auto.seconds_a_token());
+}
+
+#[test]
 fn lessons_that_no_controller_wrote_are_refused_with_the_reason() {
     let change = |path: &str, to: Value| {
         let mut value = serde_json::to_value(lessons()).unwrap();
@@ -115,7 +132,10 @@ fn lessons_that_no_controller_wrote_are_refused_with_the_reason() {
     ];
     for (path, to, reason) in cases {
         let error = change(path, to);
-        assert!(error.starts_with("lessons of an earlier run: ") && error.contains(reason), "{path}: {error}");
+        assert!(
+            error.starts_with("lessons of an earlier run: ") && error.contains(reason),
+            "{path}: {error}"
+        );
     }
     let value = serde_json::to_value(lessons()).unwrap();
     assert!(serde_json::from_value::<Lessons>(serde_json::json!({"passes": value["passes"]})).is_err());

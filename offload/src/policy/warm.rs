@@ -255,7 +255,10 @@ mod tests {
         assert!(WarmStats::from_bytes(&[&bytes[..], &[0]].concat(), "m").unwrap_err().contains("wanted"));
         let noted = bytes.windows(5).position(|word| word == b"noted").unwrap();
         let other = [&bytes[..noted], b"wrong", &bytes[noted + 5..]].concat();
-        assert!(WarmStats::from_bytes(&other, "m").unwrap_err().contains("checksum"), "notes are content, too");
+        assert!(
+            WarmStats::from_bytes(&other, "m").unwrap_err().contains("checksum"),
+            "notes are content, too"
+        );
     }
 
     #[test]

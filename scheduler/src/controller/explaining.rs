@@ -26,7 +26,14 @@ impl Controller {
         if self.best_affordable().0 > 0 {
             return None;
         }
-        if self.best().0 > 0 {
+        let best = self.best().0;
+        if best > 0 && self.account_s >= 0.0 {
+            return Some(format!(
+                "a draft of {best} would gain, but one of which little stands would lose more than drafting may so far; it \
+                 is used when time has paid for that",
+            ));
+        }
+        if best > 0 {
             return Some(format!(
                 "drafting has lately lost more than {:.0} % of the time; it is tried again when that is made up for",
                 100.0 * LOSS_SHARE,

@@ -61,7 +61,8 @@ impl Controller {
         let affordable = |draft_len: &usize| self.is_affordable(*draft_len, reference);
         if best == 0 && self.reads_text {
             // What other texts showed is no reason not to look at this one: what seemed too dear may not have been.
-            return Some(1).filter(|_| self.passes - self.last_drafted >= OFF_PASSES && self.account_s >= 0.0);
+            return Some(1)
+                .filter(|_| self.passes - self.last_drafted >= OFF_PASSES && self.account_s >= 0.0);
         }
         if best == 0 && self.passes - self.last_drafted >= STALE_PASSES {
             // What is most hopeful is saved up for: shorter drafts, which cost less, would spend it.

@@ -15,12 +15,14 @@ impl Controller {
             measured.map(|(draft_len, seconds)| DraftLesson { draft_len, seconds }).collect::<Vec<_>>()
         };
         let is_whole = self.config.mode == DraftLen::Auto && self.verify_s.is_measured(0);
-        (is_whole && self.planned_max > 0).then(drafts).filter(|drafts| !drafts.is_empty()).map(|drafts| Lessons {
-            passes: self.verify_s.lessons(),
-            drafts,
-            catch_up_s: self.catch_up_s.map(|mean| mean.value()),
-            survival: self.survival.clone(),
-            calibration: self.calibration.clone(),
+        (is_whole && self.planned_max > 0).then(drafts).filter(|drafts| !drafts.is_empty()).map(|drafts| {
+            Lessons {
+                passes: self.verify_s.lessons(),
+                drafts,
+                catch_up_s: self.catch_up_s.map(|mean| mean.value()),
+                survival: self.survival.clone(),
+                calibration: self.calibration.clone(),
+            }
         })
     }
 
