@@ -373,6 +373,25 @@ fn a_sweep_killed_at_any_moment_goes_on_to_the_table_of_one_that_was_not() {
 }
 
 #[test]
+fn a_run_that_was_to_learn_and_failed_stops_the_sweep_and_is_made_again() {
+    let bench = Bench::new();
+    let sweep =
+        bench.sweep("drafters = [\"ngram\"]\ndraft_lens = [\"auto\"]\ncache = [8]\nstarts = [\"warm\"]");
+    let fails = bench.engine("case \"$all\" in *.learning*) echo 'the disk is gone' >&2; exit 1;; esac");
+    let output = bench.run(&sweep, &fails, &[]);
+    assert_eq!(output.status.code(), Some(1));
+    let message = stderr(&output);
+    assert!(message.contains("the untimed run failed") && message.contains("the disk is gone"), "{message}");
+    let made = bench.log().len();
+    assert_eq!(made, 2, "the one without a draft, and that");
+    let output = bench.run(&sweep, &bench.engine(""), &["--resume"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let learning = |line: &&String| line.contains(".learning");
+    assert_eq!(bench.log()[made..].iter().filter(learning).count(), 1);
+    assert_eq!(bench.log().len() - made, 1 + 4, "the first is kept");
+}
+
+#[test]
 fn a_scripted_drafter_gets_the_ids_of_the_run_without_a_draft() {
     let bench = Bench::new();
     let script = "script:accept=0.6,us=300";

@@ -264,7 +264,9 @@ impl Engine {
         }
         tally.prefill_s = started.elapsed().as_secs_f64();
         let reading = self.target.spans() - at_start;
-        self.controller.begin_text(tally.prefill_s, reading.sum() - reading.stall_s);
+        let context_left = self.target.context_len() - self.target.len();
+        let times = (tally.prefill_s, reading.sum() - reading.stall_s);
+        self.controller.begin_text(times, options.max_tokens.min(context_left));
         let decoding = Instant::now();
         let (before, cache_before) = (self.target.spans(), self.cache_stats());
         let finish_reason = loop {

@@ -25,6 +25,8 @@ const SLOTS_WITHIN: f64 = 0.1;
 pub struct StatsFile {
     path: PathBuf,
     fingerprint: String,
+    /// Experts a layer, and used by a row: what the file has to be for.
+    shape: (Vec<u32>, u32),
     known: Vec<Known>, // the latest first
 }
 
@@ -51,8 +53,8 @@ struct Known {
 impl Setup {
     fn is_like(&self, other: &Setup) -> bool {
         let most = self.slots.max(other.slots) as f64;
-        let names = |setup: &Setup| (setup.drafter.clone(), setup.machine.clone());
-        names(self) == names(other) && self.slots.abs_diff(other.slots) as f64 <= SLOTS_WITHIN * most
+        let same_names = (&self.drafter, &self.machine) == (&other.drafter, &other.machine);
+        same_names && self.slots.abs_diff(other.slots) as f64 <= SLOTS_WITHIN * most
     }
 }
 
@@ -73,7 +75,7 @@ impl StatsFile {
             let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
             return Err(Error::io("write into", folder, missing));
         }
-        Ok(StatsFile { path, fingerprint: fingerprint(gguf), known: Vec::new() })
+        Ok(StatsFile { path, fingerprint: fingerprint(gguf), shape: (Vec::new(), 0), known: Vec::new() })
     }
 
     /// Counts of earlier runs, if they can be used; the user hears why not.
@@ -83,13 +85,15 @@ impl StatsFile {
         used: u32,
         progress: &mut dyn Progress,
     ) -> Option<WarmStats> {
-        match WarmStats::load(&self.path, &self.fingerprint, &layers.experts(), used) {
+        self.shape = (layers.experts(), used);
+        match self.read() {
             Ok((stats, notes)) => {
-                self.known = known(&notes).unwrap_or_else(|problem| {
+                let (known, problem) = known(&notes);
+                self.known = known;
+                if let Some(problem) = problem {
                     let file = self.path.display();
                     progress.notice(&format!("{file}: {problem}; what drafting costs is measured anew"));
-                    Vec::new()
-                });
+                }
                 Some(stats)
             }
             Err(OffloadError::WarmStatsIo { source, .. })
@@ -104,18 +108,26 @@ impl StatsFile {
         }
     }
 
+    fn read(&self) -> Result<(WarmStats, String), OffloadError> {
+        WarmStats::load(&self.path, &self.fingerprint, &self.shape.0, self.shape.1)
+    }
+
     /// What was learned in the last run of a setup like this one, of those that [`StatsFile::load`] found.
     pub fn lessons(&self, setup: &Setup) -> Option<&Lessons> {
         self.known.iter().find(|known| known.setup.is_like(setup)).map(|known| &known.lessons)
     }
 
-    /// Keeps what the model's policy has learned, and the scheduler in this setup, if anything.
+    /// Keeps what the model's policy has learned, and the scheduler in this setup, if anything, beside what other
+    /// processes may have noted of theirs meanwhile.
     ///
     /// # Errors
     /// The file cannot be written.
     pub fn save(&mut self, model: &Model, setup: &Setup, lessons: Option<Lessons>) -> Result<(), Error> {
         let Some(stats) = model.warm_stats() else { return Ok(()) };
-        if let Some(lessons) = lessons {
+        if let Ok((_, notes)) = self.read() {
+            self.known = known(&notes).0;
+        }
+        if let Some(lessons) = lessons.filter(|lessons| lessons.validate().is_ok()) {
             self.known.retain(|known| !known.setup.is_like(setup));
             self.known.insert(0, Known { setup: setup.clone(), lessons });
             self.known.truncate(SETUPS_MAX);
@@ -129,14 +141,21 @@ impl StatsFile {
     }
 }
 
-/// The setups noted in a file; those of a program that kept none are none.
-fn known(notes: &str) -> Result<Vec<Known>, String> {
-    if notes.is_empty() {
-        return Ok(Vec::new());
-    }
-    let known: Vec<Known> = serde_json::from_str(notes).map_err(|error| error.to_string())?;
-    known.iter().try_for_each(|known| known.lessons.validate()).map_err(|error| error.to_string())?;
-    Ok(known)
+/// The setups noted in a file, those apart that cannot be, and what is wrong with the first of them. A program that kept
+/// none noted nothing.
+fn known(notes: &str) -> (Vec<Known>, Option<String>) {
+    let all = match serde_json::from_str::<Vec<serde_json::Value>>(notes) {
+        _ if notes.is_empty() => Vec::new(),
+        Ok(all) => all,
+        Err(error) => return (Vec::new(), Some(error.to_string())),
+    };
+    let sound = |value: serde_json::Value| {
+        let known: Known = serde_json::from_value(value).map_err(|error| error.to_string())?;
+        known.lessons.validate().map_err(|error| error.to_string())?;
+        Ok(known)
+    };
+    let (known, problems): (Vec<_>, Vec<_>) = all.into_iter().map(sound).partition(Result::is_ok);
+    (known.into_iter().flatten().collect(), problems.into_iter().find_map(Result::err))
 }
 
 /// Identifies a model by its tensor table: names, types, sizes and places. Two quantizations differ; a

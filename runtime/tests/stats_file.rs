@@ -55,7 +55,8 @@ fn setups(file: &Path) -> Vec<(String, u64)> {
     let notes: Value = serde_json::from_str(header["notes"].as_str().unwrap_or("[]")).unwrap();
     let setup = |known: &Value| {
         let setup = &known["setup"];
-        (setup["drafter"].as_str().unwrap().to_owned(), setup["slots"].as_u64().unwrap())
+        let drafter = setup["drafter"].as_str().unwrap().strip_suffix(", at most 8 tokens").unwrap();
+        (drafter.to_owned(), setup["slots"].as_u64().unwrap())
     };
     notes.as_array().unwrap().iter().map(setup).collect()
 }
@@ -85,8 +86,10 @@ fn what_drafts_cost_is_kept_by_setup_and_the_text_is_the_same_with_it() {
     assert_eq!(tokens(&flags(&["--draft", "ngram", "--slots", "32"])), plain);
     let by_model = [flags(&["--slots", "64", "--draft"]), vec![draft.to_str().unwrap().to_owned()]].concat();
     assert_eq!(tokens(&by_model), plain);
-    let all = [(draft.to_str().unwrap().to_owned(), 64), ngram(32), ngram(62)];
-    assert_eq!(setups(&file), all);
+    let all = setups(&file);
+    // A machine that is busy may keep a draft model from being asked at all.
+    let by_model = all.strip_suffix(&[ngram(32), ngram(62)]).unwrap();
+    assert!(by_model.iter().all(|(drafter, _)| drafter.contains("draft.gguf (")), "{all:?}");
     // Nothing to be learned: a fixed length, no draft. What is there stays.
     assert_eq!(tokens(&flags(&["--draft", "ngram", "--draft-len", "2", "--slots", "64"])), plain);
     assert_eq!(tokens(&flags(&["--draft", "none"])), plain);
@@ -103,6 +106,11 @@ fn lessons_that_cannot_be_are_said_so_and_counts_are_used_all_the_same() {
     for (notes, reason) in [
         ("what is this", "expected value"),
         (r#"[{"setup":{"drafter":"ngram"},"lessons":{}}]"#, "missing field"),
+        (
+            r#"[{"setup":{"drafter":"x","machine":"y","slots":1},"lessons":{"passes":[],"drafts":[],"catch_up_s":null,
+              "survival":{"offered":[],"stands":[],"all":{"value":0,"weight":0}},"calibration":{"sources":[]}}}]"#,
+            "lessons of an earlier run: nothing of plain passes",
+        ),
     ] {
         // As a program would write it that knows other notes: whole, and with its checksum.
         let bytes = std::fs::read(&file).unwrap();

@@ -149,6 +149,8 @@ pub struct Controller {
 struct Probe {
     draft_len: usize,
     passes_left: usize,
+    /// Of another text, while what others showed keeps drafting off.
+    is_look: bool,
 }
 
 /// What a kind of pass loads and waits for.
@@ -204,17 +206,24 @@ impl Controller {
         }
     }
 
-    /// Another text begins, whose prompt the target took `prefill_s` to read, `compute_s` of them computing. What
-    /// the drafter will take to read it says nothing of what drafting costs.
-    pub fn begin_text(&mut self, prefill_s: f64, compute_s: f64) {
+    /// Another text begins, whose prompt the target took `prefill_s` to read, `compute_s` of them computing, and which
+    /// may have `tokens_max` tokens. What the drafter will take to read it says nothing of what drafting costs, and
+    /// what stood in other texts is believed less.
+    pub fn begin_text(&mut self, (prefill_s, compute_s): (f64, f64), tokens_max: usize) {
         self.reads_text = true;
+        self.probe = None;
         self.looks_left = if self.planned_max > 0 { measuring::LOOKS } else { 0 };
         self.last_drafted = self.passes;
         self.survival.loosen(TEXT_WEIGHT);
         self.calibration.loosen(TEXT_WEIGHT_BY_CONFIDENCE);
         let token_share = self.prospect.token_share;
-        self.prospect =
-            Prospect { token_share, prefill_s, prefill_compute_s: compute_s, unread_compute_s: 0.0 };
+        self.prospect = Prospect {
+            token_share,
+            prefill_s,
+            prefill_compute_s: compute_s,
+            unread_compute_s: 0.0,
+            tokens_max: tokens_max as f64,
+        };
     }
 
     /// The plan for the next pass. `residency` is the expert cache as it stands.

@@ -38,10 +38,10 @@ impl Mean {
         self.weight = self.weight.max(weight);
     }
 
-    /// Whether it is a share of so many samples.
-    fn is_share(&self) -> bool {
+    /// Whether it is a share of at most `memory` samples.
+    fn is_share(&self, memory: f64) -> bool {
         // A last digit may have been lost on the way through text.
-        (0.0..=1.0 + 1e-9).contains(&self.value) && (0.0..f64::INFINITY).contains(&self.weight)
+        (0.0..=1.0 + 1e-9).contains(&self.value) && (0.0..=memory).contains(&self.weight)
     }
 
     /// Trusts the past as little as `weight` samples, so that new ones are believed soon.
@@ -176,7 +176,7 @@ impl Survival {
         let shares = self.offered.iter().chain(&self.stands).chain([&self.all]);
         places <= DRAFT_LEN_LIMIT
             && places == self.stands.len()
-            && shares.copied().all(|mean| mean.is_share())
+            && shares.copied().all(|mean| mean.is_share(Survival::MEMORY))
     }
 
     /// Believes the next few passes more than the old ones.

@@ -16,7 +16,7 @@ pub struct Explanation {
     /// Draft lengths that were planned, ascending.
     pub lengths: Vec<LengthReport>,
     /// Time that plain passes would have taken for the same tokens, by the cost model, over the time
-    /// taken; `None` before a plain pass was run.
+    /// taken; `None` before a plain pass was run, in this run or in one whose lessons it has.
     pub speedup: Option<f64>,
     /// T(K) / T(0) as predicted now, averaged over the passes run; `None` before a plain pass was run.
     pub t_ratio: Option<f64>,

@@ -8,6 +8,12 @@ use crate::calibration::Calibration;
 use crate::estimate::Survival;
 use crate::{DRAFT_LEN_LIMIT, SchedulerError};
 
+/// No pass takes longer or less long, and none asks for more experts. A mean of counts may be a part of one.
+const SECONDS_MAX: f64 = 1e6;
+const SECONDS_MIN: f64 = 1e-9;
+const COUNT_MAX: f64 = 1e9;
+const COUNT_MIN: f64 = 1e-9;
+
 /// Costs and acceptance of an earlier run, as data (serde). Not for reading: the fields are the controller's own.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -71,9 +77,9 @@ impl Lessons {
         }
         let is_time = |seconds: f64| (0.0..=SECONDS_MAX).contains(&seconds);
         for pass in &self.passes {
-            let times = is_time(pass.compute_s) && pass.compute_s > 0.0 && is_time(pass.stall_s);
-            let counts =
-                (0.0..=COUNT_MAX).contains(&pass.experts) && (0.0..=COUNT_MAX).contains(&pass.misses);
+            let times = is_time(pass.compute_s) && pass.compute_s >= SECONDS_MIN && is_time(pass.stall_s);
+            let is_count = |count: f64| count == 0.0 || (COUNT_MIN..=COUNT_MAX).contains(&count);
+            let counts = is_count(pass.experts) && is_count(pass.misses);
             if !times || !counts || pass.passes == 0 {
                 return refuse(format!("passes of width {} that cannot be", pass.width));
             }
@@ -88,7 +94,3 @@ impl Lessons {
         Ok(())
     }
 }
-
-/// No pass takes longer, and none asks for more.
-const SECONDS_MAX: f64 = 1e6;
-const COUNT_MAX: f64 = 1e9;

@@ -18,7 +18,7 @@ const SHAPE_STEP: f64 = 0.003;
 /// Of a width that never ran: how far from what is expected of it, for a doubling of the rows.
 const UNSEEN: f64 = 0.15;
 /// How far an earlier run's level and shapes may be from this one's.
-const LEVEL_RECALLED: f64 = 0.25;
+const LEVEL_RECALLED: f64 = 0.4;
 const SHAPE_RECALLED: f64 = 0.05;
 /// A pass that is off by more than so many standard deviations counts as one that is off by as much.
 const CLIP: f64 = 3.0;

@@ -10,7 +10,9 @@ pub(crate) const READ_SHARE: f64 = 0.3;
 const HOPED_ACCEPTANCE: f64 = 0.85;
 /// Share of the time that the prompt and the tokens below take which reading may cost.
 const READING_SHARE: f64 = 0.03;
-/// Tokens that a text is taken to have.
+/// Part of a text's tokens in which a known gain must make up for reading.
+const PAYBACK_SHARE: f64 = 0.25;
+/// Tokens that a text is taken to have, if it may.
 const TEXT_TOKENS: f64 = 256.0;
 /// Gain that must be hoped for.
 const HOPED_GAIN_MIN: f64 = 0.05;
@@ -26,6 +28,8 @@ pub(crate) struct Prospect {
     pub(crate) prefill_compute_s: f64,
     /// Seconds in which it computed the passes since: the drafter will have to read their tokens too.
     pub(crate) unread_compute_s: f64,
+    /// Tokens that the text may have.
+    pub(crate) tokens_max: f64,
 }
 
 impl Prospect {
@@ -41,7 +45,13 @@ impl Prospect {
 
     /// Whether reading costs no more than a small part of a text.
     pub(crate) fn is_affordable(&self, plain_s: f64) -> bool {
-        self.reading_s() <= READING_SHARE * (self.prefill_s + TEXT_TOKENS * plain_s)
+        self.reading_s() <= READING_SHARE * (self.prefill_s + TEXT_TOKENS.min(self.tokens_max) * plain_s)
+    }
+
+    /// Whether a gain of `gain_s` a token, as other texts showed it, makes up for reading in a part of the tokens that
+    /// the text is taken to have: it may end early.
+    pub(crate) fn pays(&self, gain_s: f64) -> bool {
+        self.reading_s() <= PAYBACK_SHARE * TEXT_TOKENS.min(self.tokens_max) * gain_s
     }
 
     /// The most that drafting can be hoped to gain: tokens per second against plain passes of `plain_s`, of
@@ -72,7 +82,13 @@ mod tests {
     use super::*;
 
     fn prospect(token_share: f64) -> Prospect {
-        Prospect { token_share, prefill_s: 10.0, prefill_compute_s: 10.0, unread_compute_s: 0.0 }
+        Prospect {
+            token_share,
+            prefill_s: 10.0,
+            prefill_compute_s: 10.0,
+            unread_compute_s: 0.0,
+            tokens_max: 1e6,
+        }
     }
 
     #[test]
@@ -96,5 +112,8 @@ mod tests {
         assert!(!prospect(0.5).is_affordable(0.1));
         let later = Prospect { unread_compute_s: 200.0, ..prospect(0.5) };
         assert!(!later.is_affordable(1.0), "it has grown");
+        let short = Prospect { tokens_max: 16.0, ..prospect(0.5) };
+        assert!(!short.is_affordable(1.0), "the text may not last as long");
+        assert!(prospect(0.5).pays(0.1) && !prospect(0.5).pays(0.05) && !short.pays(0.5));
     }
 }

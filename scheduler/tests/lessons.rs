@@ -4,7 +4,7 @@
 mod worlds;
 
 use drafthorse_offload::Residency;
-use drafthorse_scheduler::{Controller, ControllerConfig, DraftLen, Lessons};
+use drafthorse_scheduler::{Controller, ControllerConfig, DraftLen, Lessons, StepOutcome};
 use serde_json::Value;
 use worlds::{DRAFT_LEN_MAX, WORLD, World};
 
@@ -28,11 +28,11 @@ fn lessons() -> Lessons {
 #[test]
 fn a_controller_that_remembers_drafts_in_its_first_pass() {
     let mut forgetful = controller(DraftLen::Auto);
-    forgetful.begin_text(0.0, 0.0);
+    forgetful.begin_text((0.0, 0.0), 1000);
     assert_eq!(forgetful.plan(&RESIDENCY).draft_len, 0);
     let mut remembers = controller(DraftLen::Auto);
     remembers.recall(&lessons());
-    remembers.begin_text(0.0, 0.0);
+    remembers.begin_text((0.0, 0.0), 1000);
     assert!(remembers.plan(&RESIDENCY).draft_len > 0);
     assert_eq!(remembers.off_reason(), None);
 }
@@ -64,7 +64,7 @@ fn nothing_is_kept_before_drafts_were_measured_or_where_the_length_was_given() {
 fn lengths_beyond_what_is_allowed_now_are_left_out() {
     let mut short = Controller::new(ControllerConfig { mode: DraftLen::Auto, draft_len_max: 2 }, 0.0);
     short.recall(&lessons());
-    short.begin_text(0.0, 0.0);
+    short.begin_text((0.0, 0.0), 1000);
     assert!((1..=2).contains(&short.plan(&RESIDENCY).draft_len));
     let mut none = Controller::new(ControllerConfig { mode: DraftLen::Auto, draft_len_max: 0 }, 0.0);
     none.recall(&lessons());
@@ -78,14 +78,99 @@ fn a_drafter_known_to_gain_is_not_asked_to_read_more_than_it_can_win_back() {
     let mut long = Controller::new(ControllerConfig { mode: DraftLen::Auto, draft_len_max: 8 }, 0.5);
     long.recall(&lessons());
     for controller in [&mut remembers, &mut long] {
-        controller.begin_text(10_000.0, 10_000.0);
+        controller.begin_text((10_000.0, 10_000.0), 1000);
     }
     assert!(remembers.plan(&RESIDENCY).draft_len > 0, "it reads for nothing");
     assert_eq!(long.plan(&RESIDENCY).draft_len, 0);
     let reason = long.off_reason().unwrap();
     assert!(reason.contains("5000.0 s to read the text"), "{reason}");
-    long.begin_text(10.0, 10.0);
+    long.begin_text((10.0, 10.0), 1000);
     assert!(long.plan(&RESIDENCY).draft_len > 0, "another text");
+}
+
+#[test]
+fn a_measurement_ends_with_its_text() {
+    let mut c = Controller::new(ControllerConfig { mode: DraftLen::Auto, draft_len_max: 8 }, 0.5);
+    c.begin_text((0.0, 0.0), 1000);
+    let pass = |draft_len| StepOutcome {
+        draft_len,
+        verify_s: 1.0 + 0.1 * draft_len as f64,
+        ..StepOutcome::default()
+    };
+    for draft_len in [0, 0, 0, 1] {
+        assert_eq!(c.plan(&RESIDENCY).draft_len, draft_len);
+        c.observe(&pass(draft_len));
+    }
+    assert_eq!(c.clone().plan(&RESIDENCY).draft_len, 1, "the second pass of two");
+    c.begin_text((10_000.0, 10_000.0), 1000);
+    assert_eq!(c.plan(&RESIDENCY).draft_len, 0, "it would have to read the prompt");
+}
+
+/// The lessons with every number of seconds, or those of drafts alone, so many times as large.
+fn slowed(lessons: &Lessons, factor: f64, drafts_alone: bool) -> Lessons {
+    let mut value = serde_json::to_value(lessons).unwrap();
+    let mut slow = |list: &str, names: &[&str]| {
+        for entry in value[list].as_array_mut().unwrap() {
+            names.iter().for_each(|name| entry[*name] = (entry[*name].as_f64().unwrap() * factor).into());
+        }
+    };
+    slow("drafts", &["seconds"]);
+    if !drafts_alone {
+        slow("passes", &["compute_s", "stall_s"]);
+    }
+    let slowed: Lessons = serde_json::from_value(value).unwrap();
+    slowed.validate().unwrap();
+    slowed
+}
+
+#[test]
+fn drafts_that_seemed_too_dear_are_looked_at_again_and_put_right() {
+    let mut lessons = slowed(&lessons(), 150.0, true);
+    let text = |seed| World { tokens: 192, prompt: 20, seed, ..CHEAP };
+    let first = text(1).run_after(DraftLen::Auto, Some(&lessons));
+    let off = text(1).run(DraftLen::Fixed(0)).seconds_a_token();
+    for seed in 1..4 {
+        lessons = text(seed).run_after(DraftLen::Auto, Some(&lessons)).controller.lessons().unwrap();
+    }
+    let later = text(1).run_after(DraftLen::Auto, Some(&lessons));
+    assert!(first.seconds_a_token() < 1.02 * off, "{} {off}", first.seconds_a_token());
+    assert!(later.seconds_a_token() < 0.7 * off, "{} {off}", later.seconds_a_token());
+}
+
+#[test]
+fn lessons_of_a_slower_machine_allow_no_greater_loss() {
+    let dear = World { verify: |n| 1.0 + 0.3 * n as f64, acceptance: 0.95, ..CHEAP };
+    let slow = slowed(&dear.run(DraftLen::Auto).controller.lessons().unwrap(), 4.0, false);
+    for seed in 0..10 {
+        let world = World { acceptance: 0.0, tokens: 192, seed, ..dear };
+        let auto = world.run_after(DraftLen::Auto, Some(&slow)).seconds_a_token();
+        let off = world.run(DraftLen::Fixed(0)).seconds_a_token();
+        assert!(auto < 1.035 * off, "{seed}: {auto} {off}");
+    }
+}
+
+#[test]
+fn short_texts_behind_long_prompts_lose_little_whatever_texts_before_them_showed() {
+    let mut failures = Vec::new();
+    for (prompt, tokens) in [(80, 16), (400, 64), (40, 256)] {
+        for (draft_s, was, acceptance) in
+            [(0.05, 0.9, 0.9), (0.3, 0.9, 0.9), (0.3, 0.0, 0.0), (0.3, 0.9, 0.0), (0.05, 0.0, 0.0)]
+        {
+            let world = World { verify: |n| 1.0 + 0.3 * n as f64, draft_s, ..WORLD };
+            let before = World { acceptance: was, ..world }.run(DraftLen::Auto).controller.lessons();
+            let share = |seed| {
+                let world = World { acceptance, prompt, tokens, seed, ..world };
+                let auto = world.run_after(DraftLen::Auto, before.as_ref()).seconds_a_token();
+                auto / world.run(DraftLen::Fixed(0)).seconds_a_token()
+            };
+            let mean = (0..20).map(share).sum::<f64>() / 20.0;
+            let case = format!("prompt {prompt}, {tokens} tokens, draft {draft_s}");
+            let line = format!("{case}, p {was} and then {acceptance}: {mean:.3}");
+            println!("{line}");
+            failures.extend((mean > 1.025).then_some(line));
+        }
+    }
+    assert!(failures.is_empty(), "\n{}", failures.join("\n"));
 }
 
 #[test]
@@ -96,7 +181,7 @@ fn a_length_whose_unlucky_pass_cannot_be_paid_yet_waits_and_says_so() {
     let before = world.run(DraftLen::Auto).controller.lessons().unwrap();
     let mut remembers = controller(DraftLen::Auto);
     remembers.recall(&before);
-    remembers.begin_text(0.0, 0.0);
+    remembers.begin_text((0.0, 0.0), 1000);
     assert_eq!(remembers.plan(&RESIDENCY).draft_len, 0);
     let reason = remembers.off_reason().unwrap();
     assert!(reason.contains("would gain") && reason.contains("when time has paid for that"), "{reason}");

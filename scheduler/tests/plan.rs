@@ -286,7 +286,7 @@ fn reading_another_prompt_is_not_what_drafting_costs() {
     run_in(&mut told);
     let before = predicted(&told);
     for _ in 0..10 {
-        told.begin_text(0.0, 0.0);
+        told.begin_text((0.0, 0.0), 1000);
         read(&mut told);
         assert!((predicted(&told) / before - 1.0).abs() < 0.01, "{} after {before}", predicted(&told));
         let next = run_standing(&mut told, 20, 0.1);

@@ -118,8 +118,8 @@ pub enum SpeedupError {
     /// A trace that a run wrote.
     #[error(transparent)]
     Trace(#[from] ReplayError),
-    /// The run that fixes a text's ids failed.
-    #[error("the run without a draft failed: {problem} (from {command})")]
+    /// A run that others need failed: it fixes a text's ids, or learns what they begin with.
+    #[error("the untimed run failed: {problem} (from {command})")]
     Reference {
         /// What was run.
         command: String,

@@ -133,9 +133,17 @@ impl Work<'_> {
             return Ok(());
         }
         let files = References::new(&self.scratch, block.prompt, block.temperature);
-        copy_stats(&files.stats, &stats)?;
-        let task = Task { key, stats: Some(&stats), ..self.task(block, Some(variant), &files.script) };
+        // Under another name until it has learned: half of it would be taken for the whole.
+        let learning = stats.with_extension("learning");
+        copy_stats(&files.stats, &learning)?;
+        let task = Task { key, stats: Some(&learning), ..self.task(block, Some(variant), &files.script) };
         let record = self.runner.run(&task)?;
+        if let Some(problem) = record.failure.clone().filter(|_| !self.is_interrupted()) {
+            return Err(SpeedupError::Reference { command: record.command, problem });
+        }
+        if record.failure.is_none() {
+            fs::rename(&learning, &stats).map_err(|source| SpeedupError::io("write", &stats, source))?;
+        }
         self.keep(record, pace)
     }
 

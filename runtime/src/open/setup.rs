@@ -2,6 +2,8 @@
 //!
 //! Owns the names by which the file of counts tells one setup from another. It must not know what is measured.
 
+use std::path::Path;
+
 use super::Device;
 use crate::api::{DraftSource, EngineOptions, ScriptChoice};
 use crate::stats_file::Setup;
@@ -11,8 +13,20 @@ pub(super) fn setup(options: &EngineOptions, slots: usize, threads: usize, devic
     let drafters: Vec<String> = options.draft.members().iter().map(name).collect();
     let gpu = device.map(|device| format!(", {} with {} slots", device.name, device.plan.slots));
     let disk = options.simulate_disk.as_ref().map(|disk| format!(", simulated disk of {}", disk.spec()));
-    let machine = format!("{threads} threads{}{}", gpu.unwrap_or_default(), disk.unwrap_or_default());
-    Setup { drafter: drafters.join(", "), machine, slots }
+    let machine = format!(
+        "{threads} threads and {} for drafts{}{}",
+        options.draft_threads,
+        gpu.unwrap_or_default(),
+        disk.unwrap_or_default()
+    );
+    let drafter = format!("{}, at most {} tokens", drafters.join(", "), options.draft_len_max);
+    Setup { drafter, machine, slots }
+}
+
+/// With the size of a file: another model may take its place.
+fn file(path: &Path) -> String {
+    let bytes = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+    format!("{} ({bytes} bytes)", path.display())
 }
 
 fn name(drafter: &DraftSource) -> String {
@@ -22,6 +36,6 @@ fn name(drafter: &DraftSource) -> String {
         DraftSource::Suffix => "suffix".to_owned(),
         DraftSource::Mtp => "mtp".to_owned(),
         DraftSource::Script(ScriptChoice { path, config }) => format!("script {} {config:?}", path.display()),
-        DraftSource::Model(path) => path.display().to_string(),
+        DraftSource::Model(path) => file(path),
     }
 }

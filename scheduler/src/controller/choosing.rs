@@ -13,8 +13,6 @@ use crate::prospect::{Prospect, READ_SHARE};
 const READ_HOPE: f64 = 0.5;
 /// Passes in which drafting must earn back what reading up on the text costs.
 const PAYBACK_PASSES: f64 = 16.0;
-/// The same for reading a whole prompt: less than a text has.
-const READING_PASSES: f64 = 64.0;
 /// Loss it may make in passes in which the drafter abstains.
 const ABSTAIN_LOSS_MAX: f64 = 0.005;
 /// How many samples the past is worth when drafting is measured again after having been off for long.
@@ -41,7 +39,8 @@ impl Controller {
             self.survival.loosen(RETRY_WEIGHT);
             self.calibration.loosen(RETRY_WEIGHT);
         }
-        self.probe = Some(Probe { draft_len, passes_left: self.probe_passes(draft_len) });
+        let is_look = best == 0 && self.reads_text && self.looks_left > 0;
+        self.probe = Some(Probe { draft_len, passes_left: self.probe_passes(draft_len), is_look });
         draft_len
     }
 
@@ -62,8 +61,8 @@ impl Controller {
         if best.0 > 0 && best.1 >= off.1 * needed { best } else { off }
     }
 
-    /// The same, but no length of which an unlucky pass would lose more than drafting may, and off while it has:
-    /// whatever is predicted, what it cost so far is known.
+    /// The same, but no length above one of which an unlucky pass would lose more than drafting may, and off while it
+    /// has: whatever is predicted, what it cost so far is known.
     pub(super) fn best_affordable(&self) -> (usize, f64) {
         if self.account_s < 0.0 {
             return (0, self.rate(0));
@@ -71,7 +70,7 @@ impl Controller {
         self.best_among(|draft_len| draft_len == 1 || self.unlucky_s(draft_len) <= self.account_s)
     }
 
-    /// Seconds that a pass loses of which no more stands than of a draft of one.
+    /// Seconds that a pass is expected to lose of which no more stands than of a draft of one.
     pub(super) fn unlucky_s(&self, draft_len: usize) -> f64 {
         let costs = self.seconds(draft_len).zip(self.plain_s());
         costs.map_or(f64::INFINITY, |(seconds, plain_s)| seconds - plain_s * self.survival.tokens(1))
@@ -90,11 +89,8 @@ impl Controller {
     /// Whether a drafter that is known to gain something, as it did on other texts, is worth what reading this one takes.
     pub(super) fn reading_pays(&self) -> bool {
         let Some(plain_s) = self.verify_s.expect(0) else { return true };
-        let (draft_len, rate) = self.best();
-        let gain_s = self.survival.tokens(draft_len) * (1.0 / self.rate(0) - 1.0 / rate);
-        !self.prospect.reads_much(plain_s)
-            || self.prospect.is_affordable(plain_s)
-            || self.prospect.reading_s() <= READING_PASSES * gain_s
+        let gain_s = 1.0 / self.rate(0) - 1.0 / self.best().1;
+        self.prospect.is_affordable(plain_s) || self.prospect.pays(gain_s)
     }
 
     /// Whether the next draft is any token: see [`Plan::is_blank`].

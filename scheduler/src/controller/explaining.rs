@@ -62,7 +62,8 @@ impl Controller {
 
     fn reading(&self) -> String {
         format!(
-            "the draft model would take about {:.1} s to read the text, more than a small part of the time",
+            "the draft model would take about {:.1} s to read the text, more than a small part of the time, or than it is \
+             known to win back",
             self.prospect.reading_s(),
         )
     }

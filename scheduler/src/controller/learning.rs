@@ -14,8 +14,10 @@ const COLD_PASSES: u64 = 1;
 pub(super) const LOSS_SHARE: f64 = 0.02;
 const LOSS_SHARE_EARLY: f64 = 0.0075;
 const LOSS_EARLY_PASSES: u64 = 200;
-/// What the account for that holds at the start, in the time of plain passes.
+/// What the account for that holds at the start, in the time of plain passes,
 const ACCOUNT_START_PASSES: f64 = 1.6;
+/// and with another run's lessons, which leave less to find out, in the time of its first pass.
+const ACCOUNT_RECALLED_PASSES: f64 = 1.3;
 /// What it holds at most, beside what reading up on the text would take; gains above it are not saved up for
 /// later losses.
 const ACCOUNT_MAX_PASSES: f64 = 16.0;
@@ -30,7 +32,8 @@ impl Controller {
         let follows_draft =
             self.planned == 0 && self.last_drafted + PLAIN_SETTLING >= self.passes && self.last_drafted > 0;
         let is_cold = (self.planned == 0 || self.plain_first == 0) && self.passes <= COLD_PASSES;
-        if !is_cold && !(follows_draft && self.verify_s.is_measured(0)) {
+        let says_nothing = is_cold || (follows_draft && self.verify_s.is_measured(0));
+        if !says_nothing {
             self.learn_pass(outcome);
             let mean = if outcome.rows_drafted() == 0 { &mut self.plain } else { &mut self.drafted };
             mean.add(outcome);
@@ -39,14 +42,17 @@ impl Controller {
             return;
         }
         let unread = self.passes - 1 - self.last_drafted;
-        if self.reads_text {
+        let expected_s = self.draft_s.expect(self.planned).unwrap_or(0.0);
+        if (self.reads_text || unread > 0) && outcome.draft_s < expected_s {
+            // With reading it took less than was expected without.
+            self.draft_s.add(self.planned, outcome.draft_s);
+        } else if self.reads_text {
             // Reading, mostly: teaches nothing.
         } else if unread == 0 {
             // Drafts of a chain cost next to nothing or a model's time: a dear one is believed up to a pass.
             self.draft_s.add_above(self.planned, outcome.draft_s, self.verify_s.expect(0).unwrap_or(0.0));
         } else {
-            let extra = (outcome.draft_s - self.draft_s.expect(self.planned).unwrap_or(0.0)).max(0.0);
-            let each = extra / unread as f64;
+            let each = (outcome.draft_s - expected_s) / unread as f64;
             self.catch_up_s.get_or_insert(Mean::prior(each, 1.0)).add(each, 4.0);
         }
         self.last_drafted = self.passes;
@@ -85,15 +91,19 @@ impl Controller {
         let as_plain = if self.planned == 0 { spent } else { (1 + outcome.accepted) as f64 * plain_s };
         let lengths = (self.planned, outcome.draft_len);
         self.ledger.book(lengths, 1 + outcome.accepted, (outcome.draft_s, outcome.verify_s));
-        if self.passes == self.plain_first.max(1) {
-            self.account_s = ACCOUNT_START_PASSES * plain_s;
+        // The first pass of a run that has another's lessons is cold and at a pace that is not known yet: nothing is booked.
+        let is_first = self.plain_first == 0 && self.passes == 1;
+        if is_first || self.passes == self.plain_first {
+            let start = ACCOUNT_START_PASSES * plain_s;
+            self.account_s =
+                if is_first { start.min(ACCOUNT_RECALLED_PASSES * outcome.verify_s) } else { start };
         }
         self.spent_s += spent;
         self.prospect.unread_compute_s += (outcome.verify_s - outcome.stall_s).max(0.0);
         let share = if self.passes < LOSS_EARLY_PASSES { LOSS_SHARE_EARLY } else { LOSS_SHARE };
         self.account_s += share * spent;
         if self.planned > 0 {
-            self.account_s += as_plain - self.charged(outcome);
+            self.account_s += if is_first { 0.0 } else { as_plain - self.charged(outcome) };
             self.last_probe = if self.probe.is_some() { self.passes } else { self.last_probe };
         }
         self.account_s = self.account_s.min(ACCOUNT_MAX_PASSES * plain_s + self.catch_up());
@@ -112,11 +122,13 @@ impl Controller {
     }
 
     /// What a drafted pass costs the account. One that stalled counts a few times what is expected, and what
-    /// the drafter needs to read a new text counts not at all: neither says what drafting costs.
+    /// the drafter needs to read a new text counts not at all: neither says what drafting costs. But a look at another
+    /// text while drafting is off is paid with its reading: it may be as useless in every text there is.
     fn charged(&self, outcome: &StepOutcome) -> f64 {
         let expected = self.seconds(self.planned).unwrap_or(f64::INFINITY);
         let expected = expected.max(self.verify_s.expect(0).unwrap_or(0.0) + outcome.draft_s);
-        let drafting = if self.reads_text { 0.0 } else { outcome.draft_s };
+        let is_look = self.probe.is_some_and(|probe| probe.is_look);
+        let drafting = if self.reads_text && !is_look { 0.0 } else { outcome.draft_s };
         (outcome.verify_s + drafting).min(CHARGE_MAX * expected)
     }
 }

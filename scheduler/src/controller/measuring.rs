@@ -60,9 +60,7 @@ impl Controller {
         }
         let affordable = |draft_len: &usize| self.is_affordable(*draft_len, reference);
         if best == 0 && self.reads_text {
-            // What other texts showed is no reason not to look at this one: what seemed too dear may not have been.
-            return Some(1)
-                .filter(|_| self.passes - self.last_drafted >= OFF_PASSES && self.account_s >= 0.0);
+            return self.look_due().then_some(1);
         }
         if best == 0 && self.passes - self.last_drafted >= STALE_PASSES {
             // What is most hopeful is saved up for: shorter drafts, which cost less, would spend it.
@@ -74,6 +72,13 @@ impl Controller {
         let others = self.ladder().filter(|k| *k != best && self.is_due(*k, best)).filter(affordable);
         let candidates = others.filter_map(|k| self.candidate(k, best, reference));
         candidates.max_by(|a, b| a.value_s.total_cmp(&b.value_s)).map(|candidate| candidate.draft_len)
+    }
+
+    /// Whether it is time for a look at a text that is not the first. What other texts showed is no reason not to: what
+    /// seemed too dear may not have been. Unless something longer is being saved up for.
+    fn look_due(&self) -> bool {
+        let waits = self.best().0 > 0;
+        !waits && self.passes - self.last_drafted >= OFF_PASSES && self.account_s >= self.prospect.reading_s()
     }
 
     /// Passes in one measurement. A drafter that has to read first says nothing in its first.

@@ -43,7 +43,6 @@ impl Controller {
         self.catch_up_s = lessons.catch_up_s.map(|seconds| crate::estimate::Mean::prior(seconds, 1.0));
         self.survival = lessons.survival.clone();
         self.calibration = lessons.calibration.clone();
-        self.knows_second_row = self.verify_s.is_measured(1);
         self.plain_first = 0;
     }
 }

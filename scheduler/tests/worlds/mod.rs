@@ -96,7 +96,7 @@ impl World {
         let mut controller = Controller::new(config, self.draft_s);
         lessons.into_iter().for_each(|lessons| controller.recall(lessons));
         let prefill_s = 0.25 * f64::from(self.prompt);
-        controller.begin_text(prefill_s, prefill_s);
+        controller.begin_text((prefill_s, prefill_s), self.tokens);
         let residency = Residency { slots: 0, resident: 0, experts_total: 0, hit_rate_recent: 1.0 };
         let (mut tokens, mut seconds, mut unread) = (0, 0.0, self.prompt);
         let mut passes = Vec::new(); // tokens planned and kept
