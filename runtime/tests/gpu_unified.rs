@@ -24,7 +24,7 @@ use drafthorse_runtime::gguf::{BlockType, Gguf};
 use drafthorse_runtime::gpu::{PART_ALIGN, Schedule};
 use drafthorse_runtime::models::{Blueprint, ModelOptions};
 use drafthorse_scheduler::{DraftLen, MemoryPlan, PrefetchMode};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
 /// 32 experts of 3 MiB beside some 9 MiB of dense weights.
@@ -47,27 +47,19 @@ fn used(path: &Path) -> usize {
 fn experts_are_read_in_place_with_the_processors_bits_and_nothing_is_copied() {
     for name in MIXTURES {
         let path = golden(name);
-        for rows_max in [16, 1] {
-            let setup = Setup { rows_max, ..PLAIN };
-            let expected = story(&mut on_processor(&path, setup, KvType::F16));
-            for schedule in SCHEDULES {
-                for slots in [usize::MAX, 8, used(&path)] {
-                    let card = Card { schedule, ..IN_PLACE };
-                    let mut model = card.load(&path, Setup { slots, ..setup }, KvType::F16);
-                    let story = story(&mut model);
-                    same_bits(
-                        name,
-                        &format!("{schedule:?}, {rows_max} rows, {slots} slots"),
-                        &story,
-                        &expected,
-                    );
-                    assert_eq!(
-                        model.gpu_stats().unwrap(),
-                        GpuStats::default(),
-                        "no slot, no copy, no host lane"
-                    );
-                }
-            }
+        let wide = SCHEDULES.map(|schedule| (16, schedule, used(&path)));
+        let others = [
+            (16, Schedule::Lazy, usize::MAX),
+            (16, Schedule::Random(3), 8),
+            (1, Schedule::Lazy, used(&path)),
+        ];
+        let expected = story(&mut on_processor(&path, Setup { rows_max: 16, ..PLAIN }, KvType::F16));
+        for (rows_max, schedule, slots) in wide.into_iter().chain(others) {
+            let card = Card { schedule, ..IN_PLACE };
+            let mut model = card.load(&path, Setup { slots, rows_max, ..PLAIN }, KvType::F16);
+            let story = story(&mut model);
+            same_bits(name, &format!("{schedule:?}, {rows_max} rows, {slots} slots"), &story, &expected);
+            assert_eq!(model.gpu_stats().unwrap(), GpuStats::default(), "no slot, no copy, no host lane");
         }
     }
 }
@@ -196,36 +188,16 @@ fn experts_are_read_in_place_where_memory_is_shared_unless_the_setting_says_othe
 }
 
 #[test]
-fn what_the_gpu_takes_of_shared_memory_is_none_for_slots_and_too_little_is_refused_with_its_line() {
-    let folder = tempfile::tempdir().unwrap();
-    let model = folder.path().join("large.gguf");
-    LARGE.write(&model);
-    let plan = |gpu: GpuOptions, memory_bytes| {
-        Engine::plan(&EngineOptions { memory_bytes: Some(memory_bytes), ..on(gpu, &model) })
+fn memory_too_small_for_what_the_gpu_takes_of_it_is_refused_with_its_line() {
+    let model = golden("qwen3moe");
+    let refused = |gpu: GpuOptions, memory_bytes| {
+        Engine::plan(&EngineOptions { memory_bytes: Some(memory_bytes), ..on(gpu, &model) }).unwrap_err()
     };
-    let with = |gpu| {
-        // The process grows while other tests run: each plan is made at the same budget, one behind the other.
-        let plan = plan(gpu, 160 * MIB).unwrap();
-        assert_eq!(plan.planned_bytes, plan.lines.iter().map(|line| line.bytes).sum::<u64>());
-        assert!(plan.planned_bytes <= 160 * MIB);
-        plan
-    };
-    let (shared, own) = (with(SHARED), with(DISCRETE));
-    let taken = gpu_line(&shared).unwrap();
-    let dense = 4 * 4 * LARGE.width * LARGE.width * 2;
-    assert!(taken > dense && gpu_line(&own).is_none(), "{shared}");
-    // By as many slots as the GPU takes, give or take what the process grew by.
-    let fewer = (own.slots - shared.slots) as u64 * shared.slot_bytes;
-    assert!(own.slots < 32 && fewer.abs_diff(taken) <= 2 * shared.slot_bytes, "{own}\n{shared}");
-    let error = plan(SHARED, 40 * MIB).unwrap_err();
+    let error = refused(SHARED, 20 * MIB);
     assert_eq!(error.exit_code(), 4);
     assert!(matches!(error, Error::Budget(_)) && error.to_string().contains("  GPU "), "{error}");
-    let error = plan(GpuOptions { vram_bytes: Some(MIB), ..SHARED }, 1 << 30).unwrap_err();
+    let error = refused(GpuOptions { vram_bytes: Some(MIB), ..SHARED }, 1 << 30);
     assert!(matches!(error, Error::Vram(_)) && error.to_string().contains("--vram"), "{error}");
-    // Copies in the same memory are counted as well, and leave room to what they are made from.
-    let copied = GpuOptions { unified: Some(false), ..SHARED };
-    let both = with(copied);
-    assert!(gpu_line(&both).unwrap() > taken && gpu_line(&both).unwrap() <= 80 * MIB, "{both}");
 }
 
 #[test]
@@ -263,51 +235,85 @@ fn run(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_drafthorse")).args(args).stdin(Stdio::null()).output().unwrap()
 }
 
-fn json(args: &[&str]) -> Value {
+fn json_of(args: &[&str]) -> Value {
     let output = run(args);
     assert!(output.status.success(), "{:?}: {}", output.status, String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
+/// Of a plan in JSON: slots, and the bytes of a line.
+fn planned(inspected: &Value, line: &str) -> (u64, u64) {
+    let plan = &inspected["outlook"]["plan"];
+    let found = plan["lines"].as_array().unwrap().iter().find(|other| other["name"] == line);
+    (plan["slots"].as_u64().unwrap(), found.map_or(0, |line| line["bytes"].as_u64().unwrap()))
+}
+
+#[test]
+fn what_the_gpu_takes_of_shared_memory_leaves_fewer_slots_and_none_of_it_is_for_experts() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, config) = (folder.path().join("large.gguf"), folder.path().join("my.toml"));
+    LARGE.write(&model);
+    // Processes of their own: what one has needed before its plan is the same each time.
+    let inspect = |device: &str, unified: &str| {
+        std::fs::write(
+            &config,
+            format!("[gpu]\nvram = \"auto\"\ndevice = \"{device}\"\nunified = {unified}\n"),
+        )
+        .unwrap();
+        let (model, config) = (model.to_str().unwrap(), config.to_str().unwrap());
+        json_of(&["inspect", model, "--json", "--memory", "100MiB", "--context", "128", "--config", config])
+    };
+    let (own, shared) = (inspect("emulated", "\"auto\""), inspect("emulated-unified", "\"auto\""));
+    let ((own_slots, nothing), (shared_slots, taken)) = (planned(&own, "GPU"), planned(&shared, "GPU"));
+    let slot_bytes = shared["outlook"]["plan"]["slot_bytes"].as_u64().unwrap();
+    let dense = LARGE.blocks * 4 * LARGE.width * LARGE.width * 2;
+    assert!(nothing == 0 && taken > dense && taken < dense + 30 * MIB, "{taken}");
+    assert!(own_slots > shared_slots && own_slots < 32, "{own_slots} {shared_slots}");
+    assert!(
+        ((own_slots - shared_slots) * slot_bytes).abs_diff(taken) <= 2 * slot_bytes,
+        "{own_slots} {shared_slots}"
+    );
+    // Copies in the same memory are counted as well, and leave room to what they are made from.
+    let (slots, both) = planned(&inspect("emulated-unified", "false"), "GPU");
+    assert!(both > taken && both <= 50 * MIB && slots < shared_slots, "{both} {slots}");
+    let (slots, nothing) = planned(&inspect("emulated", "true"), "GPU");
+    assert!(nothing == 0 && slots.abs_diff(own_slots) <= 1, "{nothing} {slots}");
+}
+
 #[test]
 fn a_run_in_shared_memory_stays_under_its_budget_and_says_what_is_shared() {
     let folder = tempfile::tempdir().unwrap();
-    let model = folder.path().join("large.gguf");
+    let [model, packed] = ["large.gguf", "packed.gguf"].map(|name| folder.path().join(name));
     LARGE.write(&model);
-    let model = model.to_str().unwrap();
+    let [model, packed] = [&model, &packed].map(|path| path.to_str().unwrap());
     let prompt = tokens(1, 60).iter().map(u32::to_string).collect::<Vec<_>>().join(",");
-    let words = ["run", model, "--tokens", &prompt, "-n", "6", "--ignore-eos", "--json", "--threads", "1"];
-    let plain = json(&[&words[..], &["--context", "128", "--memory", "1GiB"]].concat());
-    let gpu = ["--context", "128", "--vram", "auto", "--gpu", "emulated-unified", "--memory", "128MiB"];
-    let shared = json(&[&words[..], &gpu].concat());
-    assert_eq!(shared["tokens"], plain["tokens"]);
-    let bytes = |field: &str| shared["memory"][field].as_u64().unwrap();
-    println!(
-        "{} slots, {} of {} bytes at the peak",
-        shared["offload"]["slots"],
-        bytes("peak_rss_bytes"),
-        128 * MIB
-    );
-    assert!(
-        bytes("peak_rss_bytes") <= 128 * MIB && bytes("planned_bytes") <= 128 * MIB,
-        "{}",
-        shared["memory"]
-    );
-    assert!(
-        shared["offload"]["slots"].as_u64().unwrap() < 32
-            && shared["offload"]["misses"] != plain["offload"]["misses"]
-    );
-    let gpu_object = &shared["gpu"];
-    assert_eq!(
-        (&gpu_object["unified"], &gpu_object["slots"], &gpu_object["upload_bytes"]),
-        (&true.into(), &0.into(), &0.into())
-    );
-    let inspected = json(&[&["inspect", model, "--json"], &gpu[2..]].concat());
-    let lines = inspected["outlook"]["plan"]["lines"].as_array().unwrap();
-    assert!(
-        lines.iter().any(|line| line["name"] == "GPU" && line["bytes"].as_u64() > Some(MIB)),
-        "{lines:?}"
-    );
+    let generated = |model: &str, more: &[&str]| {
+        let words =
+            ["run", model, "--tokens", &prompt, "-n", "6", "--ignore-eos", "--json", "--threads", "1"];
+        json_of(&[&words[..], &["--context", "128"], more].concat())
+    };
+    let plain = generated(model, &["--memory", "1GiB"]);
+    // Parts of packed experts fill their pages, those of the last slot included.
+    assert!(run(&["pack", model, "-o", packed]).status.success());
+    for model in [model, packed] {
+        let gpu = ["--vram", "auto", "--gpu", "emulated-unified", "--memory", "100MiB"];
+        let shared = generated(model, &gpu);
+        assert_eq!(shared["tokens"], plain["tokens"]);
+        let bytes = |field: &str| shared["memory"][field].as_u64().unwrap();
+        let count = |field: &str| shared["offload"][field].as_u64().unwrap();
+        println!("{} slots, {} of {} bytes at the peak", count("slots"), bytes("peak_rss_bytes"), 100 * MIB);
+        assert!(
+            bytes("peak_rss_bytes") <= 100 * MIB && bytes("planned_bytes") <= 100 * MIB,
+            "{}",
+            shared["memory"]
+        );
+        assert!(count("slots") < 32 && count("misses") > 32, "every slot has held an expert");
+        let gpu = &shared["gpu"];
+        let seen = [&gpu["unified"], &gpu["slots"], &gpu["uploads"], &gpu["upload_bytes"]];
+        assert_eq!(seen, [&json!(true), &json!(0), &json!(0), &json!(0)]);
+    }
+    let own = generated(model, &["--vram", "auto", "--gpu", "emulated", "--memory", "1GiB"]);
+    assert_eq!(own["gpu"]["unified"], false);
 }
 
 #[test]
