@@ -160,7 +160,7 @@ impl GpuBackend {
         };
         match experts {
             Some(ExpertsPlan::Slab(plan)) => {
-                backend.experts = Some(Experts::new(backend.queue.driver(), plan)?);
+                backend.experts = Some(Experts::new(backend.queue.driver(), *plan)?);
             }
             Some(ExpertsPlan::InPlace) => backend.in_place = Some(InPlace::default()),
             None => {}

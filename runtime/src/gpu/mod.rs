@@ -143,7 +143,7 @@ impl GpuStats {
 /// Where a device's kernels find routed experts.
 pub enum ExpertsPlan {
     /// In slots of the device's memory, into which they are copied.
-    Slab(SlabPlan),
+    Slab(Box<SlabPlan>),
     /// In the host's memory, where they lie ([`GpuBackend::pin`]).
     InPlace,
 }

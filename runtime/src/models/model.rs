@@ -67,14 +67,14 @@ impl ModelOptions {
             (Some(_), _) if is_in_place => Some(ExpertsPlan::InPlace),
             (Some(layers), Some(policy)) => {
                 let pool = hybrid.then(|| Pool::new(self.threads, self.thread_name)).transpose();
-                Some(ExpertsPlan::Slab(SlabPlan {
+                Some(ExpertsPlan::Slab(Box::new(SlabPlan {
                     index: layers.index.clone(),
                     slots,
                     slot_bytes: slot_bytes(layers.shapes.iter()),
                     policy,
                     used: blueprint.spec.moe.map_or(1, |moe| moe.used as u32),
                     pool: pool.map_err(LoadError::Thread)?,
-                }))
+                })))
             }
             _ => None,
         };
