@@ -286,10 +286,10 @@ fn a_run_in_shared_memory_stays_under_its_budget_and_says_what_is_shared() {
     let [model, packed] = ["large.gguf", "packed.gguf"].map(|name| folder.path().join(name));
     LARGE.write(&model);
     let [model, packed] = [&model, &packed].map(|path| path.to_str().unwrap());
-    let prompt = tokens(1, 60).iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+    let prompt = tokens(1, 20).iter().map(u32::to_string).collect::<Vec<_>>().join(",");
     let generated = |model: &str, more: &[&str]| {
         let words =
-            ["run", model, "--tokens", &prompt, "-n", "6", "--ignore-eos", "--json", "--threads", "1"];
+            ["run", model, "--tokens", &prompt, "-n", "4", "--ignore-eos", "--json", "--threads", "1"];
         json_of(&[&words[..], &["--context", "128"], more].concat())
     };
     let plain = generated(model, &["--memory", "1GiB"]);
@@ -312,8 +312,6 @@ fn a_run_in_shared_memory_stays_under_its_budget_and_says_what_is_shared() {
         let seen = [&gpu["unified"], &gpu["slots"], &gpu["uploads"], &gpu["upload_bytes"]];
         assert_eq!(seen, [&json!(true), &json!(0), &json!(0), &json!(0)]);
     }
-    let own = generated(model, &["--vram", "auto", "--gpu", "emulated", "--memory", "1GiB"]);
-    assert_eq!(own["gpu"]["unified"], false);
 }
 
 #[test]
