@@ -86,8 +86,8 @@ impl Card {
             CU_DEVICE_ATTRIBUTE_CAN_MAP_HOST_MEMORY as CAN_MAP, CU_DEVICE_ATTRIBUTE_INTEGRATED as INTEGRATED,
             CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as MULTIPROCESSORS,
         };
-        // SAFETY: the device comes from `device::get`.
         let read = |attribute, action| {
+            // SAFETY: the device comes from `device::get`.
             unsafe { result::device::get_attribute(device, attribute) }.map_err(|e| failed(action, e))
         };
         let multiprocessors = read(MULTIPROCESSORS, "count its multiprocessors")?.unsigned_abs().max(1);
