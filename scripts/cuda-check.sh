@@ -28,11 +28,16 @@ tests=$(cargo test $features $plain --lib --no-run --message-format=json-render-
 [ -x "$tests" ] || { echo "cargo named no test program of the runtime" >&2; exit 1; }
 
 echo "the driver's tests, with a library that acts as a card's"
-LD_LIBRARY_PATH=$work "$tests" -q gpu::cuda:: --include-ignored --show-output --test-threads 1 >"$work/out" || { cat "$work/out"; exit 1; }
-if grep skipped "$work/out"; then
-    echo "the library was not used" >&2
-    exit 1
-fi
+for mode in '' integrated; do
+    unified=false
+    [ "$mode" = integrated ] && unified=true
+    LD_LIBRARY_PATH=$work FAKE_CUDA=$mode CUDA_TEST_UNIFIED=$unified "$tests" -q gpu::cuda:: --include-ignored --show-output \
+        --test-threads 1 >"$work/out" || { cat "$work/out"; exit 1; }
+    if grep skipped "$work/out"; then
+        echo "the library was not used" >&2
+        exit 1
+    fi
+done
 unusable() { # folder, FAKE_CUDA, what the reason has to say
     LD_LIBRARY_PATH=$1 FAKE_CUDA=$2 CUDA_TEST_REASON=$3 "$tests" -q opening_gives_a_card_or >"$work/out" 2>&1 ||
         { cat "$work/out"; exit 1; }

@@ -28,5 +28,6 @@ holds tests 1 'failed: gpu::kernel_tests::a_kernel'
 holds skipped 1 'skipped: no GPU can be used'
 holds emulated 1 'on Emulated card'
 holds cpu 1 'no gpu object'
+holds copied 1 'experts were not read in place'
 holds hang 0 '**Out of time** during: speed of mid' '-l 15'
 echo "gpu-check tells right from wrong (on programs that only print)"

@@ -4,7 +4,8 @@
 # of `KIT=DIR sh scripts/cuda-build.sh` (default: beside this script), no network and no cargo.
 #
 # 1. The kernels' tests, on the card: the processor's bits are the reference.
-# 2. Whole models, GPU against CPU: logits bit by bit, ids at every draft length, at several sizes of --vram.
+# 2. Whole models, GPU against CPU: logits bit by bit, ids at every draft length, at several sizes of --vram, and with
+#    experts that are read in the host's memory (gpu.unified).
 # 3. Speed: the demo pair, and a synthetic mixture of LAYERS layers (default 48: 7.5 GB) at --vram 4, 8 and 12 GiB and all
 #    of it, without and with a draft whose acceptance is set to 0.8; the link against its measured peak.
 #

@@ -31,6 +31,8 @@ SYNTHETIC = [
 # Shares of the experts that the card has room for. What cannot be is refused by the program with code 4.
 SHARES = [0.75, 0.5, 0.3]
 EXIT_BUDGET = 4
+# What is said in place of a size where the card has no slots.
+IN_PLACE = "experts in place"
 
 
 class OutOfTime(Exception):
@@ -156,11 +158,34 @@ def vram_sizes(runner, model):
     return [("all", GIB)] + shares
 
 
-def check_model(runner, rows, name, model, drafts):
+def check_in_place(runner, rows, name, model, work, tokens, reference):
+    """Experts that kernels read in the host's memory, as they do where a GPU shares it: over the link, on any card."""
+    config = work / "unified.toml"
+    config.write_text("[gpu]\nunified = true\n")
+    more = [*on_gpu(runner, GIB), "--config", config]
+    wrong = difference(logits(runner, model, *more), reference)
+    rows.append({"model": name, "vram": IN_PLACE, "what": "logits", "ok": wrong is None, "wrong": wrong})
+    for drafting in (["--draft", "none"], ["--draft", "ngram", "--draft-len", 4]):
+        text = generate(runner, model, "--draft", "none", tokens=tokens)
+        out = generate(runner, model, *more, *drafting, tokens=tokens)
+        gpu = out.get("gpu") or {}
+        wrong = out.get("error")
+        if not wrong and out.get("tokens") != text.get("tokens"):
+            wrong = "other ids than the CPU's"
+        elif not wrong and not (gpu.get("unified") and gpu.get("slots") == 0 and gpu.get("upload_bytes") == 0):
+            wrong = "experts were not read in place"
+        rows.append({"model": name, "vram": IN_PLACE, "what": f"ids, draft {drafting[1]}", "settings": "", "ok": wrong is None,
+                     "slots": gpu.get("slots"), "misses": gpu.get("misses"), "wrong": wrong})
+
+
+def check_model(runner, rows, name, model, drafts, work):
     """GPU against CPU at every size: one row a comparison."""
     reference = logits(runner, model)
     texts, tokens = {}, 8 if runner.args.quick else 48
-    for label, size in vram_sizes(runner, model):
+    sizes = vram_sizes(runner, model)
+    if len(sizes) > 1:
+        check_in_place(runner, rows, name, model, work, tokens, reference)
+    for label, size in sizes:
         ours = logits(runner, model, *on_gpu(runner, size))
         if ours.get("code") == EXIT_BUDGET and label != "all":
             rows.append({"model": name, "vram": label, "what": "logits", "refused": True})
@@ -198,7 +223,7 @@ def correctness(runner, rows, work):
         models.append((path.stem, path, [("none", None, []), ("ngram", 4, [])]))
     for name, path, drafts in models:
         say(f"correctness: {name}")
-        check_model(runner, rows, name, path, drafts)
+        check_model(runner, rows, name, path, drafts, work)
 
 
 def timed(runner, rows, label, model, *more, tokens, vram, limit_s=60):

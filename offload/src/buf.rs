@@ -15,6 +15,10 @@ use crate::error::OffloadError;
 /// Alignment of buffers, and the unit reads are widened to: it suits every block device's `O_DIRECT`.
 pub const PAGE_BYTES: usize = 4096;
 
+/// Memory behind the last buffer of a mapping that may be read as well, though nothing is there: whoever reads whole
+/// words may read beyond the end of the last one.
+const TAIL_BYTES: usize = PAGE_BYTES;
+
 /// What one thread makes resident at a time: whole large pages.
 const POPULATE_BYTES: usize = 16 << 20;
 
@@ -30,7 +34,7 @@ pub struct AlignedBuf {
 pub(crate) struct Mapping {
     memory: MmapMut, // unmapped on drop
     base: NonNull<u8>,
-    bytes: usize,
+    bytes: usize, // what buffers are cut from; TAIL_BYTES more are mapped
     #[cfg_attr(
         not(target_os = "linux"),
         expect(dead_code, reason = "only Linux has rings to register with")
@@ -141,9 +145,9 @@ impl Arena {
         Arena::map(slots, slot_bytes, region_bytes(slots, slot_bytes))
     }
 
-    /// Where it is, and how many bytes it has.
+    /// Where it is, and how many bytes of it can be read: its buffers, and a little behind the last.
     pub(crate) fn memory(&self) -> (NonNull<u8>, usize) {
-        (self.mapping.base, self.mapping.bytes)
+        (self.mapping.base, self.mapping.bytes + TAIL_BYTES)
     }
 
     /// The next `len` bytes (rounded up to whole pages), or `None` when the arena is used up.
@@ -182,8 +186,11 @@ impl Arena {
 
     fn map(slots: usize, slot_bytes: usize, region_bytes: usize) -> Result<Arena, OffloadError> {
         let too_large = OffloadError::ArenaTooLarge { slots, slot_bytes };
-        let bytes = slots.checked_mul(slot_bytes).filter(|b| isize::try_from(*b).is_ok()).ok_or(too_large)?;
-        let mut memory = MmapMut::map_anon(bytes).map_err(|source| OffloadError::Arena { bytes, source })?;
+        let within =
+            |bytes: &usize| bytes.checked_add(TAIL_BYTES).is_some_and(|b| isize::try_from(b).is_ok());
+        let bytes = slots.checked_mul(slot_bytes).filter(within).ok_or(too_large)?;
+        let mapped = MmapMut::map_anon(bytes + TAIL_BYTES);
+        let mut memory = mapped.map_err(|source| OffloadError::Arena { bytes, source })?;
         let base = NonNull::new(memory.as_mut_ptr()).expect("invariant: a mapping is never at null");
         // Large pages stay within the mapping; a system without them refuses, which changes nothing.
         #[cfg(target_os = "linux")]
@@ -239,6 +246,18 @@ mod tests {
         for (i, piece) in pieces.iter().enumerate() {
             assert!(piece.as_slice().iter().all(|b| *b == i as u8 + 1));
         }
+    }
+
+    #[test]
+    fn the_memory_of_an_arena_can_be_read_a_little_beyond_its_last_buffer() {
+        let mut arena = Arena::new(2, PAGE_BYTES).unwrap();
+        let (base, len) = arena.memory();
+        let last =
+            [arena.take(PAGE_BYTES).unwrap(), arena.take(PAGE_BYTES).unwrap()][1].as_slice().as_ptr_range();
+        assert!(arena.take(1).is_none(), "none of it is handed out");
+        assert_eq!(base.as_ptr() as usize + len, last.end as usize + TAIL_BYTES);
+        // SAFETY: what the arena calls its memory is mapped, and nobody writes to it.
+        assert_eq!(unsafe { last.end.add(TAIL_BYTES - 1).read() }, 0);
     }
 
     #[test]

@@ -204,7 +204,8 @@ impl ExpertCache {
         self.index.flat(id).is_some_and(|flat| self.slots.find(flat).is_some())
     }
 
-    /// All memory that experts are kept in, for whoever wants to tell a device of it.
+    /// All memory that experts are kept in, for whoever wants to tell a device of it. Behind every part of an expert
+    /// some bytes can be read, the last one's included.
     pub fn memory(&self) -> (NonNull<u8>, usize) {
         self.slots.memory()
     }

@@ -81,6 +81,12 @@ impl<'a> Lease<'a> {
         wanted.open == 0 && wanted.pending.is_empty() && wanted.news.is_empty() && wanted.failures.is_empty()
     }
 
+    /// Whether experts of the window wait for a slot that others of it hold: what is released may then be overwritten
+    /// before the lease ends. Once it is not so, it is not so again.
+    pub fn wants_room(&self) -> bool {
+        !self.cache.wanted().pending.is_empty()
+    }
+
     /// Gate and up of an expert whose [`Piece::Inner`] was announced; exactly the extents' bytes.
     pub fn inner(&self, expert: u32) -> Option<[&[u8]; 2]> {
         Some([self.part(expert, 0)?, self.part(expert, 1)?])

@@ -106,7 +106,7 @@ impl SlotTable {
         })
     }
 
-    /// The arena: all slots, one after another.
+    /// The arena: all slots, one after another, and a little that can be read behind the last.
     pub(crate) fn memory(&self) -> (NonNull<u8>, usize) {
         self.memory.0
     }

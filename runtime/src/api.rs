@@ -78,6 +78,8 @@ pub struct GpuOptions {
     pub hybrid: bool,
     /// Whether its kernels are timed, which makes it slower.
     pub profile: bool,
+    /// Whether its kernels read experts where they lie in the host's memory. None: where it shares that memory.
+    pub unified: Option<bool>,
 }
 
 /// Everything [`crate::engine::Engine::open`] needs. Range-checked by the configuration before.
@@ -342,6 +344,8 @@ pub struct GpuReport {
     pub vram_bytes: u64,
     /// What its plan adds up to.
     pub planned_bytes: u64,
+    /// Whether its kernels read experts where they lie in the host's memory: it has no slots of its own then.
+    pub unified: bool,
     /// What it counted.
     #[serde(flatten)]
     pub stats: GpuStats,

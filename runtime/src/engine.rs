@@ -25,7 +25,7 @@ use crate::api::{EngineOptions, FinishReason, GenerateOptions, Generation, Progr
 use crate::clock::{Phase, Spans};
 use crate::gpu::GpuStats;
 use crate::models::Model;
-use crate::open::{CacheChoice, drafter, logit_rows, prepare};
+use crate::open::{CacheChoice, Device, GpuInfo, drafter, logit_rows, prepare};
 use crate::recorder::Recording;
 use crate::sequence::Sequence;
 use crate::stats_file::{Setup, StatsFile};
@@ -50,7 +50,7 @@ pub struct Engine {
     tokenizer: Option<Tokenizer>,
     plan: MemoryPlan,
     /// The GPU's name and memory.
-    gpu: Option<(String, MemoryPlan)>,
+    gpu: Option<GpuInfo>,
     routes: Routes,
     stats: Option<StatsFile>,
     /// What its lessons hold for.
@@ -107,7 +107,7 @@ impl Engine {
         let (slots, warm) = (prepared.plan.slots, prepared.learned(progress));
         let cache = CacheChoice { slots, warm, ..CacheChoice::of(options) };
         let device = prepared.device;
-        let gpu = device.as_ref().map(|device| (device.name.clone(), device.plan.clone()));
+        let gpu = device.as_ref().map(Device::info);
         let mut target = prepared.target.load(cache, device, progress)?;
         let token_share = prepared.draft.token_share(options, &target);
         let drafter = drafter(options, prepared.draft, &mut target, progress)?;

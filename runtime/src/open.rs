@@ -30,7 +30,7 @@ use crate::tokenizer::Tokenizer;
 use crate::units::format_bytes;
 use crate::{Error, host};
 
-pub use device::Device;
+pub use device::{Device, GpuInfo};
 use device::{OpenedDevice, device, device_notice};
 pub use drafters::{DraftFiles, drafter};
 use drafters::{draft_files, suffix_bytes};
@@ -221,9 +221,9 @@ impl Opened {
             ExpertsChoice { slots, policy: policy(layers, slots), hottest }
         });
         let device = device.map(|device| {
-            let Device { driver, layout, plan, hybrid, has_head, .. } = device;
-            let policy = layers.map(|layers| policy(layers, plan.slots));
-            DeviceChoice { driver, layout, slots: plan.slots, policy, hybrid, has_head }
+            let Device { driver, layout, plan, is_in_place, hybrid, has_head, .. } = device;
+            let policy = layers.filter(|_| !is_in_place).map(|layers| policy(layers, plan.slots));
+            DeviceChoice { driver, layout, slots: plan.slots, is_in_place, policy, hybrid, has_head }
         });
         progress.begin("loading", self.blueprint.dense.bytes());
         let readers = Readers { experts: reader, embedding };
@@ -252,10 +252,11 @@ pub fn prepare(options: &EngineOptions) -> Result<Prepared, Error> {
     let budget = budget_bytes(options)?;
     let kv = kv_shape(options.kv_type, &gguf, &blueprint.spec)?;
     // Opened before memory is planned: its driver's part of the process is in use from here on.
-    let gpu = options.gpu.map(|gpu| Ok::<_, Error>((gpu, OpenedDevice::new(gpu)?))).transpose()?;
+    let layers = blueprint.experts.as_ref();
+    let gpu = options.gpu.map(|gpu| OpenedDevice::new(gpu, budget, layers)).transpose()?;
     let mut prefill_chunk = prefill_chunk(options, &blueprint, (context_len, threads, budget));
     let mut shape = ModelShape { context_len, prefill_chunk, verify_rows: verify_rows(options) };
-    if let (Some((_, device)), None) = (&gpu, options.prefill_chunk) {
+    if let (Some(device), None) = (&gpu, options.prefill_chunk) {
         prefill_chunk = device.prefill_chunk(prefill_chunk, |rows| {
             let shape = ModelShape { prefill_chunk: rows, ..shape };
             LayoutPlan::new(&blueprint, &shape.options(threads, "target", kv))
@@ -272,9 +273,10 @@ pub fn prepare(options: &EngineOptions) -> Result<Prepared, Error> {
     let stats = options.stats_file.clone();
     let stats = stats.map(|path| StatsFile::new(path, &gguf, (has_experts, options.policy))).transpose()?;
     drop(gguf);
-    let plan = fit(options, budget, &mut target, &mut draft)?;
+    let plan = fit(options, (budget, gpu.as_ref()), &mut target, &mut draft)?;
     let has_head = draft.head.is_some();
-    let device = gpu.map(|(gpu, opened)| device(gpu, opened, (&target, has_head))).transpose()?;
+    notices.extend(gpu.as_ref().and_then(OpenedDevice::notice));
+    let device = gpu.map(|opened| device(opened, (&target, has_head))).transpose()?;
     notices.extend(device.as_ref().map(|device| device_notice(device, &target)));
     notices.extend(memory_notice(&plan));
     notices.extend(cycle_notice(&target.blueprint, &plan));
@@ -427,24 +429,24 @@ fn budget_bytes(options: &EngineOptions) -> Result<u64, Error> {
 /// stays there as well: it is read a row at a time, and its room is worth more to experts.
 fn fit(
     options: &EngineOptions,
-    budget: u64,
+    bounds: (u64, Option<&OpenedDevice>),
     target: &mut Opened,
     draft: &mut DraftFiles,
 ) -> Result<MemoryPlan, Error> {
-    let roomy = plan(options, budget, target, draft);
+    let roomy = plan(options, bounds, target, draft);
     let total = target.experts_total();
     let wanted = options.slots.unwrap_or(total).min(total);
     let is_tight = !matches!(&roomy, Ok(plan) if plan.slots >= wanted);
     if total > 0 && is_tight && target.blueprint.stream_embedding() {
         draft.head.iter_mut().for_each(OpenedHead::stream_embedding);
-        return plan(options, budget, target, draft);
+        return plan(options, bounds, target, draft);
     }
     roomy
 }
 
 fn plan(
     options: &EngineOptions,
-    budget: u64,
+    (budget, device): (u64, Option<&OpenedDevice>),
     target: &Opened,
     files: &DraftFiles,
 ) -> Result<MemoryPlan, Error> {
@@ -456,7 +458,7 @@ fn plan(
         + draft.map_or(0, |draft| draft.options.threads + 1)
         + head.map_or(0, OpenedHead::threads);
     let threads = (threads + io_pools * options.io.threads) as u64;
-    let gpu = options.gpu.map(|_| LayoutPlan::new(&target.blueprint, &target.options));
+    let gpu = device.map(|_| LayoutPlan::new(&target.blueprint, &target.options));
     let needs = Needs {
         // What the process has needed so far (headers, tokenizer) and what loading needs once.
         process_bytes: host::peak_rss_bytes()
@@ -475,12 +477,13 @@ fn plan(
             + head.map_or(0, |head| head.resident_bytes(&target.blueprint, target.options.rows_max))
             + head.map_or(0, |_| laws_bytes(options, target))
             + suffix_bytes(options),
+        device_bytes: device.map_or(Ok(0), |device| device.host_bytes(target))?,
         slot_bytes: target.slot_bytes(),
         slots_min: used,
         slots_max: experts_total,
     };
     if gpu.is_some() {
-        // On their way to the GPU all dense weights are here once, before there are experts.
+        // On their way to the GPU all dense weights are here once, before there are experts, and on it as well.
         let dense_bytes = target.blueprint.dense.bytes();
         let scratch_bytes = gpu.as_ref().map_or(0, LayoutPlan::host_bytes);
         let loading = Needs { dense_bytes, scratch_bytes, slots_min: 0, slots_max: 0, ..needs };

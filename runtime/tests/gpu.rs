@@ -12,112 +12,28 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::{
-    PLAIN, Setup, ask, bits, generate, golden, load_shaped, load_with_kv, open, plain_options,
+    PLAIN, Setup, ask, bits,
+    card::{CARD, Card, MIXTURES, SCHEDULES, driver, on_processor, same_bits, story},
+    generate, golden, load_shaped, open, plain_options,
     synthetic::{Mixture, write_copy_in},
     tokens,
 };
 use drafthorse_draft::{LanguageModel, LogitRows, TokenId};
+use drafthorse_offload::PolicyKind;
 use drafthorse_offload::reader::PreadReader;
-use drafthorse_offload::{PolicyConfig, PolicyKind};
 use drafthorse_runtime::Error;
 use drafthorse_runtime::api::{DraftSource, EngineOptions, GpuOptions, KvType, Silent, WorkTime};
 use drafthorse_runtime::backend::{AttendRows, Backend, CpuBackend, Norm, Reg, Rotation};
 use drafthorse_runtime::engine::Engine;
 use drafthorse_runtime::gguf::{BlockType, Gguf};
-use drafthorse_runtime::gpu::{
-    Driver, EmulatedDriver, EmulatedOptions, GpuBackend, GpuParts, LayoutPlan, Schedule,
-};
+use drafthorse_runtime::gpu::{EmulatedOptions, GpuBackend, GpuParts, LayoutPlan, Schedule};
 use drafthorse_runtime::kernels::Pool;
 use drafthorse_runtime::kv::KvCache;
 use drafthorse_runtime::layers::{Rope, Route, WindowPlan};
-use drafthorse_runtime::models::{AttentionSpec, Blueprint, DeviceChoice, Model, ModelOptions};
+use drafthorse_runtime::models::{AttentionSpec, Blueprint, Model, ModelOptions};
 use drafthorse_scheduler::DraftLen;
 
 const DENSE: [&str; 5] = ["llama", "llama_tied", "llama_bias", "qwen2", "qwen3"];
-const MIXTURES: [&str; 7] = [
-    "mixtral",
-    "qwen3moe",
-    "qwen3moe_unnormalised",
-    "deepseek2_lite",
-    "deepseek2_lite_legacy",
-    "deepseek2_v2_yarn",
-    "deepseek2_v3_yarn",
-];
-const SCHEDULES: [Schedule; 3] = [Schedule::Lazy, Schedule::Random(1), Schedule::Random(2)];
-
-/// The machine's card where the build supports it, there is one and nothing is to fail; else an emulated one.
-fn driver(options: EmulatedOptions) -> Box<dyn Driver> {
-    #[cfg(feature = "cuda")]
-    if let (None, Ok(driver)) = (options.failing, drafthorse_runtime::gpu::cuda::CudaDriver::open(0)) {
-        return Box::new(driver);
-    }
-    Box::new(EmulatedDriver::new(options).unwrap())
-}
-
-/// A card and what is kept on it.
-#[derive(Clone, Copy, Debug)]
-struct Card {
-    schedule: Schedule,
-    /// Slots beyond the fewest, of this many parts one.
-    slots_part: usize,
-    hybrid: bool,
-    failing: Option<u64>,
-}
-
-const CARD: Card = Card { schedule: Schedule::Lazy, slots_part: 1, hybrid: false, failing: None };
-
-impl Card {
-    fn device(&self, blueprint: &Blueprint, options: &ModelOptions) -> DeviceChoice {
-        let Card { schedule, failing, hybrid, .. } = *self;
-        let driver = driver(EmulatedOptions { memory_bytes: 1 << 30, schedule, failing });
-        let used = blueprint.spec.moe.map_or(1, |moe| moe.used);
-        let total = blueprint.experts.as_ref().map_or(0, |layers| layers.index.experts_total());
-        let slots = if total == 0 { 0 } else { used + (total - used) / self.slots_part };
-        let policy = blueprint
-            .experts
-            .as_ref()
-            .map(|layers| PolicyKind::Gating.build(&PolicyConfig::new(&layers.index, slots, used as u32)));
-        let layout = LayoutPlan::new(blueprint, options);
-        DeviceChoice { driver, layout, slots, policy, hybrid, has_head: false }
-    }
-
-    fn load(&self, path: &Path, setup: Setup, kv_type: KvType) -> Model {
-        let gguf = Gguf::open(path).unwrap();
-        let reader = PreadReader::open(&gguf.files, 2).unwrap();
-        let shape = |blueprint: &Blueprint| blueprint.kv_shape(kv_type).unwrap();
-        let device = |blueprint: &Blueprint, options: &ModelOptions| Some(self.device(blueprint, options));
-        load_shaped(&gguf, setup, Box::new(reader), (&shape, &device)).unwrap()
-    }
-}
-
-fn on_processor(path: &Path, setup: Setup, kv_type: KvType) -> Model {
-    load_with_kv(path, setup, |blueprint| blueprint.kv_shape(kv_type).unwrap())
-}
-
-/// A prompt in chunks, single tokens, a rejected draft, a wide pass: the logits of all rows.
-fn story(model: &mut Model) -> Vec<f32> {
-    let (ids, mut all, mut logits) = (tokens(3, 60), Vec::new(), Vec::new());
-    let mut pass = |model: &mut Model, tokens: &[TokenId], which| {
-        model.forward(tokens, which, &mut logits).unwrap();
-        all.extend_from_slice(&logits);
-    };
-    pass(model, &ids[..21], LogitRows::All);
-    for token in &ids[21..24] {
-        pass(model, &[*token], LogitRows::Last);
-    }
-    pass(model, &tokens(9, 5), LogitRows::All);
-    model.truncate(26);
-    for len in [2, 3, 4, 8, 1] {
-        pass(model, &ids[model.len()..][..len], LogitRows::All);
-    }
-    all
-}
-
-fn same_bits(name: &str, what: &str, card: &[f32], processor: &[f32]) {
-    assert_eq!(card.len(), processor.len());
-    let wrong = bits(card).iter().zip(bits(processor)).filter(|(a, b)| **a != *b).count();
-    assert_eq!(wrong, 0, "{name}, {what}: {wrong} of {} logits differ", card.len());
-}
 
 #[test]
 fn logits_have_the_processors_bits_for_every_architecture_and_cache_type() {
@@ -252,9 +168,11 @@ fn a_card_that_fails_is_an_error_now_and_afterwards_and_nothing_hangs() {
     assert!(failures > 10, "{failures}");
 }
 
+const EMULATED: GpuOptions =
+    GpuOptions { device: "emulated", vram_bytes: None, hybrid: true, profile: false, unified: None };
+
 fn gpu(model: &Path) -> EngineOptions {
-    let gpu = Some(GpuOptions { device: "emulated", vram_bytes: None, hybrid: true, profile: false });
-    EngineOptions { gpu, ..plain_options(model) }
+    EngineOptions { gpu: Some(EMULATED), ..plain_options(model) }
 }
 
 #[test]
@@ -283,7 +201,7 @@ fn a_profile_names_every_kernel_and_changes_no_text() {
     let ask = ask(6, 0.0);
     let plain = generate(&mut open(&gpu(&target)), &prompt, &ask);
     assert!(plain.gpu.unwrap().kernels.is_empty(), "nothing is timed unasked");
-    let profiled = GpuOptions { device: "emulated", vram_bytes: None, hybrid: true, profile: true };
+    let profiled = GpuOptions { profile: true, ..EMULATED };
     let engine = &mut open(&EngineOptions { gpu: Some(profiled), ..plain_options(&target) });
     let text = generate(engine, &prompt, &ask);
     assert_eq!(text.tokens, plain.tokens);
@@ -301,8 +219,7 @@ fn a_profile_names_every_kernel_and_changes_no_text() {
 fn memory_that_holds_too_little_is_refused_with_the_sum_and_more_holds_more_experts() {
     let target = golden("qwen3moe");
     let with = |bytes| {
-        let gpu =
-            Some(GpuOptions { device: "emulated", vram_bytes: Some(bytes), hybrid: false, profile: false });
+        let gpu = Some(GpuOptions { vram_bytes: Some(bytes), hybrid: false, ..EMULATED });
         Engine::open(&EngineOptions { gpu, ..plain_options(&target) }, &mut Silent)
     };
     let error = with(1 << 20).map(|_| ()).unwrap_err();
@@ -335,8 +252,9 @@ fn both_backends(rows_max: usize) -> (Blueprint, [Box<dyn Backend>; 2]) {
     let kv = blueprint.kv_shape(KvType::F16).unwrap();
     let options = ModelOptions { context_len: 64, kv, rows_max, threads: 1, thread_name: "test" };
     let dense = blueprint.dense.clone();
+    let (memory_bytes, is_unified, schedule) = (1 << 30, false, Schedule::Lazy);
     let parts = GpuParts {
-        driver: driver(EmulatedOptions { memory_bytes: 1 << 30, schedule: Schedule::Lazy, failing: None }),
+        driver: driver(EmulatedOptions { memory_bytes, is_unified, schedule, failing: None }),
         dense: dense.clone(),
         layout: LayoutPlan::new(&blueprint, &options),
         experts: None,

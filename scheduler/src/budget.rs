@@ -8,7 +8,7 @@ use std::fmt;
 
 /// Bytes that every plan sets aside for what allocators hold beyond what was asked of them.
 const MARGIN_BYTES: u64 = 8 << 20;
-/// One part in this many of everything but the slots (which are one allocation) joins the margin.
+/// One part in this many of everything but the slots (which are one allocation) and a GPU's share joins the margin.
 const MARGIN_DIVISOR: u64 = 50;
 
 /// What a model needs, in bytes; slots are counted.
@@ -24,6 +24,8 @@ pub struct Needs {
     pub scratch_bytes: u64,
     /// The draft model with its KV cache and scratch, and what other drafters remember; 0 without either.
     pub draft_bytes: u64,
+    /// What a GPU that shares the process's memory is planned to take of it, with its own margin; 0 for any other.
+    pub device_bytes: u64,
     /// One expert slot.
     pub slot_bytes: u64,
     /// The fewest slots a pass can run with; 0 for a model without experts.
@@ -121,6 +123,9 @@ impl MemoryPlan {
         ];
         let margin = sum(&lines)? / MARGIN_DIVISOR + MARGIN_BYTES;
         lines.push(PlanLine { name: "margin", bytes: margin });
+        if needs.device_bytes > 0 {
+            lines.push(PlanLine { name: "GPU", bytes: needs.device_bytes });
+        }
         let slot_total = needs.slot_bytes.checked_mul(slots as u64).ok_or(BudgetError::Overflow)?;
         lines.push(PlanLine { name: "expert slots", bytes: slot_total });
         let planned_bytes = sum(&lines)?;
@@ -191,6 +196,7 @@ mod tests {
         kv_bytes: 60 * MIB,
         scratch_bytes: 20 * MIB,
         draft_bytes: 0,
+        device_bytes: 0,
         slot_bytes: 3 * MIB,
         slots_min: 8,
         slots_max: 1000,
@@ -210,6 +216,18 @@ mod tests {
     #[test]
     fn more_slots_than_experts_are_never_planned() {
         assert_eq!(MemoryPlan::fit(&NEEDS, 1 << 40, None).expect("fits").slots, 1000);
+    }
+
+    #[test]
+    fn a_gpu_in_the_same_memory_takes_its_part_of_the_budget_and_a_line() {
+        let plan = MemoryPlan::fit(&NEEDS, 2048 * MIB, None).expect("fits");
+        assert!(plan.lines.iter().all(|line| line.name != "GPU"), "{plan}");
+        let shared =
+            MemoryPlan::fit(&Needs { device_bytes: 300 * MIB, ..NEEDS }, 2048 * MIB, None).expect("fits");
+        assert_eq!((line(&shared, "GPU"), line(&shared, "margin")), (300 * MIB, line(&plan, "margin")));
+        assert_eq!((shared.slots, plan.slots), (240, 340));
+        let error = MemoryPlan::fit(&Needs { device_bytes: 2048 * MIB, ..NEEDS }, 2048 * MIB, None);
+        assert!(error.expect_err("too small").to_string().contains("GPU "));
     }
 
     #[test]
@@ -260,13 +278,14 @@ mod tests {
     fn any_needs() -> impl Strategy<Value = Needs> {
         let size = || prop_oneof![Just(0u64), 1..=1u64 << 44, Just(u64::MAX / 3)];
         let slots = (0usize..300, 0usize..5000);
-        (size(), size(), size(), size(), size(), size(), slots).prop_map(
-            |(a, b, c, d, e, slot_bytes, (lo, more))| Needs {
+        (size(), size(), size(), size(), size(), size(), size(), slots).prop_map(
+            |(a, b, c, d, e, device_bytes, slot_bytes, (lo, more))| Needs {
                 process_bytes: a,
                 dense_bytes: b,
                 kv_bytes: c,
                 scratch_bytes: d,
                 draft_bytes: e,
+                device_bytes,
                 slot_bytes,
                 slots_min: lo,
                 slots_max: lo + more,

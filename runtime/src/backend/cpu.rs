@@ -253,7 +253,7 @@ impl Backend for CpuBackend {
         down_experts(&mut self.pool, &mut ways_out);
     }
 
-    fn settle(&mut self) -> Result<(), GpuError> {
+    fn settle(&mut self, _wants_room: bool) -> Result<(), GpuError> {
         Ok(())
     }
 

@@ -255,11 +255,12 @@ pub trait Backend: Send {
     /// expert to `Branch`.
     fn experts(&mut self, work: &ExpertWork<'_, '_>);
 
-    /// Blocks until the bytes of the last [`Backend::experts`] may be overwritten.
+    /// Blocks until the bytes of the last [`Backend::experts`] may be overwritten: at once if the window `wants_room`,
+    /// else when the next window has been routed.
     ///
     /// # Errors
     /// As [`Backend::values`].
-    fn settle(&mut self) -> Result<(), GpuError>;
+    fn settle(&mut self, wants_room: bool) -> Result<(), GpuError>;
 
     /// Sets `Branch` to zero, the first `len` values.
     fn clear_branch(&mut self, len: usize);

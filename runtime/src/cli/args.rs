@@ -48,10 +48,11 @@ pub struct EngineArgs {
     /// Hard limit of the whole process's memory, e.g. 16GiB
     #[arg(long, value_name = "SIZE", help_heading = "Engine")]
     pub memory: Option<String>,
-    /// Compute the target on a GPU, with at most so much of its memory, or auto: most of what is free
+    /// Compute the target on a GPU, with at most so much of its memory, or auto: most of what is free. Where that is the
+    /// processor's, experts are read in place, and --memory bounds both
     #[arg(long, value_name = "SIZE", help_heading = "Engine")]
     pub vram: Option<String>,
-    /// Which kind of GPU: cuda, or emulated (for tests: its kernels run on the processor)
+    /// Which kind of GPU: cuda; emulated or emulated-unified (for tests: the kernels run on the processor)
     #[arg(long, value_name = "NAME", help_heading = "Engine")]
     pub gpu: Option<String>,
     /// Positions of the KV cache, or auto
@@ -536,6 +537,7 @@ mod tests {
         let limited = gpu(&["m.gguf", "--vram", "8GiB"]).unwrap().unwrap();
         assert_eq!((limited.device, limited.vram_bytes, limited.hybrid), ("cuda", Some(8 << 30), true));
         assert_eq!(gpu(&["m.gguf", "--vram", "auto"]).unwrap().unwrap().vram_bytes, None);
+        assert_eq!(limited.unified, None);
         assert_eq!(gpu(&["m.gguf", "--vram", "none"]).unwrap(), None);
         assert_eq!(gpu(&["m.gguf"]).unwrap(), None);
         let error = gpu(&["m.gguf", "--vram", "8GiB", "--gpu", "abacus"]).unwrap_err();

@@ -152,6 +152,7 @@ fn gpu_line(gpu: &GpuReport) -> String {
     let limit = format_bytes(gpu.vram_bytes);
     let copied = format_bytes(gpu.stats.upload_bytes);
     let experts = match slots {
+        0 if gpu.unified => "; experts are read where they lie in memory".to_owned(),
         0 => String::new(),
         slots => format!(
             "; {slots} experts there, {hits} uses found, {misses} not: {copied} copied in {:.2} s, {host_experts} \

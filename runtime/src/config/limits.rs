@@ -62,11 +62,14 @@ pub(super) fn check(config: &Config) -> Result<(), String> {
 /// # Errors
 /// [`ConfigError::Conflict`] names both.
 pub(super) fn check_pairs(config: &Config) -> Result<(), ConfigError> {
-    if config.gpu.profile && config.gpu.vram == Vram::None {
-        let reason = "gpu.profile = true: nothing is computed on a GPU without gpu.vram (--vram)";
-        return Err(ConfigError::Conflict(reason.into()));
-    }
     let conflict = |text: String| Err(ConfigError::Conflict(text));
+    let gpu = &config.gpu;
+    let asked = gpu.unified.value().map(|asked| format!("gpu.unified = {asked}"));
+    if let Some(asked) = asked.or_else(|| gpu.profile.then(|| "gpu.profile = true".to_owned()))
+        && gpu.vram == Vram::None
+    {
+        return conflict(format!("{asked}: nothing is computed on a GPU without gpu.vram (--vram)"));
+    }
     let (min, max) = (config.draft.ngram_min_match, config.draft.ngram_max_match);
     if min > max {
         return conflict(format!("draft.ngram_min_match = {min} is more than draft.ngram_max_match = {max}"));

@@ -88,6 +88,7 @@ pub struct GpuSection {
     pub device: DeviceName,
     pub hybrid: bool,
     pub profile: bool,
+    pub unified: Auto<bool>,
 }
 
 /// `[draft]`: who guesses.

@@ -128,7 +128,13 @@ fn gpu_options(gpu: &GpuSection) -> Option<GpuOptions> {
         Vram::Auto => None,
         Vram::Limit(size) => Some(size.bytes()),
     };
-    Some(GpuOptions { device: gpu.device.0, vram_bytes, hybrid: gpu.hybrid, profile: gpu.profile })
+    Some(GpuOptions {
+        device: gpu.device.0,
+        vram_bytes,
+        hybrid: gpu.hybrid,
+        profile: gpu.profile,
+        unified: gpu.unified.value(),
+    })
 }
 
 fn draft_source(choice: &DraftChoice) -> Result<DraftSource, ConfigError> {

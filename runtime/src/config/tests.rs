@@ -66,6 +66,19 @@ fn a_disk_to_simulate_is_read_and_refused_by_name() {
 }
 
 #[test]
+fn whether_a_gpu_reads_experts_in_place_is_automatic_or_as_told_and_asks_for_a_gpu() {
+    let unified = |text: &str| with(text).unwrap().engine_options().unwrap().gpu.unwrap().unified;
+    assert_eq!(unified("[gpu]\nvram = \"auto\""), None);
+    for (value, wanted) in [("true", Some(true)), ("false", Some(false)), ("\"auto\"", None)] {
+        assert_eq!(unified(&format!("[gpu]\nvram = \"auto\"\nunified = {value}")), wanted);
+        let alone = with(&format!("[gpu]\nunified = {value}"));
+        assert_eq!(alone.is_err(), wanted.is_some(), "{value}");
+    }
+    let message = refusal("[gpu]\nvram = \"auto\"\nunified = \"often\"");
+    assert!(message.contains("gpu.unified") && message.contains("or \"auto\""), "{message}");
+}
+
+#[test]
 fn differences_of_settings_are_the_keys_that_changed() {
     let base = Settings::defaults().unwrap();
     let mut changed = base.clone();

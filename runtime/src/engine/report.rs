@@ -10,6 +10,7 @@ use crate::api::{
 };
 use crate::gpu::GpuStats;
 use crate::host;
+use crate::open::GpuInfo;
 use crate::sequence::Sequence;
 
 impl Engine {
@@ -66,11 +67,12 @@ impl Engine {
     /// What the GPU has done since its counters stood at `before`.
     fn gpu_report(&mut self, before: &GpuStats) -> Option<GpuReport> {
         let kernels = self.target.take_gpu_times();
-        let ((name, plan), stats) = self.gpu.as_ref().zip(self.target.gpu_stats())?;
+        let (GpuInfo { name, plan, is_in_place }, stats) = self.gpu.as_ref().zip(self.target.gpu_stats())?;
         Some(GpuReport {
             name: name.clone(),
             vram_bytes: plan.budget_bytes,
             planned_bytes: plan.planned_bytes,
+            unified: *is_in_place,
             stats: stats.since(before),
             kernels,
         })

@@ -12,11 +12,11 @@ use std::sync::Arc;
 
 use drafthorse_offload::WarmStats;
 
-use super::GpuStats;
 use super::driver::{Arg, DevicePtr, Driver, Event, GpuError, Lane};
 use super::experts::Experts;
 use super::fuse::{Pending, Rows};
 use super::grids::{combine_grid, heads_grid};
+use super::in_place::InPlace;
 use super::layout::{Layout, Place};
 use super::profile::WorkTime;
 use super::queue::Queue;
@@ -24,6 +24,7 @@ use super::shapes::{
     HeadsJob, MatmulJob, PACKED_ROWS_MAX, PICKS_MAX, heads_jobs, picks, quantize_grid, quantize_name,
 };
 use super::staging::{Pinned, Staging, bytes_of};
+use super::{ExpertsPlan, GpuStats};
 use crate::backend::{AttendRows, Backend, ExpertWork, Fill, Norm, Reg, Rotation};
 use crate::kernels::{Format, Side, quantized_bytes};
 use crate::kv::KvShape;
@@ -36,7 +37,10 @@ pub struct GpuBackend {
     pub(super) queue: Queue,
     pub(super) staging: Staging,
     pub(super) layout: Layout,
+    /// Experts in slots of the device's.
     pub(super) experts: Option<Experts>,
+    /// Experts in the host's memory.
+    pub(super) in_place: Option<InPlace>,
     dense: Arc<DenseStore>,
     len: usize,
     pub(super) context_len: usize,
@@ -52,7 +56,7 @@ pub struct GpuBackend {
     host: Vec<f32>,
     mirror: Pinned,
     read: Option<Event>,
-    /// Pinned host memory that experts are copied from.
+    /// Pinned host memory that experts are copied from, or read in.
     pub(super) arena: Option<Arena>,
 }
 
@@ -118,8 +122,8 @@ pub struct GpuParts {
     pub dense: Arc<DenseStore>,
     /// What lies where; planned before.
     pub layout: super::LayoutPlan,
-    /// Where experts are kept.
-    pub experts: Option<super::ExpertsPlan>,
+    /// Where experts are; `None` for a dense model.
+    pub experts: Option<ExpertsPlan>,
 }
 
 impl GpuBackend {
@@ -138,6 +142,7 @@ impl GpuBackend {
             queue,
             staging,
             experts: None,
+            in_place: None,
             len: 0,
             context_len: plan.context_len,
             kv: plan.kv,
@@ -153,12 +158,18 @@ impl GpuBackend {
             read: None,
             arena: None,
         };
-        backend.experts = experts.map(|plan| Experts::new(backend.queue.driver(), plan)).transpose()?;
+        match experts {
+            Some(ExpertsPlan::Slab(plan)) => {
+                backend.experts = Some(Experts::new(backend.queue.driver(), *plan)?);
+            }
+            Some(ExpertsPlan::InPlace) => backend.in_place = Some(InPlace::default()),
+            None => {}
+        }
         backend.queue.finish(Lane::Compute)?;
         Ok(backend)
     }
 
-    /// Pins the host memory that experts are copied from; once.
+    /// Pins the host memory that experts are copied from, or read in; once.
     ///
     /// # Errors
     /// Memory that the system does not let be pinned.
@@ -169,6 +180,10 @@ impl GpuBackend {
         // SAFETY: the caller's promise; it is unpinned when this backend goes.
         unsafe { self.queue.driver().pin(start, len) }?;
         self.arena = Some(Arena { start, len });
+        if let Some(in_place) = &mut self.in_place {
+            let host = start.as_ptr().cast_const();
+            in_place.set_memory(host, len, self.queue.driver().mapped(host, len)?);
+        }
         Ok(())
     }
 
@@ -548,10 +563,12 @@ impl Backend for GpuBackend {
     fn experts(&mut self, work: &ExpertWork<'_, '_>) {
         self.flush();
         self.compute_experts(work);
+        self.compute_in_place(work);
     }
 
-    fn settle(&mut self) -> Result<(), GpuError> {
-        self.settle_copies()
+    fn settle(&mut self, wants_room: bool) -> Result<(), GpuError> {
+        self.settle_copies()?;
+        if wants_room { self.settle_reads() } else { Ok(()) }
     }
 
     fn clear_branch(&mut self, len: usize) {

@@ -51,9 +51,13 @@ impl CudaDriver {
         })
     }
 
-    fn is_pinned(&self, at: *const u8) -> bool {
-        let at = at as usize;
-        self.pinned.iter().any(|(start, len)| (at.wrapping_sub(start.as_ptr() as usize)) < *len)
+    /// The pinned memory that `at..at + len` is a part of, and how far into it that begins.
+    fn pinned(&self, at: *const u8, len: usize) -> Option<(NonNull<u8>, usize)> {
+        self.pinned.iter().find_map(|(start, pinned)| {
+            let skipped = (at as usize).checked_sub(start.as_ptr() as usize)?;
+            let is_inside = skipped.checked_add(len).is_some_and(|end| end <= *pinned);
+            is_inside.then_some((*start, skipped))
+        })
     }
 
     fn event(&self, event: Event) -> Result<sys::CUevent, GpuError> {
@@ -80,8 +84,15 @@ impl Driver for CudaDriver {
     fn info(&mut self) -> Result<DeviceInfo, GpuError> {
         self.card.make_current()?;
         let (free, total) = result::mem_get_info().map_err(|e| failed("state its memory", e))?;
-        let (name, multiprocessors) = (self.card.name.clone(), self.card.multiprocessors);
-        Ok(DeviceInfo { name, total_bytes: total as u64, free_bytes: free as u64, multiprocessors })
+        let Card { name, multiprocessors, is_unified, reads_host, .. } = &self.card;
+        Ok(DeviceInfo {
+            name: name.clone(),
+            total_bytes: total as u64,
+            free_bytes: free as u64,
+            multiprocessors: *multiprocessors,
+            is_unified: *is_unified,
+            reads_host: *reads_host,
+        })
     }
 
     fn alloc(&mut self, what: &'static str, bytes: u64) -> Result<DevicePtr, GpuError> {
@@ -101,8 +112,9 @@ impl Driver for CudaDriver {
     unsafe fn pin(&mut self, host: NonNull<u8>, len: usize) -> Result<(), GpuError> {
         self.card.make_current()?;
         let at = host.as_ptr().cast::<c_void>();
+        let map = if self.card.reads_host { sys::CU_MEMHOSTREGISTER_DEVICEMAP } else { 0 };
         // SAFETY: the caller keeps the memory until it is unpinned; on drop it is at the latest.
-        let pinned = unsafe { sys::cuMemHostRegister_v2(at, len, sys::CU_MEMHOSTREGISTER_PORTABLE) };
+        let pinned = unsafe { sys::cuMemHostRegister_v2(at, len, sys::CU_MEMHOSTREGISTER_PORTABLE | map) };
         pinned.result().map_err(|e| failed("pin memory of the host", e))?;
         self.pinned.push((host, len));
         Ok(())
@@ -121,6 +133,21 @@ impl Driver for CudaDriver {
         unpinned.result().map_err(|e| failed(ACTION, e))
     }
 
+    fn mapped(&mut self, host: *const u8, len: usize) -> Result<DevicePtr, GpuError> {
+        const ACTION: &str = "read memory of the host where it lies";
+        let Some((start, skipped)) = self.pinned(host, len) else {
+            let reason = format!("{len} bytes at {host:p} are not pinned");
+            return Err(GpuError::Failed { action: ACTION, reason });
+        };
+        self.card.make_current()?;
+        let mut at: DevicePtr = 0;
+        // SAFETY: the memory is pinned from `start` on; the result is a local. Flags have to be 0.
+        let found =
+            unsafe { sys::cuMemHostGetDevicePointer_v2(&raw mut at, start.as_ptr().cast::<c_void>(), 0) };
+        found.result().map_err(|e| failed(ACTION, e))?;
+        Ok(at + skipped as u64)
+    }
+
     unsafe fn upload(
         &mut self,
         lane: Lane,
@@ -136,7 +163,7 @@ impl Driver for CudaDriver {
         // SAFETY: the caller answers for both ends.
         let copied = unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast::<c_void>(), len, stream) };
         copied.result().map_err(|e| failed("copy to the card", e))?;
-        if len > STAGED_BYTES && !self.is_pinned(from) {
+        if len > STAGED_BYTES && self.pinned(from, len).is_none() {
             // SAFETY: the stream is alive as long as the driver is.
             unsafe { result::stream::synchronize(stream) }.map_err(|e| failed("copy to the card", e))?;
         }

@@ -79,6 +79,10 @@ pub struct DeviceInfo {
     pub free_bytes: u64,
     /// Multiprocessors: blocks of threads that run at the very least side by side.
     pub multiprocessors: u32,
+    /// Whether its memory is the processor's, so that what is allocated on it comes out of the same.
+    pub is_unified: bool,
+    /// Whether its kernels can read the host's memory where it lies, see [`Driver::mapped`].
+    pub reads_host: bool,
 }
 
 /// A GPU. Calls return as soon as the work is queued, unless they say otherwise; an error of queued work may
@@ -99,6 +103,14 @@ pub trait Driver: Send {
 
     /// Lets pinned memory go, once all work is done.
     fn unpin(&mut self, host: NonNull<u8>) -> Result<(), GpuError>;
+
+    /// The device's address of `len` bytes of pinned memory of the host, which kernels may read there until it is
+    /// unpinned. What the host has written before a launch is queued, the kernel sees; until it is done, the host
+    /// leaves the bytes as they are.
+    ///
+    /// # Errors
+    /// Memory that is not pinned, a device that cannot ([`DeviceInfo::reads_host`]).
+    fn mapped(&mut self, host: *const u8, len: usize) -> Result<DevicePtr, GpuError>;
 
     /// Queues a copy to the device. Memory that is not pinned has been read when the call returns.
     ///

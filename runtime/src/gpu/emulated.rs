@@ -25,6 +25,8 @@ const MULTIPROCESSORS: u32 = 2;
 pub struct EmulatedOptions {
     /// Its memory.
     pub memory_bytes: u64,
+    /// Whether it says that this is the processor's.
+    pub is_unified: bool,
     /// When queued work runs.
     pub schedule: Schedule,
     /// The copy, fill or launch (counted from 0, as queued) that fails when it runs; `None`: none does.
@@ -79,6 +81,7 @@ struct Queue {
 
 /// The emulated card as a driver.
 pub struct EmulatedDriver {
+    is_unified: bool,
     schedule: Schedule,
     dice: Dice,
     failing: Option<u64>,
@@ -107,6 +110,7 @@ impl EmulatedDriver {
         }
         let seed = if let Schedule::Random(seed) = options.schedule { seed } else { 0 };
         Ok(EmulatedDriver {
+            is_unified: options.is_unified,
             schedule: options.schedule,
             dice: Dice::new(seed),
             failing: options.failing,
@@ -273,6 +277,8 @@ impl Driver for EmulatedDriver {
             total_bytes,
             free_bytes,
             multiprocessors: MULTIPROCESSORS,
+            is_unified: self.is_unified,
+            reads_host: true,
         })
     }
 
@@ -296,6 +302,16 @@ impl Driver for EmulatedDriver {
             return Ok(());
         }
         self.fail("unpin host memory", "it is not pinned".into())
+    }
+
+    fn mapped(&mut self, host: *const u8, len: usize) -> Result<DevicePtr, GpuError> {
+        self.check()?;
+        let address = host.expose_provenance();
+        if self.pinned.holds(address, len) {
+            return Ok(address as DevicePtr);
+        }
+        let reason = format!("{len} bytes at {address:#x} are not pinned");
+        Err(GpuError::Failed { action: "read host memory where it lies", reason })
     }
 
     unsafe fn upload(

@@ -1,23 +1,23 @@
 //! Routed experts on the device: a slab of slots, and what becomes of an expert that is in none of them.
 //!
-//! Owns the slab and the order of copies and kernels; what is computed by the host instead is `host_lane`'s. A slot may be overwritten at once when a window begins, since its routing was
-//! read from the compute lane behind everything before it; within a window only behind an event. It must not know
-//! how experts got into the host's memory.
+//! Owns the slab and the order of copies and kernels; what is computed by the host instead is `host_lane`'s, and
+//! experts that are read in the host's memory are `in_place`'s. A slot may be overwritten at once when a window
+//! begins, since its routing was read from the compute lane behind everything before it; within a window only behind
+//! an event. It must not know how experts got into the host's memory.
 
 use std::collections::BTreeSet;
-use std::ops::Range;
 use std::time::Instant;
 
 use drafthorse_offload::{ExpertId, Tier, WarmStats};
 
-use super::backend::{Activations, GpuBackend};
+use super::backend::GpuBackend;
 use super::driver::{DevicePtr, Driver, Event, GpuError, Lane};
+use super::expert_kernels::ExpertAt;
 use super::lanes::Rates;
-use super::shapes::MatmulJob;
-use super::{ExpertsPlan, GpuStats};
-use crate::backend::{ExpertWork, Reg, down_bytes, inner_bytes};
-use crate::kernels::{Pool, Side, quantized_bytes};
-use crate::layers::{ExpertShape, PartShape, WindowPlan};
+use super::{GpuStats, SlabPlan};
+use crate::backend::{ExpertWork, down_bytes, inner_bytes};
+use crate::kernels::Pool;
+use crate::layers::ExpertShape;
 
 /// Alignment of an expert's parts in its slot.
 const ALIGN: u64 = 256;
@@ -29,8 +29,10 @@ const GROUP: usize = 4;
 /// What lies between the parts of an expert in the host's memory at most, where one copy takes them all: what direct
 /// reads begin before and end behind each.
 const BETWEEN_PARTS: u64 = 24 << 10;
-/// Where matrices may begin.
-const PART_ALIGN: usize = 16;
+/// Where matrices may begin, in bytes.
+pub const PART_ALIGN: usize = 16;
+/// Bytes that kernels read beyond a matrix at most.
+pub const READ_BEYOND: usize = 3;
 
 /// Bytes of a slot that holds any of `shapes`.
 pub fn slot_bytes<'a>(shapes: impl Iterator<Item = &'a ExpertShape>) -> u64 {
@@ -57,9 +59,9 @@ fn offsets(shape: &ExpertShape) -> [u64; 3] {
     [0, up, up + align(shape.up.bytes())]
 }
 
-/// Matrix kernels read up to 3 bytes beyond a matrix.
+/// A place for so many bytes of a matrix.
 fn align(bytes: u64) -> u64 {
-    (bytes + 3).next_multiple_of(ALIGN)
+    (bytes + READ_BEYOND as u64).next_multiple_of(ALIGN)
 }
 
 /// Experts in the device's memory.
@@ -95,8 +97,8 @@ impl Experts {
     ///
     /// # Errors
     /// No memory.
-    pub fn new(driver: &mut dyn Driver, plan: ExpertsPlan) -> Result<Experts, GpuError> {
-        let ExpertsPlan { index, slots, slot_bytes, policy, used, pool } = plan;
+    pub fn new(driver: &mut dyn Driver, plan: SlabPlan) -> Result<Experts, GpuError> {
+        let SlabPlan { index, slots, slot_bytes, policy, used, pool } = plan;
         let slab = driver.alloc("experts", slots as u64 * slot_bytes)?;
         Ok(Experts {
             tier: Tier::new(index, slots, policy, used),
@@ -156,6 +158,16 @@ impl Experts {
         self.slab + slot as u64 * self.slot_bytes
     }
 
+    /// Where experts of a layer that are in slots lie.
+    fn places(&self, layer: u32, experts: &[u32]) -> Vec<ExpertAt> {
+        let place = |expert: &u32| {
+            let id = ExpertId { layer, expert: *expert };
+            let slot = self.tier.slot(id).expect("invariant: it was admitted");
+            (*expert, self.parts[slot].map(|start| self.slot_at(slot) + start))
+        };
+        experts.iter().map(place).collect()
+    }
+
     /// A slot for an expert, in which kernels queued so far may still be reading if it says so.
     fn admit(&mut self, id: ExpertId) -> Option<(usize, bool)> {
         let slot = self.tier.admit(id).ok().flatten()?;
@@ -170,7 +182,7 @@ impl GpuBackend {
         let (here, moved) = self.choose_lanes(&mut own, work);
         debug_assert!(work.shared.is_none(), "`route` has queued it");
         if !work.claimed.is_empty() || !moved.is_empty() {
-            self.run_experts(&own, work, work.claimed);
+            self.run_experts(work, &own.places(work.weights.layer, work.claimed));
             self.copy_all(&mut own, work, &moved);
         }
         self.promote(&mut own, work, &here);
@@ -256,7 +268,7 @@ impl GpuBackend {
         for (group, copied) in begun {
             self.queue.compute_after(copied);
             own.spare.extend(copied);
-            self.run_experts(own, work, &experts[group]);
+            self.run_experts(work, &own.places(layer, &experts[group]));
         }
         experts[..count].iter().for_each(|expert| own.tier.release(ExpertId { layer, expert: *expert }));
         count
@@ -311,119 +323,6 @@ impl GpuBackend {
         }
         own.stats.uploads += 1;
     }
-
-    /// Queues the kernels of experts that are in slots.
-    fn run_experts(&mut self, own: &Experts, work: &ExpertWork<'_, '_>, experts: &[u32]) {
-        if experts.is_empty() {
-            return;
-        }
-        let (plan, shape) = (work.plan, &work.weights.shape);
-        let layer = work.weights.layer;
-        let slot =
-            |expert: u32| own.tier.slot(ExpertId { layer, expert }).expect("invariant: it was admitted");
-        let parts_at = |expert: &u32| {
-            let slot = slot(*expert);
-            (*expert, own.parts[slot].map(|start| own.slot_at(slot) + start))
-        };
-        let at: Vec<(u32, [DevicePtr; 3])> = experts.iter().map(parts_at).collect();
-        let (hidden, hidden_up) = (self.at(Reg::Hidden, 0), self.layout.hidden_up.at);
-        let ways_in = [(shape.gate, 0, hidden), (shape.up, 1, hidden_up)];
-        self.products_of(ways_in, &at, plan, work.rows);
-        let span = span(plan, experts);
-        let skipped = (span.start * shape.gate.rows * size_of::<f32>()) as u64;
-        let side = shape.down.format.side();
-        let packed = match side {
-            Side::Float => 0,
-            _ => {
-                self.layout.quantized[&Reg::Hidden].at
-                    + (span.start * quantized_bytes(shape.down.cols)) as u64
-            }
-        };
-        self.touch(Reg::Hidden);
-        self.queue_silu(
-            (hidden + skipped, hidden_up + skipped),
-            (packed, side),
-            (span.len(), shape.gate.rows),
-        );
-        self.products_out(shape.down, &at, plan);
-    }
-
-    /// Gate and up of experts, each on its rows of `Normed`.
-    fn products_of(
-        &mut self,
-        parts: [(PartShape, usize, DevicePtr); 2],
-        at: &[(u32, [DevicePtr; 3])],
-        plan: &WindowPlan,
-        rows: usize,
-    ) {
-        let list = self.window.map(|window| window.rows);
-        let jobs_of = |(part, which, out): (PartShape, usize, DevicePtr), x: Activations| {
-            let job = move |(expert, parts): &(u32, [DevicePtr; 3])| {
-                let places = plan.places(*expert);
-                let job = MatmulJob {
-                    w: parts[which],
-                    x: x.at,
-                    rows: list.map_or(0, |list| list + (places.start * size_of::<u32>()) as u64),
-                    out: out + (places.start * part.rows * size_of::<f32>()) as u64,
-                    n: part.rows as u32,
-                    count: places.len() as u32,
-                    x_first: 0,
-                    x_step: 0,
-                    x_stride: x.stride_bytes as u32,
-                    out_stride: part.rows as u32,
-                };
-                if list.is_some() { job } else { job.of_rows(&plan.rows[places]) }
-            };
-            at.iter().map(job).collect::<Vec<_>>()
-        };
-        let [gate, up] = parts;
-        let x = self.activations(Reg::Normed, gate.0.format.side(), rows, gate.0.cols);
-        let mut jobs = jobs_of(gate, x);
-        if gate.0.format != up.0.format {
-            // Another layout of the same rows may take this one's place: its products are queued first.
-            self.queue.matmul(gate.0.format, gate.0.cols, &jobs);
-            jobs.clear();
-        }
-        let x = self.activations(Reg::Normed, up.0.format.side(), rows, up.0.cols);
-        jobs.extend(jobs_of(up, x));
-        self.queue.matmul(up.0.format, up.0.cols, &jobs);
-    }
-
-    /// Down of experts: from `Hidden` to `Routed`, by place.
-    fn products_out(&mut self, part: PartShape, at: &[(u32, [DevicePtr; 3])], plan: &WindowPlan) {
-        let (hidden, routed) = (self.at(Reg::Hidden, 0), self.at(Reg::Routed, 0));
-        let side = part.format.side();
-        let (x, stride) = match side {
-            Side::Float => (hidden, part.cols * size_of::<f32>()),
-            _ => (self.layout.quantized[&Reg::Hidden].at, quantized_bytes(part.cols)),
-        };
-        let jobs: Vec<MatmulJob> = at
-            .iter()
-            .map(|(expert, [_, _, down])| {
-                let places = plan.places(*expert);
-                MatmulJob {
-                    w: *down,
-                    x,
-                    rows: 0,
-                    out: routed + (places.start * part.rows * size_of::<f32>()) as u64,
-                    n: part.rows as u32,
-                    count: places.len() as u32,
-                    x_first: places.start as u32,
-                    x_step: 1,
-                    x_stride: stride as u32,
-                    out_stride: part.rows as u32,
-                }
-            })
-            .collect();
-        self.queue.matmul(part.format, part.cols, &jobs);
-    }
-}
-
-/// From the first place of ascending experts to their last. Places between that are others' hold what nobody reads
-/// any more, or what is computed anew before it is read: what is made of it does not matter.
-fn span(plan: &WindowPlan, experts: &[u32]) -> Range<usize> {
-    let [first, last] = [experts[0], experts[experts.len() - 1]].map(|expert| plan.places(expert));
-    first.start..last.end
 }
 
 #[cfg(test)]

@@ -11,10 +11,12 @@ pub mod cuda;
 mod driver;
 #[cfg(feature = "gpu-emulator")]
 mod emulated;
+mod expert_kernels;
 mod experts;
 mod fuse;
 mod grids;
 mod host_lane;
+mod in_place;
 #[cfg(all(test, feature = "gpu-emulator"))]
 mod kernel_tests;
 mod lanes;
@@ -35,7 +37,7 @@ pub use backend::{GpuBackend, GpuParts};
 pub use driver::{Arg, DeviceInfo, DevicePtr, Driver, Event, GpuError, Grid, KernelId, Lane};
 #[cfg(feature = "gpu-emulator")]
 pub use emulated::{EmulatedDriver, EmulatedOptions, Schedule};
-pub use experts::slot_bytes;
+pub use experts::{PART_ALIGN, slot_bytes};
 pub use layout::LayoutPlan;
 pub use link::{LinkRates, measure_link};
 pub use profile::{FILLER_BYTES, ProfiledDriver, WorkTime};
@@ -50,8 +52,11 @@ pub struct Device {
 }
 
 /// Every kind. A new one is a file here and a line there.
-pub const DEVICES: &[Device] =
-    &[Device { name: "cuda", open: open_cuda }, Device { name: "emulated", open: open_emulated }];
+pub const DEVICES: &[Device] = &[
+    Device { name: "cuda", open: open_cuda },
+    Device { name: "emulated", open: || open_emulated(false) },
+    Device { name: "emulated-unified", open: || open_emulated(true) },
+];
 
 /// Opens a device by its registry name.
 ///
@@ -79,13 +84,14 @@ fn open_cuda() -> Result<Box<dyn Driver>, GpuError> {
 const EMULATED_BYTES: u64 = 64 << 30;
 
 #[cfg(feature = "gpu-emulator")]
-fn open_emulated() -> Result<Box<dyn Driver>, GpuError> {
-    let options = EmulatedOptions { memory_bytes: EMULATED_BYTES, schedule: Schedule::Lazy, failing: None };
+fn open_emulated(is_unified: bool) -> Result<Box<dyn Driver>, GpuError> {
+    let (memory_bytes, schedule) = (EMULATED_BYTES, Schedule::Lazy);
+    let options = EmulatedOptions { memory_bytes, is_unified, schedule, failing: None };
     Ok(Box::new(EmulatedDriver::new(options)?))
 }
 
 #[cfg(not(feature = "gpu-emulator"))]
-fn open_emulated() -> Result<Box<dyn Driver>, GpuError> {
+fn open_emulated(_is_unified: bool) -> Result<Box<dyn Driver>, GpuError> {
     let reason = "this build has no emulated GPU (it is for tests: feature gpu-emulator)";
     Err(GpuError::Unavailable { reason: reason.into() })
 }
@@ -134,8 +140,16 @@ impl GpuStats {
     }
 }
 
+/// Where a device's kernels find routed experts.
+pub enum ExpertsPlan {
+    /// In slots of the device's memory, into which they are copied.
+    Slab(Box<SlabPlan>),
+    /// In the host's memory, where they lie ([`GpuBackend::pin`]).
+    InPlace,
+}
+
 /// How experts are kept on a device.
-pub struct ExpertsPlan {
+pub struct SlabPlan {
     /// The model's experts.
     pub index: ExpertIndex,
     /// Room for how many.

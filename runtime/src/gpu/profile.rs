@@ -149,6 +149,10 @@ impl Driver for ProfiledDriver {
         self.inner.unpin(host)
     }
 
+    fn mapped(&mut self, host: *const u8, len: usize) -> Result<DevicePtr, GpuError> {
+        self.inner.mapped(host, len)
+    }
+
     unsafe fn upload(
         &mut self,
         lane: Lane,

@@ -214,7 +214,7 @@ impl Window<'_> {
             let [inner, down] = arrived(lease, !self.is_due())?;
             pass.clock.lap(Phase::Stall);
             self.compute([&inner, &down], lease, pass);
-            pass.ops.settle()?;
+            pass.ops.settle(lease.wants_room())?;
             down.iter().for_each(|expert| lease.release(*expert));
             pass.clock.lap(Phase::Experts);
         }

@@ -17,7 +17,9 @@ use drafthorse_scheduler::RankOutcome;
 use crate::backend::{Backend, CpuBackend};
 use crate::clock::{Clock, Spans};
 use crate::gguf::TensorInfo;
-use crate::gpu::{Driver, ExpertsPlan, GpuBackend, GpuParts, GpuStats, LayoutPlan, WorkTime, slot_bytes};
+use crate::gpu::{
+    Driver, ExpertsPlan, GpuBackend, GpuParts, GpuStats, LayoutPlan, SlabPlan, WorkTime, slot_bytes,
+};
 use crate::kernels::Pool;
 use crate::kv::{KvCache, KvShape};
 use crate::layers::{DemandLoads, Lookahead, RANKS_MAX, Rope, RouteSink, ScratchPlan};
@@ -60,18 +62,19 @@ impl ModelOptions {
 
     /// The same on a GPU. The host keeps only the weights it reads itself.
     fn device(&self, blueprint: &Blueprint, device: DeviceChoice) -> Result<GpuBackend, LoadError> {
-        let DeviceChoice { driver, layout, slots, policy, hybrid, has_head } = device;
+        let DeviceChoice { driver, layout, slots, is_in_place, policy, hybrid, has_head } = device;
         let experts = match (&blueprint.experts, policy) {
+            (Some(_), _) if is_in_place => Some(ExpertsPlan::InPlace),
             (Some(layers), Some(policy)) => {
                 let pool = hybrid.then(|| Pool::new(self.threads, self.thread_name)).transpose();
-                Some(ExpertsPlan {
+                Some(ExpertsPlan::Slab(Box::new(SlabPlan {
                     index: layers.index.clone(),
                     slots,
                     slot_bytes: slot_bytes(layers.shapes.iter()),
                     policy,
                     used: blueprint.spec.moe.map_or(1, |moe| moe.used as u32),
                     pool: pool.map_err(LoadError::Thread)?,
-                })
+                })))
             }
             _ => None,
         };
@@ -108,7 +111,9 @@ pub struct DeviceChoice {
     pub layout: LayoutPlan,
     /// Experts there is room for.
     pub slots: usize,
-    /// Decides which; `None` for a dense model.
+    /// Whether its kernels read experts where the expert cache has them: nothing below is of use then.
+    pub is_in_place: bool,
+    /// Decides which are in its slots; `None` where there are none.
     pub policy: Option<Box<dyn Policy>>,
     /// Whether the processor computes experts, too.
     pub hybrid: bool,

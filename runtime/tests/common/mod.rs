@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, dead_code, reason = "helpers of tests; each test binary uses its own part")]
 
+#[cfg(feature = "gpu-emulator")]
+pub mod card;
 pub mod pairwise;
 pub mod synthetic;
 

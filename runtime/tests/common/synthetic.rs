@@ -135,6 +135,24 @@ pub fn write_copy_in(block_type: BlockType, model: &Path, path: &Path) {
     writer.write(path).unwrap();
 }
 
+/// The model with more keys, or other values of those it has.
+pub fn write_copy_with(model: &Path, path: &Path, keys: &[(&str, Value)]) {
+    let gguf = Gguf::open(model).unwrap();
+    let file = fs::read(model).unwrap();
+    let mut writer = Writer::new();
+    for (key, value) in gguf.metadata.iter().filter(|(key, _)| keys.iter().all(|(other, _)| other != key)) {
+        writer.metadata(key, value.clone());
+    }
+    for (key, value) in keys {
+        writer.metadata(*key, value.clone());
+    }
+    for info in &gguf.tensors {
+        let bytes = file[info.offset as usize..][..info.bytes as usize].to_vec();
+        writer.tensor(info.name.clone(), &info.dims, info.block_type, move |out| out.write_all(&bytes));
+    }
+    writer.write(path).unwrap();
+}
+
 /// Blocks of random bits whose values are of a weight's size.
 fn random_blocks(block_type: BlockType, elements: u64, name: &str) -> Vec<u8> {
     let format = Format::of(block_type).unwrap();

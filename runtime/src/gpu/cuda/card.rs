@@ -23,7 +23,7 @@ const CAPABILITY_MIN: (i32, i32) = (7, 5);
 
 /// What this file and its parent call of the driver's library, by the names it exports. cudarc panics at the first
 /// call of one that is missing, so all are looked for before any is called.
-const SYMBOLS: [&str; 34] = [
+const SYMBOLS: [&str; 35] = [
     "cuCtxGetStreamPriorityRange",
     "cuCtxSetCurrent",
     "cuCtxSynchronize",
@@ -46,6 +46,7 @@ const SYMBOLS: [&str; 34] = [
     "cuMemAlloc_v2",
     "cuMemFree_v2",
     "cuMemGetInfo_v2",
+    "cuMemHostGetDevicePointer_v2",
     "cuMemHostRegister_v2",
     "cuMemHostUnregister",
     "cuMemcpyDtoHAsync_v2",
@@ -68,6 +69,10 @@ pub struct Card {
     streams: [sys::CUstream; 2],
     pub(super) name: String,
     pub(super) multiprocessors: u32,
+    /// It is a part of the processor's chip, or shares its memory otherwise.
+    pub(super) is_unified: bool,
+    /// Pinned memory of the host has addresses that its kernels can read.
+    pub(super) reads_host: bool,
 }
 
 impl Card {
@@ -77,16 +82,23 @@ impl Card {
         let device = find_device(ordinal)?;
         let name = result::device::get_name(device).map_err(|e| failed("name the card", e))?;
         check_capability(device, &name)?;
-        let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
-        // SAFETY: the device comes from `device::get`.
-        let count = unsafe { result::device::get_attribute(device, attribute) };
-        let multiprocessors =
-            count.map_err(|e| failed("count its multiprocessors", e))?.unsigned_abs().max(1);
+        use sys::CUdevice_attribute::{
+            CU_DEVICE_ATTRIBUTE_CAN_MAP_HOST_MEMORY as CAN_MAP, CU_DEVICE_ATTRIBUTE_INTEGRATED as INTEGRATED,
+            CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as MULTIPROCESSORS,
+        };
+        let read = |attribute, action| {
+            // SAFETY: the device comes from `device::get`.
+            unsafe { result::device::get_attribute(device, attribute) }.map_err(|e| failed(action, e))
+        };
+        let multiprocessors = read(MULTIPROCESSORS, "count its multiprocessors")?.unsigned_abs().max(1);
+        let is_unified = read(INTEGRATED, "say whose memory it has")? != 0;
+        let reads_host = read(CAN_MAP, "say what it can read")? != 0;
         // SAFETY: the device comes from `device::get`.
         let context = unsafe { result::primary_ctx::retain(device) }
             .map_err(|e| reason(format!("{name} cannot be taken into use ({})", name_of(e))))?;
+        let (module, streams) = (null_mut(), [null_mut(); 2]);
         let mut card =
-            Self { device, context, module: null_mut(), streams: [null_mut(); 2], name, multiprocessors };
+            Self { device, context, module, streams, name, multiprocessors, is_unified, reads_host };
         card.make_current()?;
         card.load_kernels()?;
         card.make_streams()?;

@@ -75,6 +75,39 @@ fn bytes_come_back_as_they_went_from_pinned_memory_and_from_other() {
 }
 
 #[test]
+fn a_kernel_reads_pinned_memory_where_it_lies_at_the_cards_address_of_it() {
+    let Some(mut card) = card() else { return };
+    let info = card.info().expect("a card states what it is");
+    println!("unified: {}, reads the host's memory: {}", info.is_unified, info.reads_host);
+    if let Ok(wanted) = std::env::var("CUDA_TEST_UNIFIED") {
+        assert_eq!(info.is_unified.to_string(), wanted);
+    }
+    let mut host: Vec<f32> = (0..2000).map(|i| i as f32).collect();
+    let at = host.as_mut_ptr().cast::<u8>();
+    assert!(card.mapped(at, 8000).is_err(), "it is not pinned");
+    let place = NonNull::new(at).expect("a vector is somewhere");
+    unsafe { card.pin(place, 8000) }.expect("memory is pinned");
+    if !info.reads_host {
+        assert!(card.mapped(at, 8000).is_err());
+        return;
+    }
+    let whole = card.mapped(at, 8000).expect("it is pinned");
+    let half = card.mapped(at.wrapping_add(4000), 4000).expect("it is pinned");
+    assert_eq!(half, whole + 4000);
+    assert!(card.mapped(at.wrapping_add(4000), 4001).is_err(), "some of it is not pinned");
+    let sum = card.alloc("sum", 4000).expect("there is memory");
+    unsafe { card.zero(Lane::Compute, sum, 4000) }.expect("zeroing is queued");
+    let kernel = card.kernel("add_rows").expect("the kernel is there");
+    let grid = Grid { blocks: [4, 1, 1], threads: 256, shared_bytes: 0 };
+    let args = [Arg::Ptr(half), Arg::Ptr(sum), Arg::U32(1000)];
+    unsafe { card.launch(kernel, grid, &args) }.expect("a launch is queued");
+    let back = read(&mut card, sum, 4000);
+    card.unpin(place).expect("memory is unpinned");
+    let wanted: Vec<u8> = host[1000..].iter().flat_map(|x| x.to_le_bytes()).collect();
+    assert!(back == wanted);
+}
+
+#[test]
 fn zeroing_clears_what_it_was_given_and_no_more() {
     let Some(mut card) = card() else { return };
     let at = card.alloc("a test", 300).expect("there is memory");

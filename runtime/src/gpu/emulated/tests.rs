@@ -13,7 +13,8 @@ const SCHEDULES: [Schedule; 6] = [
 ];
 
 fn card(schedule: Schedule) -> EmulatedDriver {
-    EmulatedDriver::new(EmulatedOptions { memory_bytes: 1 << 20, schedule, failing: None }).unwrap()
+    let options = EmulatedOptions { memory_bytes: 1 << 20, is_unified: false, schedule, failing: None };
+    EmulatedDriver::new(options).unwrap()
 }
 
 fn floats(driver: &mut EmulatedDriver, values: &[f32]) -> DevicePtr {
@@ -107,6 +108,36 @@ fn pinned_memory_is_read_when_the_copy_runs_and_other_memory_when_it_is_queued()
 }
 
 #[test]
+fn kernels_read_pinned_memory_where_it_lies_when_they_run_and_other_memory_has_no_address() {
+    for schedule in SCHEDULES {
+        let mut host = vec![3f32; 128];
+        let place = NonNull::new(host.as_mut_ptr().cast::<u8>()).unwrap();
+        let mut driver = card(schedule);
+        assert!(driver.info().unwrap().reads_host);
+        assert!(driver.mapped(place.as_ptr(), 512).is_err(), "it is not pinned");
+        // SAFETY: `host` is unpinned below.
+        unsafe { driver.pin(place, 512) }.unwrap();
+        let whole = driver.mapped(place.as_ptr(), 512).unwrap();
+        let x = driver.mapped(place.as_ptr().wrapping_add(256), 256).unwrap();
+        assert_eq!(x, whole + 256);
+        assert!(driver.mapped(place.as_ptr().wrapping_add(256), 257).is_err(), "some of it is not pinned");
+        let out = floats(&mut driver, &[1.0; 64]);
+        add(&mut driver, x, out, 64).unwrap();
+        // SAFETY: the value changes too early under some schedules, which is what the test is about; it is there.
+        unsafe { place.as_ptr().cast::<f32>().wrapping_add(64).write(5.0) };
+        let sums = read(&mut driver, Lane::Compute, out, 64);
+        assert_eq!(sums[1..], [4.0; 63], "{schedule:?}");
+        match schedule {
+            Schedule::Eager => assert_eq!(sums[0], 4.0, "it was read at once"),
+            Schedule::Lazy => assert_eq!(sums[0], 6.0, "it was read late"),
+            Schedule::Random(_) => assert!(sums[0] == 4.0 || sums[0] == 6.0, "{}", sums[0]),
+        }
+        driver.unpin(place).unwrap();
+        assert!(driver.mapped(place.as_ptr(), 512).is_err(), "it is not pinned any more");
+    }
+}
+
+#[test]
 fn a_copy_that_nobody_waits_for_does_not_run_under_the_lazy_schedule() {
     let mut driver = card(Schedule::Lazy);
     let at = floats(&mut driver, &[3.0; 4]);
@@ -188,7 +219,8 @@ fn a_kernel_that_writes_beyond_its_memory_is_noticed() {
 #[test]
 fn the_operation_that_is_to_fail_does_and_so_does_everything_after_it() {
     for schedule in SCHEDULES {
-        let options = EmulatedOptions { memory_bytes: 1 << 20, schedule, failing: Some(1) };
+        let options =
+            EmulatedOptions { memory_bytes: 1 << 20, is_unified: false, schedule, failing: Some(1) };
         let mut driver = EmulatedDriver::new(options).unwrap();
         let x = floats(&mut driver, &[1.0; 8]);
         let queued = add(&mut driver, x, x, 8);

@@ -43,7 +43,8 @@ impl Card {
         if let Some(driver) = OPEN.lock().pop().or_else(|| super::cuda::CudaDriver::open(0).ok()) {
             return Card::Real(Some(driver));
         }
-        let options = EmulatedOptions { memory_bytes: 256 << 20, schedule: Schedule::Eager, failing: None };
+        let (is_unified, schedule) = (false, Schedule::Eager);
+        let options = EmulatedOptions { memory_bytes: 256 << 20, is_unified, schedule, failing: None };
         Card::Emulated(EmulatedDriver::new(options).unwrap())
     }
 
