@@ -377,14 +377,17 @@ fn a_run_that_was_to_learn_and_failed_stops_the_sweep_and_is_made_again() {
     let bench = Bench::new();
     let sweep =
         bench.sweep("drafters = [\"ngram\"]\ndraft_lens = [\"auto\"]\ncache = [8]\nstarts = [\"warm\"]");
-    let fails = bench.engine("case \"$all\" in *.learning*) echo 'the disk is gone' >&2; exit 1;; esac");
-    let output = bench.run(&sweep, &fails, &[]);
+    let fails =
+        "case \"$all\" in *.learning*) [ -e DISK ] || { echo 'the disk is gone' >&2; exit 1; } ;; esac";
+    let engine = bench.engine(&fails.replace("DISK", &format!("'{}'", bench.text("disk"))));
+    let output = bench.run(&sweep, &engine, &[]);
     assert_eq!(output.status.code(), Some(1));
     let message = stderr(&output);
     assert!(message.contains("the untimed run failed") && message.contains("the disk is gone"), "{message}");
     let made = bench.log().len();
     assert_eq!(made, 2, "the one without a draft, and that");
-    let output = bench.run(&sweep, &bench.engine(""), &["--resume"]);
+    fs::write(bench.path("disk"), "").unwrap();
+    let output = bench.run(&sweep, &engine, &["--resume"]);
     assert!(output.status.success(), "{}", stderr(&output));
     let learning = |line: &&String| line.contains(".learning");
     assert_eq!(bench.log()[made..].iter().filter(learning).count(), 1);

@@ -11,7 +11,7 @@ mod common;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use common::card::{CARD, Card, MIXTURES, SCHEDULES, on_processor, same_bits, story};
+use common::card::{CARD, Card, MIXTURES, on_processor, same_bits, story};
 use common::synthetic::{Mixture, write_copy_in, write_copy_with};
 use common::{Notices, PLAIN, Setup, ask, generate, golden, load_shaped, open, plain_options, tokens};
 use drafthorse_draft::{LanguageModel, LogitRows};
@@ -47,14 +47,14 @@ fn used(path: &Path) -> usize {
 fn experts_are_read_in_place_with_the_processors_bits_and_nothing_is_copied() {
     for name in MIXTURES {
         let path = golden(name);
-        let wide = SCHEDULES.map(|schedule| (16, schedule, used(&path)));
-        let others = [
-            (16, Schedule::Lazy, usize::MAX),
-            (16, Schedule::Random(3), 8),
+        // As late as may be is what shows a slot that is filled anew too early; in any order, what waits for nothing.
+        let setups = [
+            (16, Schedule::Lazy, used(&path)),
             (1, Schedule::Lazy, used(&path)),
+            (16, Schedule::Random(3), 8),
         ];
         let expected = story(&mut on_processor(&path, Setup { rows_max: 16, ..PLAIN }, KvType::F16));
-        for (rows_max, schedule, slots) in wide.into_iter().chain(others) {
+        for (rows_max, schedule, slots) in setups {
             let card = Card { schedule, ..IN_PLACE };
             let mut model = card.load(&path, Setup { slots, rows_max, ..PLAIN }, KvType::F16);
             let story = story(&mut model);
