@@ -82,7 +82,7 @@ impl<'a> Lease<'a> {
     }
 
     /// Whether experts of the window wait for a slot that others of it hold: what is released may then be overwritten
-    /// before the lease ends. Once it is not so, it is not so again.
+    /// before the lease ends. Also where they only wait for other reads to end. Once it is not so, it is not so again.
     pub fn wants_room(&self) -> bool {
         !self.cache.wanted().pending.is_empty()
     }

@@ -124,8 +124,10 @@ impl StatsFile {
     /// The file cannot be written.
     pub fn save(&mut self, model: &Model, setup: &Setup, lessons: Option<Lessons>) -> Result<(), Error> {
         let Some(stats) = model.warm_stats() else { return Ok(()) };
+        // Two that end at once may still lose one's: then it is measured again.
         if let Ok((_, notes)) = self.read() {
-            self.known = known(&notes).0;
+            let (noted, problem) = known(&notes);
+            self.known = if problem.is_none() { noted } else { std::mem::take(&mut self.known) };
         }
         if let Some(lessons) = lessons.filter(|lessons| lessons.validate().is_ok()) {
             self.known.retain(|known| !known.setup.is_like(setup));

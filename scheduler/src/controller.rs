@@ -133,7 +133,8 @@ pub struct Controller {
     reads_text: bool,
     prospect: Prospect,
     knows_second_row: bool,
-    looks_left: u64, // drafts that show what this text is like, against those before it
+    looks_left: u64,     // drafts that show what this text is like, against those before it
+    texts_unlooked: u32, // in a row, on which nothing was drafted
     account_s: f64,
     spent_s: f64,
     plain_lost_s: f64, // in measurements of plain passes
@@ -195,6 +196,7 @@ impl Controller {
             prospect: Prospect { token_share, ..Prospect::default() },
             knows_second_row: false,
             looks_left: 0,
+            texts_unlooked: 0,
             account_s: 0.0,
             spent_s: 0.0,
             plain_lost_s: 0.0,
@@ -210,6 +212,7 @@ impl Controller {
     /// may have `tokens_max` tokens. What the drafter will take to read it says nothing of what drafting costs, and
     /// what stood in other texts is believed less.
     pub fn begin_text(&mut self, (prefill_s, compute_s): (f64, f64), tokens_max: usize) {
+        self.texts_unlooked = if self.reads_text { self.texts_unlooked.saturating_add(1) } else { 0 };
         self.reads_text = true;
         self.probe = None;
         self.looks_left = if self.planned_max > 0 { measuring::LOOKS } else { 0 };

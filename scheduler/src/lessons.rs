@@ -22,6 +22,9 @@ pub struct Lessons {
     pub(crate) passes: Vec<PassLesson>,
     /// Drafting by tokens asked for, ascending.
     pub(crate) drafts: Vec<DraftLesson>,
+    /// Texts in a row, the last among them, on which nothing was drafted.
+    #[serde(default)]
+    pub(crate) texts_unlooked: u32,
     /// Extra seconds for each pass before a draft that had none.
     pub(crate) catch_up_s: Option<f64>,
     pub(crate) survival: Survival,

@@ -174,6 +174,21 @@ fn short_texts_behind_long_prompts_lose_little_whatever_texts_before_them_showed
 }
 
 #[test]
+fn a_verdict_on_a_drafter_that_reads_long_prompts_is_not_for_ever() {
+    let world = World { verify: |n| 1.0 + 0.2 * n as f64, draft_s: 0.08, prompt: 400, tokens: 256, ..WORLD };
+    let mut lessons = World { acceptance: 0.0, ..world }.run(DraftLen::Auto).controller.lessons().unwrap();
+    let (mut speedups, later) = (Vec::new(), World { acceptance: 0.9, ..world });
+    for seed in 0..14 {
+        let world = World { seed, ..later };
+        let auto = world.run_after(DraftLen::Auto, Some(&lessons));
+        speedups.push(world.run(DraftLen::Fixed(0)).seconds_a_token() / auto.seconds_a_token());
+        lessons = auto.controller.lessons().unwrap();
+    }
+    assert!(speedups.iter().all(|speedup| *speedup > 0.95), "{speedups:.2?}");
+    assert!(speedups[10..].iter().all(|speedup| *speedup > 1.1), "{speedups:.2?}");
+}
+
+#[test]
 fn a_length_whose_unlucky_pass_cannot_be_paid_yet_waits_and_says_so() {
     // Short drafts lose, long ones win.
     let jump = |n: usize| if n == 0 { 1.0 } else { 1.8 + 0.05 * n as f64 };

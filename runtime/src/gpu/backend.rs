@@ -175,7 +175,8 @@ impl GpuBackend {
     /// Memory that the system does not let be pinned.
     ///
     /// # Safety
-    /// It outlives this backend.
+    /// It outlives this backend, and where experts are read in place nobody writes to bytes that a kernel queued before
+    /// the last [`Backend::settle`] or routing has to read.
     pub unsafe fn pin(&mut self, (start, len): (NonNull<u8>, usize)) -> Result<(), GpuError> {
         // SAFETY: the caller's promise; it is unpinned when this backend goes.
         unsafe { self.queue.driver().pin(start, len) }?;

@@ -54,11 +54,11 @@ impl InPlace {
 impl GpuBackend {
     /// Computes what is due of a window, whole experts at a time.
     pub(super) fn compute_in_place(&mut self, work: &ExpertWork<'_, '_>) {
+        let Some(own) = self.in_place.as_mut().filter(|_| !work.down.is_empty()) else { return };
         debug_assert!(
             work.shared.is_none() && work.claimed.is_empty(),
             "`route` has queued it; nothing is ours"
         );
-        let Some(own) = self.in_place.as_mut().filter(|_| !work.down.is_empty()) else { return };
         let places: Result<Vec<_>, _> = work.down.iter().map(|expert| own.expert_at(work, *expert)).collect();
         own.is_read = true;
         match places {

@@ -156,7 +156,8 @@ impl Queue {
             };
             let words = matmul_jobs(jobs);
             let args = [Arg::Struct(&words), Arg::U32(cols as u32), Arg::Ptr(self.tables)];
-            // SAFETY: as in `launch`; jobs lie in registers and weights of this device.
+            // SAFETY: as in `launch`; jobs lie in registers and weights of this device, or in pinned memory of the host's
+            // that nobody writes to until the kernels are done (see `in_place`).
             self.run(|driver| unsafe { driver.launch(kernel, grid, &args) });
         }
     }

@@ -111,7 +111,8 @@ pub struct DeviceChoice {
     pub layout: LayoutPlan,
     /// Experts there is room for.
     pub slots: usize,
-    /// Whether its kernels read experts where the expert cache has them: nothing below is of use then.
+    /// Whether its kernels read experts where the expert cache has them: slots, policy and processor have no part in it
+    /// then.
     pub is_in_place: bool,
     /// Decides which are in its slots; `None` where there are none.
     pub policy: Option<Box<dyn Policy>>,

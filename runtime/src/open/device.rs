@@ -178,6 +178,7 @@ pub(super) fn device(opened: OpenedDevice, (target, has_head): (&Opened, bool)) 
         driver = Box::new(ProfiledDriver::new(driver)?);
     }
     let DeviceInfo { name, is_unified, .. } = info;
+    let is_in_place = is_in_place && target.experts_total() > 0;
     let hybrid = options.hybrid;
     Ok(Device { driver, name, layout, plan, is_in_place, is_unified, hybrid, has_head })
 }

@@ -39,7 +39,7 @@ impl Controller {
             self.survival.loosen(RETRY_WEIGHT);
             self.calibration.loosen(RETRY_WEIGHT);
         }
-        let is_look = best == 0 && self.reads_text && self.looks_left > 0;
+        let is_look = best == 0 && self.reads_text && self.looks_left > 0 && !self.look_is_owed();
         self.probe = Some(Probe { draft_len, passes_left: self.probe_passes(draft_len), is_look });
         draft_len
     }

@@ -46,6 +46,9 @@ impl Controller {
         if (self.reads_text || unread > 0) && outcome.draft_s < expected_s {
             // With reading it took less than was expected without.
             self.draft_s.add(self.planned, outcome.draft_s);
+            if let Some(catch_up_s) = self.catch_up_s.as_mut().filter(|_| !self.reads_text) {
+                catch_up_s.add(0.0, 4.0);
+            }
         } else if self.reads_text {
             // Reading, mostly: teaches nothing.
         } else if unread == 0 {

@@ -20,6 +20,8 @@ const FEW: u32 = 3;
 pub(super) const LOOKS: u64 = 6;
 /// or only so many passes while nothing is drafted.
 const OFF_PASSES: u64 = 8;
+/// Texts in a row without a look after which one is taken on trust.
+const TEXTS_UNLOOKED_MAX: u32 = 8;
 /// What longer drafts must gain if they cost no more than those tried, to be tried where these lose, and how many
 /// passes after the last measurement.
 const LONGER_GAIN: f64 = 0.25;
@@ -78,7 +80,15 @@ impl Controller {
     /// seemed too dear may not have been. Unless something longer is being saved up for.
     fn look_due(&self) -> bool {
         let waits = self.best().0 > 0;
-        !waits && self.passes - self.last_drafted >= OFF_PASSES && self.account_s >= self.prospect.reading_s()
+        let is_paid = self.account_s >= self.prospect.reading_s() || self.look_is_owed();
+        !waits && self.passes - self.last_drafted >= OFF_PASSES && self.account_s >= 0.0 && is_paid
+    }
+
+    /// Whether so many texts went by without a look that one is taken even if the account will never pay for reading, as
+    /// a new controller would: no verdict is for ever.
+    pub(super) fn look_is_owed(&self) -> bool {
+        let is_affordable = |plain_s| self.prospect.is_affordable(plain_s);
+        self.texts_unlooked >= TEXTS_UNLOOKED_MAX && self.plain_s().is_some_and(is_affordable)
     }
 
     /// Passes in one measurement. A drafter that has to read first says nothing in its first.

@@ -19,6 +19,7 @@ impl Controller {
             Lessons {
                 passes: self.verify_s.lessons(),
                 drafts,
+                texts_unlooked: if self.reads_text { self.texts_unlooked } else { 0 },
                 catch_up_s: self.catch_up_s.map(|mean| mean.value()),
                 survival: self.survival.clone(),
                 calibration: self.calibration.clone(),
@@ -38,6 +39,7 @@ impl Controller {
             return;
         };
         self.planned_max = longest.draft_len;
+        self.texts_unlooked = lessons.texts_unlooked;
         drafts.iter().for_each(|draft| self.draft_s.add(draft.draft_len, draft.seconds));
         self.verify_s.recall(&lessons.passes);
         self.catch_up_s = lessons.catch_up_s.map(|seconds| crate::estimate::Mean::prior(seconds, 1.0));
