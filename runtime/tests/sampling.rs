@@ -106,7 +106,8 @@ fn block_verification_adapts_its_draft_length_and_reports_acceptance_by_position
         let sum = |of: fn(&PositionAcceptance) -> u64| -> u64 {
             speculation.acceptance_by_position.iter().map(of).sum()
         };
-        assert!(speculation.proposed > 0);
+        // A text this short may not be worth it to have a draft model read its prompt.
+        assert!(speculation.proposed > 0 || options.draft_len == DraftLen::Auto);
         assert_eq!(sum(|at| at.offered), speculation.proposed);
         assert_eq!(sum(|at| at.accepted), speculation.accepted);
         let offered: Vec<u64> = speculation.acceptance_by_position.iter().map(|at| at.offered).collect();
