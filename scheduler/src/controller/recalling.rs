@@ -4,6 +4,7 @@
 
 use super::{Controller, Lessons};
 use crate::DraftLen;
+use crate::estimate::Mean;
 use crate::lessons::DraftLesson;
 
 impl Controller {
@@ -28,8 +29,9 @@ impl Controller {
     }
 
     /// Begins with the lessons of an earlier run, which have passed [`Lessons::validate`], instead of plain passes.
-    /// They are believed as far as a few passes would be, as the machine may have other things to do now. The text is one more to
-    /// it (call [`Controller::begin_text`] afterwards). Without effect on a controller that has run passes, or has a fixed length.
+    /// They are believed as far as a few passes would be, as the machine may have other things to do now. What follows
+    /// is another text ([`Controller::begin_text`]). Without effect on a controller that has run passes, or has a fixed
+    /// length.
     pub fn recall(&mut self, lessons: &Lessons) {
         let length_max = self.config.draft_len_max;
         let drafts = lessons.drafts.iter().filter(|draft| (1..=length_max).contains(&draft.draft_len));
@@ -42,7 +44,7 @@ impl Controller {
         self.texts_unlooked = lessons.texts_unlooked;
         drafts.iter().for_each(|draft| self.draft_s.add(draft.draft_len, draft.seconds));
         self.verify_s.recall(&lessons.passes);
-        self.catch_up_s = lessons.catch_up_s.map(|seconds| crate::estimate::Mean::prior(seconds, 1.0));
+        self.catch_up_s = lessons.catch_up_s.map(|seconds| Mean::prior(seconds, 1.0));
         self.survival = lessons.survival.clone();
         self.calibration = lessons.calibration.clone();
         self.plain_first = 0;
