@@ -98,11 +98,14 @@ impl Plan {
 
     /// The run at that turn of a block: its key, and the variant, None being the run without a draft.
     pub fn key(&self, block: &Block, turn: usize) -> String {
-        let variant = self.turns[turn].variant.map(|at| self.variants[at].label());
-        let who = variant.unwrap_or_else(|| "off".to_owned());
+        self.key_of(block, &turn.to_string(), self.turns[turn].variant)
+    }
+
+    fn key_of(&self, block: &Block, which: &str, variant: Option<usize>) -> String {
+        let who = variant.map_or_else(|| "off".to_owned(), |at| self.variants[at].label());
         let Block { cache, start, temperature, prompt, .. } = block;
         let prompt = &self.prompts[*prompt].id;
-        format!("{}|{}|t{temperature}|{prompt}|{turn}|{who}", cache.label(), start.label())
+        format!("{}|{}|t{temperature}|{prompt}|{which}|{who}", cache.label(), start.label())
     }
 
     /// Key of the untimed run that fixes the ids.
@@ -115,24 +118,25 @@ impl Plan {
         self.bank.experts_total > 0 && self.sweep.starts.contains(&Start::Warm)
     }
 
-    /// Which variants have an untimed run in that block, whose lessons its timed ones begin with.
-    pub fn learning(&self, block: &Block) -> impl Iterator<Item = usize> + use<> {
-        let is_warm = block.start == Start::Warm && self.needs_stats();
-        let is_auto = |variant: &Variant| is_warm && variant.len == DraftLen::Auto;
-        let variants: Vec<bool> = self.variants.iter().map(is_auto).collect();
-        (0..variants.len()).filter(move |at| variants[*at])
+    /// Whether the runs of a block begin with statistics.
+    pub fn is_warm(&self, block: &Block) -> bool {
+        block.start == Start::Warm && self.needs_stats()
+    }
+
+    /// Whether a variant has an untimed run in that block, whose lessons its timed ones begin with.
+    pub fn learns(&self, block: &Block, variant: usize) -> bool {
+        self.is_warm(block) && self.variants[variant].len == DraftLen::Auto
     }
 
     /// Key of such a run.
     pub fn learning_key(&self, block: &Block, variant: usize) -> String {
-        let Block { cache, start, temperature, prompt, .. } = block;
-        let (who, prompt) = (self.variants[variant].label(), &self.prompts[*prompt].id);
-        format!("{}|{}|t{temperature}|{prompt}|learning|{who}", cache.label(), start.label())
+        self.key_of(block, "learning", Some(variant))
     }
 
     /// All runs.
     pub fn runs(&self) -> usize {
-        let learning: usize = self.blocks.iter().map(|block| self.learning(block).count()).sum();
+        let learns = |block| (0..self.variants.len()).filter(|at| self.learns(block, *at)).count();
+        let learning: usize = self.blocks.iter().map(learns).sum();
         let timed = self.blocks.len() * self.turns.len();
         learning + timed + self.prompts.len() * self.sweep.temperatures.len()
     }

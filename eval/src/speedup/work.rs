@@ -64,7 +64,7 @@ impl Work<'_> {
         }
         let plan = self.plan;
         for (at, block) in plan.blocks.iter().enumerate() {
-            for variant in plan.learning(block) {
+            for variant in (0..plan.variants.len()).filter(|at| plan.learns(block, *at)) {
                 self.learn((at, block), variant, &mut pace)?;
             }
             for turn in 0..plan.turns.len() {
@@ -181,10 +181,10 @@ impl Work<'_> {
         }
         let files = References::new(&self.scratch, block.prompt, block.temperature);
         let own_stats = self.scratch.join("run.stats");
-        let is_warm = block.start == Start::Warm && self.plan.needs_stats();
+        let is_warm = self.plan.is_warm(block);
         let variant = self.plan.turns[turn].variant;
         if is_warm {
-            let learned = variant.filter(|variant| self.plan.learning(block).any(|one| one == *variant));
+            let learned = variant.filter(|variant| self.plan.learns(block, *variant));
             let from = learned.map_or(files.stats, |variant| self.learned(at, variant));
             copy_stats(&from, &own_stats)?;
         }
