@@ -13,10 +13,8 @@ use std::sync::Arc;
 
 use common::{
     PLAIN, Setup, ask, bits,
-    card::{CARD, Card, MIXTURES, SCHEDULES, driver, on_processor, same_bits, story},
-    generate, golden, load_shaped, open, plain_options,
-    synthetic::{Mixture, write_copy_in},
-    tokens,
+    card::{CARD, Card, MIXTURES, SCHEDULES, driver, on_processor, same_bits, story, with_quantized},
+    generate, golden, load_shaped, open, plain_options, tokens,
 };
 use drafthorse_draft::{LanguageModel, LogitRows, TokenId};
 use drafthorse_offload::PolicyKind;
@@ -25,7 +23,7 @@ use drafthorse_runtime::Error;
 use drafthorse_runtime::api::{DraftSource, EngineOptions, GpuOptions, KvType, Silent, WorkTime};
 use drafthorse_runtime::backend::{AttendRows, Backend, CpuBackend, Norm, Reg, Rotation};
 use drafthorse_runtime::engine::Engine;
-use drafthorse_runtime::gguf::{BlockType, Gguf};
+use drafthorse_runtime::gguf::Gguf;
 use drafthorse_runtime::gpu::{EmulatedOptions, GpuBackend, GpuParts, LayoutPlan, Schedule};
 use drafthorse_runtime::kernels::Pool;
 use drafthorse_runtime::kv::KvCache;
@@ -55,27 +53,15 @@ fn logits_have_the_processors_bits_for_every_architecture_and_cache_type() {
 
 #[test]
 fn quantized_models_have_the_processors_bits_however_wide_a_pass_is() {
-    let dir = tempfile::tempdir().unwrap();
-    let (plain, path) = (dir.path().join("plain.gguf"), dir.path().join("quantized.gguf"));
-    // Wide enough for blocks of 256 in every row, and for the kernel that routers have.
-    Mixture { width: 512, inner: 256, experts: 6, blocks: 2, unsupported: None }.write(&plain);
-    let latent = golden("deepseek2_v3_yarn");
-    let cases = [(BlockType::Q4_K, &plain), (BlockType::Q6_K, &plain), (BlockType::Q8_0, &plain)];
-    for (block_type, model) in cases.into_iter().chain([(BlockType::Q8_0, &latent)]) {
-        write_copy_in(block_type, model, &path);
+    with_quantized(|name, path| {
         let setup = Setup { rows_max: 16, ..PLAIN };
-        let expected = story(&mut on_processor(&path, setup, KvType::F16));
+        let expected = story(&mut on_processor(path, setup, KvType::F16));
         for (slots_part, hybrid) in [(1, false), (usize::MAX, false), (usize::MAX, true)] {
             let card = Card { schedule: Schedule::Random(3), slots_part, hybrid, ..CARD };
-            let story = story(&mut card.load(&path, setup, KvType::F16));
-            same_bits(
-                &format!("{block_type:?} of {}", model.display()),
-                &format!("{card:?}"),
-                &story,
-                &expected,
-            );
+            let story = story(&mut card.load(path, setup, KvType::F16));
+            same_bits(name, &format!("{card:?}"), &story, &expected);
         }
-    }
+    });
 }
 
 #[test]

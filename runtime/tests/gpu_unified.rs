@@ -11,8 +11,8 @@ mod common;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use common::card::{CARD, Card, MIXTURES, on_processor, same_bits, story};
-use common::synthetic::{Mixture, write_copy_in, write_copy_with};
+use common::card::{CARD, Card, MIXTURES, on_processor, same_bits, story, with_quantized};
+use common::synthetic::{Mixture, write_copy_with};
 use common::{Notices, PLAIN, Setup, ask, generate, golden, load_shaped, open, plain_options, tokens};
 use drafthorse_draft::{LanguageModel, LogitRows};
 use drafthorse_offload::ExpertId;
@@ -20,7 +20,7 @@ use drafthorse_offload::reader::PreadReader;
 use drafthorse_runtime::Error;
 use drafthorse_runtime::api::{DraftSource, EngineOptions, GpuOptions, GpuStats, KvType};
 use drafthorse_runtime::engine::Engine;
-use drafthorse_runtime::gguf::{BlockType, Gguf};
+use drafthorse_runtime::gguf::Gguf;
 use drafthorse_runtime::gpu::{PART_ALIGN, Schedule};
 use drafthorse_runtime::models::{Blueprint, ModelOptions};
 use drafthorse_scheduler::{DraftLen, MemoryPlan, PrefetchMode};
@@ -86,26 +86,15 @@ fn a_slot_is_not_filled_anew_while_kernels_that_run_late_have_to_read_it() {
 
 #[test]
 fn quantized_experts_are_read_in_place_with_the_processors_bits() {
-    let dir = tempfile::tempdir().unwrap();
-    let (plain, path) = (dir.path().join("plain.gguf"), dir.path().join("quantized.gguf"));
-    Mixture { width: 512, inner: 256, experts: 6, blocks: 2, unsupported: None }.write(&plain);
-    let latent = golden("deepseek2_v3_yarn");
-    let cases = [(BlockType::Q4_K, &plain), (BlockType::Q6_K, &plain), (BlockType::Q8_0, &plain)];
-    for (block_type, model) in cases.into_iter().chain([(BlockType::Q8_0, &latent)]) {
-        write_copy_in(block_type, model, &path);
+    with_quantized(|name, path| {
         let setup = Setup { rows_max: 16, ..PLAIN };
-        let expected = story(&mut on_processor(&path, setup, KvType::F16));
-        for slots in [usize::MAX, used(&path)] {
+        let expected = story(&mut on_processor(path, setup, KvType::F16));
+        for slots in [usize::MAX, used(path)] {
             let card = Card { schedule: Schedule::Lazy, ..IN_PLACE };
-            let story = story(&mut card.load(&path, Setup { slots, ..setup }, KvType::F16));
-            same_bits(
-                &format!("{block_type:?} of {}", model.display()),
-                &format!("{slots}"),
-                &story,
-                &expected,
-            );
+            let story = story(&mut card.load(path, Setup { slots, ..setup }, KvType::F16));
+            same_bits(name, &format!("{slots}"), &story, &expected);
         }
-    }
+    });
 }
 
 #[test]

@@ -6,11 +6,12 @@ use drafthorse_draft::{LanguageModel, LogitRows, TokenId};
 use drafthorse_offload::reader::PreadReader;
 use drafthorse_offload::{PolicyConfig, PolicyKind};
 use drafthorse_runtime::api::KvType;
-use drafthorse_runtime::gguf::Gguf;
+use drafthorse_runtime::gguf::{BlockType, Gguf};
 use drafthorse_runtime::gpu::{Driver, EmulatedDriver, EmulatedOptions, LayoutPlan, Schedule};
 use drafthorse_runtime::models::{Blueprint, DeviceChoice, Model, ModelOptions};
 
-use super::{Setup, bits, load_shaped, load_with_kv, tokens};
+use super::synthetic::{Mixture, write_copy_in};
+use super::{Setup, bits, golden, load_shaped, load_with_kv, tokens};
 
 /// Golden models with routed experts.
 pub const MIXTURES: [&str; 7] = [
@@ -73,6 +74,20 @@ impl Card {
         let shape = |blueprint: &Blueprint| blueprint.kv_shape(kv_type).unwrap();
         let device = |blueprint: &Blueprint, options: &ModelOptions| Some(self.device(blueprint, options));
         load_shaped(&gguf, setup, Box::new(reader), (&shape, &device)).unwrap()
+    }
+}
+
+/// Calls `check` with a name and a file of each kind of quantized mixture: wide enough for blocks of 256 in every row,
+/// and for the kernel that routers have; and one with latent attention.
+pub fn with_quantized(mut check: impl FnMut(&str, &Path)) {
+    let dir = tempfile::tempdir().unwrap();
+    let (plain, path) = (dir.path().join("plain.gguf"), dir.path().join("quantized.gguf"));
+    Mixture { width: 512, inner: 256, experts: 6, blocks: 2, unsupported: None }.write(&plain);
+    let latent = golden("deepseek2_v3_yarn");
+    let cases = [(BlockType::Q4_K, &plain), (BlockType::Q6_K, &plain), (BlockType::Q8_0, &plain)];
+    for (block_type, model) in cases.into_iter().chain([(BlockType::Q8_0, &latent)]) {
+        write_copy_in(block_type, model, &path);
+        check(&format!("{block_type:?} of {}", model.display()), &path);
     }
 }
 
