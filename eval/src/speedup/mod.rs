@@ -1,8 +1,8 @@
 //! `drafthorse-eval speedup`: what drafting brings, setting by setting, and whether it leaves the text alone.
 //!
 //! A TOML sweep is crossed into cells; every drafted run stands next to a run without a draft of the same
-//! cache, start, temperature and prompt (A B B A), and its speedup is the quotient of the two. Runs are
-//! processes of `drafthorse run --json` (`run.rs` says why), kept one by one in runs.jsonl, so that an
+//! cache, start, temperature and prompt (A B B A, or side by side in slices), and its speedup is the quotient of the
+//! two. Runs are processes of `drafthorse run --json` (`run.rs` says why), kept one by one in runs.jsonl, so that an
 //! interrupted sweep goes on. Owns the order of the work and its errors; each step is a file beside this one:
 //!
 //! sweep -> plan (prompts, cells, turns) -> work (run, record, journal) -> summary (stats, best) -> report
@@ -24,6 +24,7 @@ mod report;
 mod rules;
 mod run;
 mod side_table;
+mod slices;
 mod stats;
 mod summary;
 mod sweep;
@@ -262,6 +263,12 @@ fn notes(plan: &Plan, options: &SpeedupOptions) -> Vec<String> {
         sweep.repeats,
         sweep.seed
     )];
+    if sweep.slice_tokens > 0 {
+        notes.push(format!(
+            "side by side: the runs of a drafter and one without a draft went on in turn, {} tokens at a time",
+            sweep.slice_tokens
+        ));
+    }
     if options.quick {
         notes.push(
             "--quick: one short run of every setting, which says whether it works and not how fast"

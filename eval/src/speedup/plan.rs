@@ -3,6 +3,7 @@
 //! Everything that can be refused is refused here, before anything runs. It must not know how runs are made.
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use drafthorse_runtime::Error;
@@ -17,7 +18,7 @@ use super::cell::{Bank, CacheSize, DraftLen, Start, Variant};
 use super::prompts;
 use super::record::sha256;
 use super::sweep::Sweep;
-use super::turns::{Turn, turns};
+use super::turns::{Turn, sliced_turns, turns};
 
 /// Positions beyond prompt and text, so that no draft is cut short by the context.
 const CONTEXT_SPARE: usize = 32;
@@ -84,7 +85,7 @@ impl Plan {
             }
         }
         Ok(Plan {
-            turns: turns(variants.len(), sweep.repeats),
+            turns: all_turns(&sweep, &variants),
             blocks: blocks(&sweep, &bank, prompts.len()),
             context: sweep.context.unwrap_or(longest + sweep.tokens + CONTEXT_SPARE),
             model,
@@ -106,6 +107,19 @@ impl Plan {
         let Block { cache, start, temperature, prompt, .. } = block;
         let prompt = &self.prompts[*prompt].id;
         format!("{}|{}|t{temperature}|{prompt}|{which}|{who}", cache.label(), start.label())
+    }
+
+    /// The turns of a block that are made together: those that share a run without a draft where they go on in
+    /// slices, else each by itself.
+    pub fn rounds(&self) -> Vec<Range<usize>> {
+        let is_sliced = self.sweep.slice_tokens > 0;
+        let rounds = self.turns.chunk_by(|a, b| is_sliced && a.off == b.off);
+        rounds
+            .scan(0, |end, round| {
+                let start = std::mem::replace(end, *end + round.len());
+                Some(start..*end)
+            })
+            .collect()
     }
 
     /// Key of the untimed run that fixes the ids.
@@ -162,6 +176,17 @@ fn model_path(model: &str) -> Result<PathBuf, SpeedupError> {
     flags.flag("model", ("model", "path"), Some(model));
     let path = Config::load(None, &flags).and_then(|config| config.model_path()).map_err(Error::from)?;
     Ok(path)
+}
+
+fn all_turns(sweep: &Sweep, variants: &[Variant]) -> Vec<Turn> {
+    if sweep.slice_tokens == 0 {
+        return turns(variants.len(), sweep.repeats);
+    }
+    let ways = variants.len() / sweep.drafters.len().max(1);
+    let drafters: Vec<Range<usize>> =
+        (0..sweep.drafters.len()).map(|drafter| drafter * ways..(drafter + 1) * ways).collect();
+    let plain = std::slice::from_ref(&(0..0));
+    sliced_turns(if drafters.is_empty() { plain } else { &drafters }, sweep.repeats)
 }
 
 /// The draft of the pair that comes with the program.

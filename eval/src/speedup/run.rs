@@ -56,15 +56,21 @@ pub struct Task<'a> {
     pub keep_ids: bool,
 }
 
+/// What is known of a run from outside.
+pub(super) struct Around {
+    pub arguments: Vec<OsString>,
+    pub wall_s: f64,
+    pub load_before: Option<f64>,
+    pub energy_j: Option<f64>,
+}
+
 impl Runner {
     /// Runs it to its end.
     ///
     /// # Errors
     /// The machine, and a command line that the program refuses. A run that fails is a [`Record`].
     pub fn run(&self, task: &Task<'_>) -> Result<Record, SpeedupError> {
-        if task.start == Start::Cold {
-            self.forget()?;
-        }
+        self.prepare(task)?;
         let arguments = self.arguments(task);
         let load_before = load();
         let energy = self.energy.read();
@@ -72,21 +78,49 @@ impl Runner {
         let output = Command::new(&self.program).args(&arguments).stdin(Stdio::null()).output();
         let output = output.map_err(|source| SpeedupError::io("run", &self.program, source))?;
         let wall_s = started.elapsed().as_secs_f64();
+        self.record(
+            task,
+            &output,
+            Around { arguments, wall_s, load_before, energy_j: self.energy.since(energy) },
+        )
+    }
+
+    /// Puts the page cache into the state that it begins with.
+    ///
+    /// # Errors
+    /// The machine.
+    pub(super) fn prepare(&self, task: &Task<'_>) -> Result<(), SpeedupError> {
+        match task.start {
+            Start::Cold => self.forget(),
+            Start::Warm => Ok(()),
+        }
+    }
+
+    /// What became of a process that has ended.
+    ///
+    /// # Errors
+    /// A command line that the program refuses.
+    pub(super) fn record(
+        &self,
+        task: &Task<'_>,
+        output: &Output,
+        around: Around,
+    ) -> Result<Record, SpeedupError> {
+        let Around { arguments, wall_s, load_before, energy_j } = around;
         let command = self.shown(&arguments);
         if output.status.code() == Some(USAGE) {
-            return Err(SpeedupError::Usage(format!("{} (from {command})", last_line(&output))));
+            return Err(SpeedupError::Usage(format!("{} (from {command})", last_line(output))));
         }
-        let outcome = judge(&output, self.sweep.tokens);
+        let outcome = judge(output, self.sweep.tokens);
         let (failure, (ids, measured)) = match outcome {
             Ok((ids, measured)) => (None, (ids, Some(measured))),
             Err(problem) => (Some(problem), (Vec::new(), None)),
         };
         let ids = if task.keep_ids { ids } else { Vec::new() };
-        let energy_j = self.energy.since(energy);
         Ok(Record { key: task.key.clone(), command, wall_s, energy_j, load_before, failure, measured, ids })
     }
 
-    fn arguments(&self, task: &Task<'_>) -> Vec<OsString> {
+    pub(super) fn arguments(&self, task: &Task<'_>) -> Vec<OsString> {
         let Sweep { tokens, seed, threads, memory, simulate_disk, args, .. } = &self.sweep;
         let ids: Vec<String> = task.prompt.iter().map(u32::to_string).collect();
         let mut words: Vec<OsString> = vec!["run".into(), self.model.clone().into()];

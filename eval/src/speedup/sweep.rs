@@ -63,6 +63,10 @@ pub struct Sweep {
     /// Runs of every setting on every prompt; an even number makes whole A B B A turns.
     #[serde(default = "default_repeats")]
     pub repeats: usize,
+    /// Runs of one drafter and the one without a draft go on in turn, so many tokens at a time: what the machine does
+    /// beside them falls on all alike, and all are in memory at once. 0: one run after another.
+    #[serde(default)]
+    pub slice_tokens: usize,
     /// Of sampling and of the choice of prompts.
     #[serde(default = "one_seed")]
     pub seed: u64,
@@ -168,6 +172,9 @@ impl Sweep {
         if !(2..=1 << 20).contains(&self.tokens) {
             return Err(format!("tokens: {}; a rate needs 2, and 1048576 is the most", self.tokens));
         }
+        if self.slice_tokens > COUNT_MAX {
+            return Err(format!("slice_tokens: {}; expected 0 to {COUNT_MAX}", self.slice_tokens));
+        }
         if let Some(odd) = self.temperatures.iter().find(|t| !(0.0..=100.0).contains(*t)) {
             return Err(format!("temperatures: {odd}; expected 0 to 100"));
         }
@@ -258,6 +265,7 @@ mod tests {
             ("model = \"m\"\ndrafters = [\"script:accept=2\"]", "accept"),
             ("model = \"m\"\ntokens = 1", "tokens: 1"),
             ("model = \"m\"\nrepeats = 0", "repeats: 0"),
+            ("model = \"m\"\nslice_tokens = 10001", "slice_tokens: 10001"),
             ("model = \"m\"\ntemperatures = [-0.5]", "-0.5"),
             ("model = ", "line 1"),
         ] {

@@ -1,7 +1,11 @@
-//! The order of runs within a block: A B B A, so that a machine that drifts hits both alike.
+//! The order of runs within a block: A B B A, so that a machine that drifts hits both alike; or side by side, in slices,
+//! so that one that is uneven does, too.
 //!
 //! Pure. A block is one cache, start, temperature and prompt; A is its run without a draft, B each way of
-//! drafting. Two neighbouring turns share the A between them: A B B A C C A.
+//! drafting. Two neighbouring turns share the A between them: A B B A C C A. Runs that go on in slices have one A for
+//! all ways of a drafter: (A B C) (A D E).
+
+use std::ops::Range;
 
 /// A run in its block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +41,20 @@ pub fn turns(variants: usize, repeats: usize) -> Vec<Turn> {
     turns
 }
 
+/// The turns of a block whose runs go on in slices: `repeats` times, for each drafter, the run without a draft and that
+/// drafter's ways, which `drafters` gives the numbers of.
+pub fn sliced_turns(drafters: &[Range<usize>], repeats: usize) -> Vec<Turn> {
+    let mut turns = Vec::new();
+    for _ in 0..repeats {
+        for ways in drafters.iter().cloned() {
+            let off = turns.len();
+            turns.push(Turn { variant: None, off });
+            turns.extend(ways.map(|variant| Turn { variant: Some(variant), off }));
+        }
+    }
+    turns
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -54,6 +72,16 @@ mod tests {
         assert_eq!(shown(2, 3), ".aa.bb.ba.");
         assert_eq!(shown(3, 1), ".ab.c");
         assert_eq!(shown(0, 3), "...");
+    }
+
+    #[test]
+    fn the_ways_of_a_drafter_go_on_beside_one_plain_run() {
+        let turns = sliced_turns(&[0..2, 2..3], 2);
+        let shown: Vec<(Option<usize>, usize)> = turns.iter().map(|turn| (turn.variant, turn.off)).collect();
+        let once = [(None, 0), (Some(0), 0), (Some(1), 0), (None, 3), (Some(2), 3)];
+        let twice = once.map(|(variant, off)| (variant, off + 5));
+        assert_eq!(shown, [once, twice].concat());
+        assert_eq!(sliced_turns(&[0..0], 3).len(), 3, "nothing but plain runs");
     }
 
     #[test]

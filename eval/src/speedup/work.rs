@@ -1,12 +1,13 @@
-//! Making the runs: first one untimed run of every prompt and temperature, then the blocks in turns.
+//! Making the runs: first one untimed run of every prompt and temperature, then the blocks, round by round.
 //!
 //! The untimed run writes nothing of the table but what the others need: the ids that scripted drafters
 //! follow, the routing that LRU and Belady are replayed on, and the statistics that warm runs begin with. Where the
 //! scheduler chooses lengths, a warm run begins with what it learned before, too: from one more untimed run, of that
 //! drafter and cache.
-//! Owns the order of the work, the files beside it, and stopping between two runs.
+//! Owns the order of the work, the files beside it, and stopping between two rounds.
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -67,8 +68,8 @@ impl Work<'_> {
             for variant in (0..plan.variants.len()).filter(|at| plan.learns(block, *at)) {
                 self.learn((at, block), variant, &mut pace)?;
             }
-            for turn in 0..plan.turns.len() {
-                self.turn((at, block), turn, &mut pace)?;
+            for round in plan.rounds() {
+                self.round((at, block), round, &mut pace)?;
             }
         }
         Ok(())
@@ -168,30 +169,37 @@ impl Work<'_> {
         }
     }
 
-    fn turn(
+    /// The runs at these turns, side by side where they are several.
+    fn round(
         &mut self,
         (at, block): (usize, &Block),
-        turn: usize,
+        round: Range<usize>,
         pace: &mut Pace,
     ) -> Result<(), SpeedupError> {
-        let key = self.plan.key(block, turn);
-        if self.journal.find(&key).is_some() {
-            pace.done += 1;
+        if round.clone().all(|turn| self.journal.find(&self.plan.key(block, turn)).is_some()) {
+            pace.done += round.len();
             return Ok(());
         }
         let files = References::new(&self.scratch, block.prompt, block.temperature);
-        let own_stats = self.scratch.join("run.stats");
+        let own_stats: Vec<PathBuf> =
+            (0..round.len()).map(|run| self.scratch.join(format!("run{run}.stats"))).collect();
         let is_warm = self.plan.is_warm(block);
-        let variant = self.plan.turns[turn].variant;
-        if is_warm {
-            let learned = variant.filter(|variant| self.plan.learns(block, *variant));
-            let from = learned.map_or(files.stats, |variant| self.learned(at, variant));
-            copy_stats(&from, &own_stats)?;
+        let mut tasks = Vec::with_capacity(round.len());
+        for (turn, own_stats) in round.zip(&own_stats) {
+            let variant = self.plan.turns[turn].variant;
+            if is_warm {
+                let learned = variant.filter(|variant| self.plan.learns(block, *variant));
+                let from = learned.map_or_else(|| files.stats.clone(), |variant| self.learned(at, variant));
+                copy_stats(&from, own_stats)?;
+            }
+            let (key, stats) = (self.plan.key(block, turn), is_warm.then_some(own_stats.as_path()));
+            tasks.push(Task { key, stats, ..self.task(block, variant, &files.script) });
         }
-        let stats = is_warm.then_some(own_stats.as_path());
-        let task = Task { key, stats, ..self.task(block, variant, &files.script) };
-        let record = self.runner.run(&task)?;
-        self.keep(record, pace)
+        let records = match self.plan.sweep.slice_tokens {
+            0 => tasks.iter().map(|task| self.runner.run(task)).collect::<Result<_, _>>()?,
+            tokens => self.runner.run_in_slices(&tasks, tokens)?,
+        };
+        records.into_iter().try_for_each(|record| self.keep(record, pace))
     }
 
     fn keep(&mut self, record: Record, pace: &mut Pace) -> Result<(), SpeedupError> {

@@ -3,6 +3,7 @@
 //! Owns the `clap` tables and the map from flags to settings (`layer()`), in which a flag that was
 //! not given sets nothing. Ranges are not checked here: the settings do, for files and flags alike.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -175,6 +176,9 @@ pub struct RunArgs {
     /// Print one JSON object on stdout instead of the text
     #[arg(long)]
     pub json: bool,
+    /// For measurements: wait for a line on stdin before every N tokens (slices.rs)
+    #[arg(long, value_name = "N", hide = true, requires = "json", requires = "tokens")]
+    pub slice: Option<NonZeroUsize>,
     /// No statistics after the text
     #[arg(long)]
     pub no_stats: bool,

@@ -9,6 +9,7 @@ use rustyline::error::ReadlineError;
 use super::conversation::Conversation;
 use super::run::{TextWriter, answer};
 use super::session::Session;
+use super::slices::Slices;
 use super::{explain, one_line, output, stats};
 
 const HELP: &str = "/help   this list
@@ -127,7 +128,7 @@ impl Chat {
         let Some(tokenizer) = session.engine.tokenizer() else { return Ok(()) };
         let prompt = self.conversation.ask(tokenizer, text)?.to_vec();
         let mut writer = TextWriter::new(&session.engine, true);
-        let generation = answer(session, &self.options, &prompt, &mut writer);
+        let generation = answer(session, &self.options, &prompt, (&mut writer, &mut Slices::default()));
         output::print("\n")?;
         let generation = generation.inspect_err(|_| self.conversation.unasked())?;
         self.conversation.answered(&writer.text, &generation.tokens);

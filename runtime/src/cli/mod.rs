@@ -20,6 +20,7 @@ mod progress;
 mod prompt;
 mod run;
 mod session;
+mod slices;
 mod stats;
 mod tokenize;
 mod tune;

@@ -13,6 +13,7 @@ use drafthorse_runtime::tokenizer::{AddSpecial, StreamDecoder};
 use super::args::RunArgs;
 use super::prompt::Prompt;
 use super::session::Session;
+use super::slices::Slices;
 use super::stats::RunReport;
 use super::{chat, explain, output, stats};
 
@@ -33,9 +34,11 @@ pub fn run(args: &RunArgs) -> Result<(), Error> {
                 output::note(&format!("prompt    {text}"));
             }
             let tokens = encode(&session.engine, &config, &text)?;
-            complete(&mut session, &config, (&tokens, telemetry))
+            complete(&mut session, &config, (&tokens, telemetry), Slices::new(None))
         }
-        Prompt::Tokens(tokens) => complete(&mut session, &config, (&tokens, telemetry)),
+        Prompt::Tokens(tokens) => {
+            complete(&mut session, &config, (&tokens, telemetry), Slices::new(args.slice))
+        }
     }
 }
 
@@ -52,9 +55,11 @@ fn complete(
     session: &mut Session,
     config: &Config,
     (prompt, telemetry): (&[TokenId], Option<telemetry::Handle>),
+    mut slices: Slices,
 ) -> Result<(), Error> {
     let mut writer = TextWriter::new(&session.engine, !config.run.json);
-    let generation = answer(session, &config.generate_options(), prompt, &mut writer)?;
+    let mut generation = answer(session, &config.generate_options(), prompt, (&mut writer, &mut slices))?;
+    slices.take_out(&mut generation);
     let metrics = telemetry.map(|handle| handle.snapshot());
     if config.run.json {
         return output::print_json(&RunReport::new(&generation, &writer.text, metrics.as_ref()));
@@ -72,16 +77,18 @@ fn complete(
     Ok(())
 }
 
-/// Generates into `writer`; Ctrl-C and a closed stdout end the text between two steps.
+/// Generates into `writer`, slice by slice; Ctrl-C and a closed stdout end the text between two steps.
 pub fn answer(
     session: &mut Session,
     options: &GenerateOptions,
     prompt: &[TokenId],
-    writer: &mut TextWriter,
+    (writer, slices): (&mut TextWriter, &mut Slices),
 ) -> Result<Generation, Error> {
     let Session { engine, screen, interrupt } = session;
     let mut on_tokens = |tokens: &[TokenId]| {
-        if writer.push(tokens).is_err() || interrupt.is_asked() {
+        let shown = writer.push(tokens);
+        let waited = slices.advance(tokens.len()).map_err(|error| writer.fail(error));
+        if shown.and(waited).is_err() || interrupt.is_asked() {
             ControlFlow::Break(())
         } else {
             ControlFlow::Continue(())
@@ -120,6 +127,11 @@ impl TextWriter {
             }
         }
         self.show(&piece)
+    }
+
+    /// Nothing more is written; `finish` returns `error`, unless another came before it.
+    fn fail(&mut self, error: Error) {
+        self.failed.get_or_insert(error);
     }
 
     fn show(&mut self, piece: &str) -> Result<(), ()> {
