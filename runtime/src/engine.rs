@@ -271,6 +271,8 @@ impl Engine {
         let (before, cache_before) = (self.target.spans(), self.cache_stats());
         let finish_reason = loop {
             let is_ended = options.stop_at_end && self.cut_at_end(sequence, &mut fresh);
+            // Whoever takes the tokens may take long.
+            self.drafter.iter_mut().for_each(|drafter| drafter.rest());
             if fresh > 0 && on_tokens(&sequence.tokens()[sequence.len() - fresh..]).is_break() {
                 break FinishReason::Interrupted;
             }

@@ -1,11 +1,12 @@
 //! The program from outside: what a script sees of stdout, stderr and exit codes.
 //!
-//! Needs no weights: a vocabulary-only GGUF is written by hand where a file is needed.
+//! Needs no weights beyond the demo pair's: a vocabulary-only GGUF is written by hand where a file is needed.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -117,6 +118,9 @@ fn a_command_line_that_makes_no_sense_exits_2() {
         &["logits", "m.gguf"],
         &["tokenize", "m.gguf"],
         &["run", "m.gguf", "--threads", "many"],
+        &["run", "m.gguf", "--slice", "4", "--tokens", "1"],
+        &["run", "m.gguf", "--slice", "4", "--json"],
+        &["run", "m.gguf", "--slice", "0", "--json", "--tokens", "1"],
     ] {
         let output = run(args, "");
         assert_eq!(output.status.code(), Some(2), "{args:?}");
@@ -214,6 +218,57 @@ fn what_a_file_without_weights_holds_is_described_and_why_it_does_not_run() {
     let page = run(&["inspect", &model], "");
     assert!(page.status.success());
     assert!(String::from_utf8(page.stdout).unwrap().contains("architecture    llama"));
+}
+
+#[test]
+fn a_run_in_slices_waits_for_its_turns_and_counts_its_own_time_alone() {
+    const PAUSE: Duration = Duration::from_millis(100);
+    let words = [
+        "run",
+        "--tokens",
+        "1,2,3",
+        "-n",
+        "9",
+        "--ignore-eos",
+        "--threads",
+        "1",
+        "--draft",
+        "none",
+        "--json",
+    ];
+    let whole = json(&drafthorse(&words).output().unwrap());
+
+    let started = Instant::now();
+    let mut command = drafthorse(&[&words[..], &["--slice", "4"]].concat());
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut turn, mut stdout) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+    let mut waits = 0;
+    let text = loop {
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        if line != "\n" {
+            break line;
+        }
+        waits += 1;
+        std::thread::sleep(PAUSE);
+        turn.write_all(b"\n").unwrap();
+    };
+    assert!(child.wait().unwrap().success());
+    let sliced: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((&sliced["tokens"], &sliced["text"]), (&whole["tokens"], &whole["text"]));
+    assert_eq!(waits, 3, "after the prompt, and after four tokens and four more");
+    let decode_s = sliced["timings"]["decode_s"].as_f64().unwrap();
+    let own = started.elapsed() - waits * PAUSE;
+    let seconds = |name: &str| sliced["timings"][name].as_f64().unwrap();
+    let all_s = seconds("load_s") + seconds("prefill_s") + decode_s;
+    assert!(0.0 < decode_s && all_s <= own.as_secs_f64(), "{all_s} s of {own:?}");
+    assert_eq!(sliced["attribution"]["wall_s"], sliced["timings"]["decode_s"]);
+    let rate = sliced["timings"]["decode_tps"].as_f64().unwrap();
+    assert!((rate * decode_s - 8.0).abs() < 1e-6, "{rate} tok/s in {decode_s} s");
+
+    // Whoever gave the turns is gone: it goes on to its end.
+    let alone = json(&drafthorse(&[&words[..], &["--slice", "4"]].concat()).output().unwrap());
+    assert_eq!(alone["tokens"], whole["tokens"]);
 }
 
 #[test]

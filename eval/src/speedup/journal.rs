@@ -124,6 +124,7 @@ mod tests {
             wall_s: 1.0,
             energy_j: None,
             load_before: None,
+            round: 0,
             failure: failure.map(str::to_owned),
             measured: None,
             ids: vec![1, 2],

@@ -241,7 +241,7 @@ pub fn merge(folders: &[PathBuf], output: &Path, command: String) -> Result<Repo
     render(output)
 }
 
-/// Lets Ctrl-C end the sweep after the run at work, which it ends as well.
+/// Lets Ctrl-C end the sweep after the run at work, which it ends as well, or amid runs side by side.
 fn listen() -> Result<Arc<AtomicBool>, SpeedupError> {
     let interrupted = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&interrupted);
@@ -265,7 +265,8 @@ fn notes(plan: &Plan, options: &SpeedupOptions) -> Vec<String> {
     )];
     if sweep.slice_tokens > 0 {
         notes.push(format!(
-            "side by side: the runs of a drafter and one without a draft went on in turn, {} tokens at a time",
+            "side by side: the runs of a drafter and one without a draft went on in turn, {} tokens at a time; energy \
+             cannot be told apart",
             sweep.slice_tokens
         ));
     }

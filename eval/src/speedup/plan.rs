@@ -113,13 +113,7 @@ impl Plan {
     /// slices, else each by itself.
     pub fn rounds(&self) -> Vec<Range<usize>> {
         let is_sliced = self.sweep.slice_tokens > 0;
-        let rounds = self.turns.chunk_by(|a, b| is_sliced && a.off == b.off);
-        rounds
-            .scan(0, |end, round| {
-                let start = std::mem::replace(end, *end + round.len());
-                Some(start..*end)
-            })
-            .collect()
+        ranges(self.turns.chunk_by(|a, b| is_sliced && a.off == b.off))
     }
 
     /// Key of the untimed run that fixes the ids.
@@ -178,15 +172,22 @@ fn model_path(model: &str) -> Result<PathBuf, SpeedupError> {
     Ok(path)
 }
 
+/// Where each of these pieces of one list lies in it.
+fn ranges<'a, T: 'a>(pieces: impl Iterator<Item = &'a [T]>) -> Vec<Range<usize>> {
+    let ends = pieces.scan(0, |end, piece| {
+        let start = *end;
+        *end += piece.len();
+        Some(start..*end)
+    });
+    ends.collect()
+}
+
 fn all_turns(sweep: &Sweep, variants: &[Variant]) -> Vec<Turn> {
     if sweep.slice_tokens == 0 {
         return turns(variants.len(), sweep.repeats);
     }
-    let ways = variants.len() / sweep.drafters.len().max(1);
-    let drafters: Vec<Range<usize>> =
-        (0..sweep.drafters.len()).map(|drafter| drafter * ways..(drafter + 1) * ways).collect();
-    let plain = std::slice::from_ref(&(0..0));
-    sliced_turns(if drafters.is_empty() { plain } else { &drafters }, sweep.repeats)
+    let ways = ranges(variants.chunk_by(|a, b| a.drafter == b.drafter));
+    sliced_turns(if ways.is_empty() { &[0..0] } else { &ways }, sweep.repeats)
 }
 
 /// The draft of the pair that comes with the program.

@@ -13,16 +13,19 @@ pub struct Record {
     pub key: String,
     /// What was run.
     pub command: String,
-    /// Wall time of the process, loading included.
+    /// Wall time of the process, loading and, side by side, the others' slices included.
     pub wall_s: f64,
     /// Of the whole process.
     pub energy_j: Option<f64>,
-    /// Processes that wanted to run, just before.
+    /// Processes that wanted to run, just before it or the round it was made in.
     pub load_before: Option<f64>,
     /// Why there is no measurement.
     pub failure: Option<String>,
     /// Empty after a failure.
     pub measured: Option<Measured>,
+    /// Which round it was made in: runs side by side mean something beside those of theirs alone.
+    #[serde(default)]
+    pub round: u64,
     /// The generated ids, where later runs need them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ids: Vec<u32>,

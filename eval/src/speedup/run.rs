@@ -57,7 +57,7 @@ pub struct Task<'a> {
 }
 
 /// What is known of a run from outside.
-pub(super) struct Around {
+pub(super) struct Outside {
     pub arguments: Vec<OsString>,
     pub wall_s: f64,
     pub load_before: Option<f64>,
@@ -81,7 +81,7 @@ impl Runner {
         self.record(
             task,
             &output,
-            Around { arguments, wall_s, load_before, energy_j: self.energy.since(energy) },
+            Outside { arguments, wall_s, load_before, energy_j: self.energy.since(energy) },
         )
     }
 
@@ -104,9 +104,9 @@ impl Runner {
         &self,
         task: &Task<'_>,
         output: &Output,
-        around: Around,
+        around: Outside,
     ) -> Result<Record, SpeedupError> {
-        let Around { arguments, wall_s, load_before, energy_j } = around;
+        let Outside { arguments, wall_s, load_before, energy_j } = around;
         let command = self.shown(&arguments);
         if output.status.code() == Some(USAGE) {
             return Err(SpeedupError::Usage(format!("{} (from {command})", last_line(output))));
@@ -117,7 +117,17 @@ impl Runner {
             Err(problem) => (Some(problem), (Vec::new(), None)),
         };
         let ids = if task.keep_ids { ids } else { Vec::new() };
-        Ok(Record { key: task.key.clone(), command, wall_s, energy_j, load_before, failure, measured, ids })
+        Ok(Record {
+            key: task.key.clone(),
+            command,
+            wall_s,
+            energy_j,
+            load_before,
+            failure,
+            measured,
+            round: 0,
+            ids,
+        })
     }
 
     pub(super) fn arguments(&self, task: &Task<'_>) -> Vec<OsString> {

@@ -5,6 +5,7 @@
 //! `--slice`, whose other side is `runtime/src/cli/slices.rs`: an empty line says "I wait", a line answers "go on".
 //! It must not know which runs are compared with which.
 
+use std::ffi::OsString;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::thread::JoinHandle;
@@ -12,57 +13,80 @@ use std::time::Instant;
 
 use super::SpeedupError;
 use super::record::Record;
-use super::run::{Around, Runner, Task};
+use super::run::{Outside, Runner, Task};
 use crate::compare::load;
 
 impl Runner {
-    /// Runs all to their ends, in slices of `tokens`. Loading and prompts come one after another, too.
+    /// Runs all to their ends, in slices of `tokens`. Loading and prompts come one after another, too. `None` if it
+    /// `is_interrupted`, which is asked before every slice.
     ///
     /// # Errors
-    /// As [`Runner::run`]; none of them goes on then.
-    pub fn run_in_slices(&self, tasks: &[Task<'_>], tokens: usize) -> Result<Vec<Record>, SpeedupError> {
+    /// As [`Runner::run`]. None of them goes on after an error or an interruption.
+    pub fn run_in_slices(
+        &self,
+        tasks: &[Task<'_>],
+        tokens: usize,
+        is_interrupted: impl Fn() -> bool,
+    ) -> Result<Option<Vec<Record>>, SpeedupError> {
         let failed = |source| SpeedupError::io("run", &self.program, source);
         let load_before = load();
-        let mut runs = Vec::with_capacity(tasks.len());
+        let mut runs: Vec<Result<(SlicedRun, Vec<OsString>), Record>> = Vec::with_capacity(tasks.len());
+        let record = |task, run: SlicedRun, arguments| {
+            let (output, wall_s) = run.finish().map_err(failed)?;
+            // Counters of the machine cannot tell one from another.
+            self.record(task, &output, Outside { arguments, wall_s, load_before, energy_j: None })
+        };
         for task in tasks {
+            if is_interrupted() {
+                return Ok(None);
+            }
             self.prepare(task)?;
             let mut arguments = self.arguments(task);
             arguments.extend(["--slice".into(), tokens.to_string().into()]);
             let mut command = Command::new(&self.program);
-            let mut run = Waiting::start(command.args(&arguments)).map_err(failed)?;
+            let mut run = SlicedRun::start(command.args(&arguments)).map_err(failed)?;
             run.until_it_waits().map_err(failed)?;
-            runs.push((run, arguments));
+            // One that does not come to its first slice is told of before the others have gone all their way.
+            runs.push(if run.has_ended() {
+                Err(record(task, run, arguments)?)
+            } else {
+                Ok((run, arguments))
+            });
         }
         let mut order: Vec<usize> = (0..runs.len()).collect();
-        while runs.iter().any(|(run, _)| run.ended.is_none()) {
+        while runs.iter().flatten().any(|(run, _)| !run.has_ended()) {
             for at in &order {
-                runs[*at].0.go_on().map_err(failed)?;
+                if is_interrupted() {
+                    return Ok(None);
+                }
+                if let Ok((run, _)) = &mut runs[*at] {
+                    run.go_on().map_err(failed)?;
+                }
             }
-            // A B C C B A: a drift hits all alike.
-            order.reverse();
+            // No run is always first, and none ever follows itself: it would find its caches warm.
+            order.rotate_left(1);
         }
-        let records = tasks.iter().zip(runs).map(|(task, (run, arguments))| {
-            let (output, wall_s) = run.finish().map_err(failed)?;
-            // Counters of the machine cannot tell one from another.
-            self.record(task, &output, Around { arguments, wall_s, load_before, energy_j: None })
+        let ends = tasks.iter().zip(runs).map(|(task, run)| match run {
+            Ok((run, arguments)) => record(task, run, arguments),
+            Err(ended) => Ok(ended),
         });
-        records.collect()
+        ends.collect::<Result<_, _>>().map(Some)
     }
 }
 
-/// A run that may be waiting for its next slice.
-struct Waiting {
+/// A process that goes on in slices.
+struct SlicedRun {
     child: Child,
     turn: ChildStdin,
     stdout: BufReader<ChildStdout>,
     stderr: Option<JoinHandle<Vec<u8>>>,
     started: Instant,
-    /// Its result, and how long it was there.
+    /// Once it has: what it printed at its end, and seconds since its start, those of the others included.
     ended: Option<(Vec<u8>, f64)>,
 }
 
-impl Waiting {
-    fn start(command: &mut Command) -> io::Result<Waiting> {
+impl SlicedRun {
+    fn start(command: &mut Command) -> io::Result<SlicedRun> {
         let started = Instant::now();
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
@@ -77,7 +101,11 @@ impl Waiting {
             text
         });
         let stdout = BufReader::new(stdout);
-        Ok(Waiting { child, turn, stdout, stderr: Some(stderr), started, ended: None })
+        Ok(SlicedRun { child, turn, stdout, stderr: Some(stderr), started, ended: None })
+    }
+
+    fn has_ended(&self) -> bool {
+        self.ended.is_some()
     }
 
     /// Blocks until it waits, or has ended.
@@ -93,7 +121,7 @@ impl Waiting {
 
     /// One more slice, if it has not ended.
     fn go_on(&mut self) -> io::Result<()> {
-        if self.ended.is_some() {
+        if self.has_ended() {
             return Ok(());
         }
         // One that has died meanwhile says so by the end of its stdout.
@@ -108,8 +136,8 @@ impl Waiting {
     }
 }
 
-impl Drop for Waiting {
-    /// One that waits would wait for ever, or go on unseen.
+impl Drop for SlicedRun {
+    /// One that waits would wait for ever.
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

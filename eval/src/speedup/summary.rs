@@ -315,6 +315,7 @@ mod tests {
             wall_s: 1.0,
             energy_j: Some(42.0),
             load_before: None,
+            round: 0,
             failure: failure.map(str::to_owned),
             measured: failure.is_none().then_some(measured),
             ids: Vec::new(),

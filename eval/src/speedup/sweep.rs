@@ -64,7 +64,8 @@ pub struct Sweep {
     #[serde(default = "default_repeats")]
     pub repeats: usize,
     /// Runs of one drafter and the one without a draft go on in turn, so many tokens at a time: what the machine does
-    /// beside them falls on all alike, and all are in memory at once. 0: one run after another.
+    /// beside them falls on all alike, and all are in memory at once, so `memory` must say how much each may take. 0: one
+    /// run after another.
     #[serde(default)]
     pub slice_tokens: usize,
     /// Of sampling and of the choice of prompts.
@@ -175,6 +176,13 @@ impl Sweep {
         if self.slice_tokens > COUNT_MAX {
             return Err(format!("slice_tokens: {}; expected 0 to {COUNT_MAX}", self.slice_tokens));
         }
+        // What is found free when one opens is what those before it left.
+        let takes_what_is_free = self.args.windows(2).any(|pair| pair == ["--vram", "auto"])
+            || self.args.iter().any(|word| word == "--vram=auto");
+        if self.slice_tokens > 0 && (self.memory.is_none() || takes_what_is_free) {
+            let problem = "runs side by side need a size of their own in memory (and for --vram)";
+            return Err(format!("slice_tokens: {}; {problem}", self.slice_tokens));
+        }
         if let Some(odd) = self.temperatures.iter().find(|t| !(0.0..=100.0).contains(*t)) {
             return Err(format!("temperatures: {odd}; expected 0 to 100"));
         }
@@ -266,6 +274,8 @@ mod tests {
             ("model = \"m\"\ntokens = 1", "tokens: 1"),
             ("model = \"m\"\nrepeats = 0", "repeats: 0"),
             ("model = \"m\"\nslice_tokens = 10001", "slice_tokens: 10001"),
+            ("model = \"m\"\nslice_tokens = 1", "memory"),
+            ("model = \"m\"\nslice_tokens = 1\nmemory = \"1GiB\"\nargs = [\"--vram\", \"auto\"]", "--vram"),
             ("model = \"m\"\ntemperatures = [-0.5]", "-0.5"),
             ("model = ", "line 1"),
         ] {

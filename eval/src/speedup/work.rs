@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::SpeedupError;
 use super::cell::Start;
@@ -105,7 +105,7 @@ impl Work<'_> {
         if let Some(problem) = record.failure.clone().filter(|_| !self.is_interrupted()) {
             return Err(SpeedupError::Reference { command: record.command, problem });
         }
-        self.keep(record, pace)?;
+        self.keep(vec![record], pace)?;
         self.write_script(prompt, temperature)
     }
 
@@ -145,7 +145,7 @@ impl Work<'_> {
         if record.failure.is_none() {
             fs::rename(&learning, &stats).map_err(|source| SpeedupError::io("write", &stats, source))?;
         }
-        self.keep(record, pace)
+        self.keep(vec![record], pace)
     }
 
     /// What a variant's untimed run in a block has learned.
@@ -176,7 +176,10 @@ impl Work<'_> {
         round: Range<usize>,
         pace: &mut Pace,
     ) -> Result<(), SpeedupError> {
-        if round.clone().all(|turn| self.journal.find(&self.plan.key(block, turn)).is_some()) {
+        // Runs of another round under the same keys, where that one failed in part, were not made beside the others.
+        let found = round.clone().map(|turn| self.journal.find(&self.plan.key(block, turn)));
+        let made: Option<Vec<u64>> = found.map(|record| Some(record?.round)).collect();
+        if made.is_some_and(|made| made.windows(2).all(|pair| pair[0] == pair[1])) {
             pace.done += round.len();
             return Ok(());
         }
@@ -197,14 +200,21 @@ impl Work<'_> {
         }
         let records = match self.plan.sweep.slice_tokens {
             0 => tasks.iter().map(|task| self.runner.run(task)).collect::<Result<_, _>>()?,
-            tokens => self.runner.run_in_slices(&tasks, tokens)?,
+            tokens => {
+                let records = self.runner.run_in_slices(&tasks, tokens, || self.is_interrupted())?;
+                records.ok_or_else(|| self.interruption(pace))?
+            }
         };
-        records.into_iter().try_for_each(|record| self.keep(record, pace))
+        let stamp = now_us();
+        self.keep(records.into_iter().map(|record| Record { round: stamp, ..record }).collect(), pace)
     }
 
-    fn keep(&mut self, record: Record, pace: &mut Pace) -> Result<(), SpeedupError> {
-        // Ctrl-C reaches the run as well: what it says then is no measurement.
-        if !(self.is_interrupted() && record.failure.is_some()) {
+    fn keep(&mut self, records: Vec<Record>, pace: &mut Pace) -> Result<(), SpeedupError> {
+        for record in records {
+            // Ctrl-C reaches the run as well: what it says then is no measurement.
+            if self.is_interrupted() && record.failure.is_some() {
+                continue;
+            }
             pace.done += 1;
             pace.made += 1;
             let figure = match (&record.failure, &record.measured) {
@@ -214,15 +224,22 @@ impl Work<'_> {
             (self.tell)(&pace.line(&format!("{}: {figure}", record.key)));
             self.journal.add(record)?;
         }
-        if self.is_interrupted() {
-            return Err(SpeedupError::Interrupted { done: pace.done, all: pace.all });
-        }
-        Ok(())
+        if self.is_interrupted() { Err(self.interruption(pace)) } else { Ok(()) }
+    }
+
+    fn interruption(&self, pace: &Pace) -> SpeedupError {
+        SpeedupError::Interrupted { done: pace.done, all: pace.all }
     }
 
     fn is_interrupted(&self) -> bool {
         self.interrupted.load(Ordering::Relaxed)
     }
+}
+
+/// What tells rounds apart: microseconds since 1970.
+fn now_us() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Files of an untimed run.
