@@ -3,7 +3,8 @@
 
     scripts/tree_worth.py TARGET.gguf DRAFT.gguf [--drafthorse target/release/drafthorse] [--tokens 192]
 
-Continues the built-in prompts greedily and asks both models for their logits along the text. A chain of K tokens is
+Continues the built-in prompts greedily (with --tokens 0 it takes the prompts themselves, on which the two agree less) and
+asks both models for their logits along the text. A chain of K tokens is
 compared with the same chain beside S of the draft's second choices (the likeliest of them, by the draft's own
 probabilities): where the chain errs and a second choice stands, the pass commits one token more. That is what a
 tree of so few rows comes to; longer side branches need more rows still. For several costs of a row, in plain passes,
@@ -38,16 +39,21 @@ def top_two(row):
 
 
 def positions(program, target, draft, text, tokens):
-    """For every token of a continuation: whether the draft's first and second choice are it, and their probabilities."""
-    prompt = answer(program, "tokenize", target, "-p", text)["ids"][:256]
+    """For every token of a continuation, or of the text itself where none is wanted: whether the draft's first and
+    second choice are the target's, and their probabilities."""
     joined = lambda ids: ",".join(map(str, ids))
-    run = answer(program, "run", target, "--tokens", joined(prompt), "-n", str(tokens), "--temp", "0", "--draft", "none",
-                 "--ignore-eos", "--stats-file", "none")
-    ids = prompt + run["tokens"]
-    rows = answer(program, "logits", draft, "--tokens", joined(ids[:-1]), "--all", "--stats-file", "none")["positions"]
-    for at in range(len(prompt) - 1, len(ids) - 1):
-        (first, p), (second, q) = top_two(rows[at])
-        yield first == ids[at + 1], second == ids[at + 1], p, q
+    logits = lambda model, ids: answer(program, "logits", model, "--tokens", joined(ids), "--all", "--stats-file",
+                                       "none")["positions"]
+    ids = answer(program, "tokenize", target, "-p", text)["ids"][:256]
+    start = 0
+    if tokens:
+        start = len(ids) - 1
+        ids += answer(program, "run", target, "--tokens", joined(ids), "-n", str(tokens), "--temp", "0", "--draft", "none",
+                      "--ignore-eos", "--stats-file", "none")["tokens"][:-1]
+    for theirs, ours in zip(logits(target, ids)[start:], logits(draft, ids)[start:]):
+        choice = max(range(len(theirs)), key=theirs.__getitem__)
+        (first, p), (second, q) = top_two(ours)
+        yield first == choice, second == choice, p, q
 
 
 def tokens_a_pass(text, chain, side):

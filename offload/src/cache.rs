@@ -196,6 +196,7 @@ impl ExpertCache {
             resident: self.slots.resident(),
             experts_total: self.index.experts_total(),
             hit_rate_recent: self.recent.hit_rate(),
+            is_filling: self.io.last_warm_up().is_some(),
         }
     }
 

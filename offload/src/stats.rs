@@ -60,6 +60,8 @@ pub struct Residency {
     pub experts_total: usize,
     /// Hit rate of late: accesses count half after [`RECENT_PASSES`] passes over all layers.
     pub hit_rate_recent: f64,
+    /// Whether free slots are still to be filled with what earlier runs wanted: passes take longer beside that.
+    pub is_filling: bool,
 }
 
 /// Half-life of [`Residency::hit_rate_recent`], in passes.

@@ -470,7 +470,8 @@ impl Engine {
 
     /// A dense model is a cache that never misses.
     fn residency(&self) -> Residency {
-        let resident = Residency { slots: 0, resident: 0, experts_total: 0, hit_rate_recent: 1.0 };
+        let resident =
+            Residency { slots: 0, resident: 0, experts_total: 0, hit_rate_recent: 1.0, is_filling: false };
         self.target.residency().unwrap_or(resident)
     }
 }

@@ -142,6 +142,7 @@ pub struct Controller {
     last_plain: u64,
     hit_rate: f64,
     hit_rate_plain: f64,
+    is_filling: bool, // slots, beside the pass that is planned
     ledger: Ledger,
 }
 
@@ -204,6 +205,7 @@ impl Controller {
             last_plain: 0,
             hit_rate: 0.0,
             hit_rate_plain: 0.0,
+            is_filling: false,
             ledger: Ledger::new(width_max),
         }
     }
@@ -232,6 +234,7 @@ impl Controller {
     /// The plan for the next pass. `residency` is the expert cache as it stands.
     pub fn plan(&mut self, residency: &Residency) -> Plan {
         self.hit_rate = residency.hit_rate_recent;
+        self.is_filling = residency.is_filling;
         self.kept.clear();
         self.planned = match self.config.mode {
             DraftLen::Fixed(draft_len) => draft_len,

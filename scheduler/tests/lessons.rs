@@ -9,7 +9,8 @@ use serde_json::Value;
 use worlds::{DRAFT_LEN_MAX, WORLD, World};
 
 const CHEAP: World = World { verify: |n| 1.0 + 0.1 * n as f64, draft_s: 0.02, acceptance: 0.9, ..WORLD };
-const RESIDENCY: Residency = Residency { slots: 0, resident: 0, experts_total: 0, hit_rate_recent: 1.0 };
+const RESIDENCY: Residency =
+    Residency { slots: 0, resident: 0, experts_total: 0, hit_rate_recent: 1.0, is_filling: false };
 
 fn controller(mode: DraftLen) -> Controller {
     Controller::new(ControllerConfig { mode, draft_len_max: DRAFT_LEN_MAX }, 0.0)

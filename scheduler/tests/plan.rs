@@ -9,7 +9,7 @@ fn controller(mode: DraftLen) -> Controller {
 }
 
 fn residency(hit_rate_recent: f64) -> Residency {
-    Residency { slots: 10, resident: 10, experts_total: 100, hit_rate_recent }
+    Residency { slots: 10, resident: 10, experts_total: 100, hit_rate_recent, is_filling: false }
 }
 
 fn draft(confidence: &[f32]) -> Draft {

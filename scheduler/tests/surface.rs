@@ -12,13 +12,24 @@ const FIXED: [usize; 5] = [0, 1, 2, 4, 8];
 
 /// Passes of a mixture of 12 layers by drafted tokens, with all of its experts in memory.
 const RESIDENT: [f64; 9] = [1.0, 1.30, 1.80, 2.30, 2.75, 3.15, 3.60, 4.00, 4.40];
+/// As measured of 8 layers where slots are filled beside the first tokens (eval/LOG.md).
+const FILLED: [f64; 9] = [1.0, 1.40, 2.20, 2.75, 3.08, 3.50, 3.90, 4.30, 5.00];
 /// And with a tenth of them.
 const TENTH: [f64; 9] = [1.0, 1.50, 2.05, 2.60, 3.15, 3.60, 4.00, 4.40, 4.80];
 /// As its traces show: 7 % of noise, 8 % from one part of the text to another, slower while slots fill.
-const NOISY: Machine =
-    Machine { noise: 0.12, drift: 0.08, cold: 0.2, first: 0.1, after_draft: 0.08, misses: 0.0, miss_s: 0.0 };
+const NOISY: Machine = Machine {
+    noise: 0.12,
+    drift: 0.08,
+    cold: 0.2,
+    filling: (0.0, 0),
+    first: 0.1,
+    after_draft: 0.08,
+    misses: 0.0,
+    miss_s: 0.0,
+};
 /// Share of the experts, cost of a pass, seconds of a drafted token, machine.
-const SHARES: [(&str, Cost, f64, Machine); 2] = [
+const SHARES: [(&str, Cost, f64, Machine); 3] = [
+    ("100 % filling", |width| FILLED[width], 0.07, Machine { cold: 0.0, filling: (0.3, 6), ..NOISY }),
     ("100 %", |width| RESIDENT[width], 0.07, NOISY),
     ("10 %", |width| TENTH[width], 0.04, Machine { misses: 34.0, miss_s: 0.008, ..NOISY }),
 ];
@@ -94,7 +105,11 @@ const ACCEPTANCES: [f64; 4] = [0.3, 0.6, 0.8, 0.95];
 #[test]
 fn auto_is_near_the_best_fixed_length_and_near_its_prediction_in_every_cell() {
     let cases = [192, 384].into_iter().flat_map(|tokens| worlds(tokens, ACCEPTANCES));
-    assert_all_hold(cases.map(|(name, world)| (name, world, None)), (0.98, 0.95));
+    let cases = cases.map(|(name, world)| (name, world, None));
+    // Long drafts have to wait until slots are filled: before, nothing is known of plain passes.
+    let (filling, others): (Vec<_>, Vec<_>) = cases.partition(|(_, world, _)| world.machine.filling.1 > 0);
+    assert_all_hold(filling.into_iter(), (0.98, 0.94));
+    assert_all_hold(others.into_iter(), (0.98, 0.95));
 }
 
 #[test]

@@ -9,6 +9,8 @@ use crate::estimate::Mean;
 /// Passes that do not count: the first finds caches, pages and threads cold, and a plain pass that seems dear makes
 /// drafting seem cheap.
 const COLD_PASSES: u64 = 1;
+/// Nor do those beside which slots are filled, up to so many: a slow disk may have to do for minutes.
+const FILLING_PASSES_MAX: u64 = 24;
 /// Share of the time spent that drafting may lose against plain passes; with what it may lose at the start, it
 /// is less in the first passes, so that a short text loses no more.
 pub(super) const LOSS_SHARE: f64 = 0.02;
@@ -31,7 +33,8 @@ impl Controller {
     pub(super) fn learn_costs(&mut self, outcome: &StepOutcome) {
         let follows_draft =
             self.planned == 0 && self.last_drafted + PLAIN_SETTLING >= self.passes && self.last_drafted > 0;
-        let is_cold = (self.planned == 0 || self.plain_first == 0) && self.passes <= COLD_PASSES;
+        let is_cold = ((self.planned == 0 || self.plain_first == 0) && self.passes <= COLD_PASSES)
+            || (self.is_filling && self.passes <= FILLING_PASSES_MAX);
         let says_nothing = is_cold || (follows_draft && self.verify_s.is_measured(0));
         if !says_nothing {
             self.learn_pass(outcome);

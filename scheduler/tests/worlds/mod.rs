@@ -38,6 +38,8 @@ pub struct Machine {
     pub drift: f64,
     /// Share that the first tokens' passes take longer; fades over `COLD_TOKENS`.
     pub cold: f64,
+    /// Share that passes take longer while slots are filled, and tokens that this lasts.
+    pub filling: (f64, usize),
     /// Share that the first pass of each width takes longer.
     pub first: f64,
     /// Share that a plain pass right after a drafted one takes longer; the next one half of that.
@@ -48,8 +50,16 @@ pub struct Machine {
 }
 
 /// Nothing but 10 % of noise.
-pub const STEADY: Machine =
-    Machine { noise: 0.1, drift: 0.0, cold: 0.0, first: 0.0, after_draft: 0.0, misses: 0.0, miss_s: 0.0 };
+pub const STEADY: Machine = Machine {
+    noise: 0.1,
+    drift: 0.0,
+    cold: 0.0,
+    filling: (0.0, 0),
+    first: 0.0,
+    after_draft: 0.0,
+    misses: 0.0,
+    miss_s: 0.0,
+};
 
 pub const WORLD: World = World {
     verify: |_| 1.0,
@@ -97,14 +107,18 @@ impl World {
         lessons.into_iter().for_each(|lessons| controller.recall(lessons));
         let prefill_s = 0.25 * f64::from(self.prompt);
         controller.begin_text((prefill_s, prefill_s), self.tokens);
-        let residency = Residency { slots: 0, resident: 0, experts_total: 0, hit_rate_recent: 1.0 };
+        let residency =
+            Residency { slots: 0, resident: 0, experts_total: 0, hit_rate_recent: 1.0, is_filling: false };
         let (mut tokens, mut seconds, mut unread) = (0, 0.0, self.prompt);
         let mut passes = Vec::new(); // tokens planned and kept
         while tokens < self.tokens {
             // A fixed length needs no controller, and these worlds are many.
             let plan = match mode {
                 DraftLen::Fixed(draft_len) => Plan { draft_len, ..Plan::PLAIN },
-                DraftLen::Auto => controller.plan(&residency),
+                DraftLen::Auto => {
+                    let is_filling = tokens < self.machine.filling.1;
+                    controller.plan(&Residency { is_filling, ..residency })
+                }
             };
             let (planned, asked) = (plan.draft_len, plan.draft_len > 0 && !plan.is_blank);
             let speaks = plan.is_blank || self.chance(1, tokens) < self.offered;
@@ -128,7 +142,7 @@ impl World {
 
     /// A pass over `width` drafted tokens at `at` in the text, after `passes`.
     fn pass(&self, width: usize, at: usize, passes: &[(usize, usize)]) -> StepOutcome {
-        let Machine { drift, cold, first, after_draft, misses, miss_s, .. } = self.machine;
+        let Machine { drift, cold, filling, first, after_draft, misses, miss_s, .. } = self.machine;
         let phase = self.chance(5, 0) + at as f64 / DRIFT_TOKENS;
         let level = 1.0 + drift * (std::f64::consts::TAU * phase).sin();
         let is_new = passes.iter().all(|pass| pass.1 != width);
@@ -141,7 +155,8 @@ impl World {
         };
         let union = ((width + 1) as f64).powf(UNION_POWER);
         let fading = 1.0 + cold * (-(at as f64) / COLD_TOKENS).exp();
-        let extra = fading * (1.0 + if is_new { first } else { 0.0 }) * (1.0 + disturbed);
+        let beside = if at < filling.1 { filling.0 } else { 0.0 };
+        let extra = fading * (1.0 + beside) * (1.0 + if is_new { first } else { 0.0 }) * (1.0 + disturbed);
         let missed = (misses * union * level).round();
         StepOutcome {
             draft_len: width,
