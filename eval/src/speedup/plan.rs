@@ -187,7 +187,8 @@ fn all_turns(sweep: &Sweep, variants: &[Variant]) -> Vec<Turn> {
         return turns(variants.len(), sweep.repeats);
     }
     let ways = ranges(variants.chunk_by(|a, b| a.drafter == b.drafter));
-    sliced_turns(if ways.is_empty() { &[0..0] } else { &ways }, sweep.repeats)
+    let nothing = [Range::default()];
+    sliced_turns(if ways.is_empty() { &nothing } else { &ways }, sweep.repeats)
 }
 
 /// The draft of the pair that comes with the program.

@@ -81,7 +81,7 @@ mod tests {
         let once = [(None, 0), (Some(0), 0), (Some(1), 0), (None, 3), (Some(2), 3)];
         let twice = once.map(|(variant, off)| (variant, off + 5));
         assert_eq!(shown, [once, twice].concat());
-        assert_eq!(sliced_turns(&[0..0], 3).len(), 3, "nothing but plain runs");
+        assert_eq!(sliced_turns(&[Range::default()], 3).len(), 3, "nothing but plain runs");
     }
 
     #[test]
