@@ -229,9 +229,11 @@ fn warming_up_fills_free_slots_in_order_and_evicts_nothing() {
     let mut world = World::new();
     world.use_all(0, &(0..32).collect::<Vec<_>>());
     let hottest: Vec<ExpertId> = (0..32).map(|expert| ExpertId { layer: 2, expert }).collect();
+    assert!(!world.cache.residency().is_filling);
     world.cache.warm_up(&hottest).unwrap();
+    assert!(world.cache.residency().is_filling, "most of it waits for the disk");
     world.idle();
-    assert_eq!(world.cache.residency().resident, 60);
+    assert_eq!((world.cache.residency().resident, world.cache.residency().is_filling), (60, false));
     assert!((0..32).all(|expert| world.cache.holds(ExpertId { layer: 0, expert })));
     assert!((0..28).all(|expert| world.cache.holds(ExpertId { layer: 2, expert })));
     assert_eq!(world.use_all(2, &[0, 27]), []);
