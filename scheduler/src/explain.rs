@@ -101,6 +101,11 @@ impl Ledger {
         (spent > 0.0).then(|| (self.plain_s + drafted) / spent)
     }
 
+    /// Passes planned with that length.
+    pub(crate) fn passes(&self, draft_len: usize) -> u64 {
+        self.entries.get(draft_len).map_or(0, |entry| entry.passes)
+    }
+
     /// The lengths that were planned, with what was measured of each.
     pub(crate) fn lengths(&self) -> impl Iterator<Item = (usize, LengthReport)> + '_ {
         let tried = self.entries.iter().enumerate().filter(|(_, entry)| entry.passes > 0);

@@ -25,6 +25,8 @@ const ACCOUNT_RECALLED_PASSES: f64 = 1.3;
 const ACCOUNT_MAX_PASSES: f64 = 16.0;
 /// A drafted pass is charged at most this many times what it was expected to take.
 const CHARGE_MAX: f64 = 3.0;
+/// and the first of its length in a run hardly more than that: what it finds cold is paid for once, whatever is done after.
+const CHARGE_FIRST_MAX: f64 = 1.25;
 /// Passes after a drafted one in which plain passes do not count: it leaves the processor's caches to the draft
 /// model and the target's threads asleep.
 const PLAIN_SETTLING: u64 = 2;
@@ -135,6 +137,7 @@ impl Controller {
         let expected = expected.max(self.verify_s.expect(0).unwrap_or(0.0) + outcome.draft_s);
         let is_look = self.probe.is_some_and(|probe| probe.is_look);
         let drafting = if self.reads_text && !is_look { 0.0 } else { outcome.draft_s };
-        (outcome.verify_s + drafting).min(CHARGE_MAX * expected)
+        let most = if self.ledger.passes(self.planned) == 1 { CHARGE_FIRST_MAX } else { CHARGE_MAX };
+        (outcome.verify_s + drafting).min(most * expected)
     }
 }
