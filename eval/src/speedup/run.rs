@@ -104,9 +104,9 @@ impl Runner {
         &self,
         task: &Task<'_>,
         output: &Output,
-        around: Outside,
+        outside: Outside,
     ) -> Result<Record, SpeedupError> {
-        let Outside { arguments, wall_s, load_before, energy_j } = around;
+        let Outside { arguments, wall_s, load_before, energy_j } = outside;
         let command = self.shown(&arguments);
         if output.status.code() == Some(USAGE) {
             return Err(SpeedupError::Usage(format!("{} (from {command})", last_line(output))));
