@@ -15,6 +15,7 @@ mod measuring;
 mod rates;
 mod recalling;
 
+use crate::account::Account;
 use crate::calibration::Calibration;
 use crate::cost::CostModel;
 use crate::elastic::{DropCosts, RowRule};
@@ -135,7 +136,9 @@ pub struct Controller {
     knows_second_row: bool,
     looks_left: u64,     // drafts that show what this text is like, against those before it
     texts_unlooked: u32, // in a row, on which nothing was drafted
-    account_s: f64,
+    /// Of the drafts on this text, whether none had a token that stood; `None` before the first.
+    is_astray: Option<bool>,
+    account: Account,
     spent_s: f64,
     plain_lost_s: f64, // in measurements of plain passes
     last_probe: u64,   // pass number
@@ -198,7 +201,8 @@ impl Controller {
             knows_second_row: false,
             looks_left: 0,
             texts_unlooked: 0,
-            account_s: 0.0,
+            is_astray: None,
+            account: Account::default(),
             spent_s: 0.0,
             plain_lost_s: 0.0,
             last_probe: 0,
@@ -219,7 +223,8 @@ impl Controller {
         self.probe = None;
         self.looks_left = if self.planned_max > 0 { measuring::LOOKS } else { 0 };
         self.last_drafted = self.passes;
-        self.survival.loosen(TEXT_WEIGHT);
+        self.survival.begin_text(TEXT_WEIGHT);
+        self.is_astray = None;
         self.calibration.loosen(TEXT_WEIGHT_BY_CONFIDENCE);
         let token_share = self.prospect.token_share;
         self.prospect = Prospect {
@@ -228,6 +233,7 @@ impl Controller {
             prefill_compute_s: compute_s,
             unread_compute_s: 0.0,
             tokens_max: tokens_max as f64,
+            tokens: 0.0,
         };
     }
 
@@ -258,7 +264,7 @@ impl Controller {
         };
         let each_s = (draft + (wide - plain).max(0.0)) / width as f64;
         let stands = self.calibration.overall(self.source).max(ACCEPTANCE_FLOOR);
-        let survival_min = (each_s * self.best().1 / stands).min(SURVIVAL_MIN_MAX) as f32;
+        let survival_min = (each_s * self.best_affordable().1 / stands).min(SURVIVAL_MIN_MAX) as f32;
         StopRule {
             acceptance: std::array::from_fn(|source| self.calibration.table(source)),
             source: 0,

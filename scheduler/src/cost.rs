@@ -334,6 +334,9 @@ impl Counts {
     fn shape(&self, width: usize) -> f64 {
         let known =
             |w: usize| if w == 0 { Some((0, 1.0)) } else { self.shape[w].map(|mean| (w, mean.value())) };
+        if let Some((_, shape)) = known(width) {
+            return shape.max(f64::MIN_POSITIVE);
+        }
         let (nearest, shape) = (0..=width).rev().find_map(known).unwrap_or((0, 1.0));
         (shape * ((width + 1) as f64 / (nearest + 1) as f64).powf(UNION_POWER)).max(f64::MIN_POSITIVE)
     }

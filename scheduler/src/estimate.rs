@@ -135,6 +135,9 @@ pub(crate) struct Survival {
     stands: Vec<Mean>,
     /// Of all tokens verified behind ones that stood.
     all: Mean,
+    /// What `all` was in the texts before this one.
+    #[serde(default)]
+    usual: Option<f64>,
 }
 
 impl Survival {
@@ -142,12 +145,16 @@ impl Survival {
     /// What is believed before anything is measured, and for how many samples.
     const PRIOR_ACCEPTANCE: f64 = 0.7;
     const PRIOR_WEIGHT: f64 = 2.0;
+    /// Part of the way that a text moves what is usual.
+    const USUAL_STEP: f64 = 0.5;
+    /// Passes without a draft that make other texts worth one sample more.
+    const USUAL_PASSES: f64 = 16.0;
     /// Samples of a position, not the first, that the tokens of all positions are worth to it.
     const ALL_WEIGHT: f64 = 6.0;
 
     pub(crate) fn new() -> Survival {
         let all = Mean::prior(Survival::PRIOR_ACCEPTANCE, Survival::PRIOR_WEIGHT);
-        Survival { offered: Vec::new(), stands: Vec::new(), all }
+        Survival { offered: Vec::new(), stands: Vec::new(), all, usual: None }
     }
 
     /// Counts a pass planned with `planned` drafted tokens that verified `width` and accepted `accepted`.
@@ -177,6 +184,26 @@ impl Survival {
         places <= DRAFT_LEN_LIMIT
             && places == self.stands.len()
             && shares.copied().all(|mean| mean.is_share(Survival::MEMORY))
+            && self.usual.is_none_or(|usual| (0.0..=1.0 + 1e-9).contains(&usual))
+    }
+
+    /// Another text begins, to which those before it are worth `weight` samples.
+    pub(crate) fn begin_text(&mut self, weight: f64) {
+        if self.all.weight > Survival::PRIOR_WEIGHT {
+            let before = self.usual.unwrap_or(self.all.value);
+            self.usual = Some(before + Survival::USUAL_STEP * (self.all.value - before));
+        }
+        self.loosen(weight);
+    }
+
+    /// Nothing was drafted for `age` passes: what stood before them is believed the less, and the more what stands in
+    /// other texts, if that is more: who drafts well elsewhere may have been led astray.
+    pub(crate) fn grow_old(&mut self, age: f64) {
+        let Some(usual) = self.usual.filter(|usual| *usual > self.all.value) else { return };
+        let grown = age / Survival::USUAL_PASSES;
+        for mean in self.stands.iter_mut().chain([&mut self.all]) {
+            mean.value = (mean.value * mean.weight + usual * grown) / (mean.weight + grown);
+        }
     }
 
     /// Believes the next few passes more than the old ones.

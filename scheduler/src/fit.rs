@@ -68,20 +68,25 @@ impl Fit {
 
     /// The solution in which the terms outside the set `free` (bits) are 0. Gauss with pivots.
     fn solve_for(&self, free: u32, ridge: f64) -> [f64; TERMS] {
-        let index: Vec<usize> = (0..TERMS).filter(|i| free >> i & 1 == 1).collect();
-        let mut rows: Vec<Vec<f64>> = index
-            .iter()
-            .map(|&i| {
-                let coefficients = index.iter().map(|&j| self.xx[i][j] + if i == j { ridge } else { 0.0 });
-                coefficients.chain([self.xy[i]]).collect()
-            })
-            .collect();
-        let n = index.len();
+        let (mut index, mut n) = ([0; TERMS], 0);
+        for i in (0..TERMS).filter(|i| free >> i & 1 == 1) {
+            (index[n], n) = (i, n + 1);
+        }
+        let index = &index[..n];
+        // Gauss and Jordan, the right side last.
+        let mut rows = [[0.0; TERMS + 1]; TERMS];
+        for (row, &i) in rows.iter_mut().zip(index) {
+            for (entry, &j) in row.iter_mut().zip(index) {
+                *entry = self.xx[i][j] + if i == j { ridge } else { 0.0 };
+            }
+            row[n] = self.xy[i];
+        }
+        let rows = &mut rows[..n];
         for at in 0..n {
             let pivot =
                 (at..n).max_by(|a, b| rows[*a][at].abs().total_cmp(&rows[*b][at].abs())).unwrap_or(at);
             rows.swap(at, pivot);
-            let pivot_row = rows[at].clone();
+            let pivot_row = rows[at];
             for (_, row) in rows.iter_mut().enumerate().filter(|(r, _)| *r != at) {
                 let factor = row[at] / pivot_row[at];
                 row.iter_mut().zip(&pivot_row).for_each(|(value, pivot)| *value -= factor * pivot);

@@ -8,6 +8,7 @@
 //! 1. Draft length 0 is a plan like any other and costs exactly a plain step (DESIGN I4).
 //! 2. A plan never exceeds its budget; a refusal shows the arithmetic and the budget that would do (I1).
 
+mod account;
 mod budget;
 mod calibration;
 mod controller;

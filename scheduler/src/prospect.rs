@@ -28,8 +28,10 @@ pub(crate) struct Prospect {
     pub(crate) prefill_compute_s: f64,
     /// Seconds in which it computed the passes since: the drafter will have to read their tokens too.
     pub(crate) unread_compute_s: f64,
-    /// Tokens that the text may have.
+    /// Tokens that the text may have,
     pub(crate) tokens_max: f64,
+    /// and has.
+    pub(crate) tokens: f64,
 }
 
 impl Prospect {
@@ -46,6 +48,11 @@ impl Prospect {
     /// Whether reading costs no more than a small part of a text.
     pub(crate) fn is_affordable(&self, plain_s: f64) -> bool {
         self.reading_s() <= READING_SHARE * (self.prefill_s + TEXT_TOKENS.min(self.tokens_max) * plain_s)
+    }
+
+    /// Tokens that the text is taken to have yet.
+    pub(crate) fn tokens_left(&self) -> f64 {
+        (self.tokens_max - self.tokens).clamp(0.0, TEXT_TOKENS)
     }
 
     /// Whether a gain of `gain_s` a token, as other texts showed it, makes up for reading in a part of the tokens that
@@ -88,6 +95,7 @@ mod tests {
             prefill_compute_s: 10.0,
             unread_compute_s: 0.0,
             tokens_max: 1e6,
+            tokens: 0.0,
         }
     }
 

@@ -39,6 +39,12 @@ impl Controller {
             self.survival.loosen(RETRY_WEIGHT);
             self.calibration.loosen(RETRY_WEIGHT);
         }
+        if draft_len > 0 && best == 0 {
+            if !self.reads_text {
+                self.account.lend_up_to(self.at_stake(draft_len, reference));
+            }
+            self.survival.grow_old((self.passes - self.last_drafted) as f64);
+        }
         let is_look = best == 0 && self.reads_text && self.looks_left > 0 && !self.look_is_owed();
         self.probe = Some(Probe { draft_len, passes_left: self.probe_passes(draft_len), is_look });
         draft_len
@@ -64,16 +70,18 @@ impl Controller {
     /// The same, but no length above one of which an unlucky pass would lose more than drafting may, and off while it
     /// has: whatever is predicted, what it cost so far is known.
     pub(super) fn best_affordable(&self) -> (usize, f64) {
-        if self.account_s < 0.0 {
+        if self.account.balance() < 0.0 {
             return (0, self.rate(0));
         }
-        self.best_among(|draft_len| draft_len == 1 || self.unlucky_s(draft_len) <= self.account_s)
+        self.best_among(|draft_len| draft_len == 1 || self.unlucky_s(draft_len) <= self.account.balance())
     }
 
-    /// Seconds that a pass is expected to lose of which no more stands than of a draft of one.
+    /// Seconds that a pass is expected to lose of which no more stands than of a draft of one; and where nothing has
+    /// stood on this text yet, nothing.
     pub(super) fn unlucky_s(&self, draft_len: usize) -> f64 {
         let costs = self.seconds(draft_len).zip(self.plain_s());
-        costs.map_or(f64::INFINITY, |(seconds, plain_s)| seconds - plain_s * self.survival.tokens(1))
+        let tokens = if self.is_astray == Some(true) { 1.0 } else { self.survival.tokens(1) };
+        costs.map_or(f64::INFINITY, |(seconds, plain_s)| seconds - plain_s * tokens)
     }
 
     /// The first measurement of a drafter, unless it is hopeless or has too much to read. Where reading is
@@ -118,7 +126,7 @@ impl Controller {
 
     /// The prefix that maximises (expected tokens) - (seconds added) x (tokens per second we get anyway).
     pub(super) fn worth_verifying(&self, draft: &Draft) -> usize {
-        let rate = self.best().1;
+        let rate = self.best_affordable().1;
         let plain = self.verify_s.expect(0).unwrap_or(0.0);
         let (mut stands, mut tokens, mut best) = (1.0, 0.0, (0, 0.0));
         for (i, &confidence) in draft.confidence.iter().enumerate().take(self.planned) {

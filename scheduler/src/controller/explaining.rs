@@ -27,7 +27,7 @@ impl Controller {
             return None;
         }
         let best = self.best().0;
-        if best > 0 && self.account_s >= 0.0 {
+        if best > 0 && self.account.balance() >= 0.0 {
             return Some(format!(
                 "a draft of {best} would gain, but one of which little stands would lose more than drafting may so far; it \
                  is used when time has paid for that",

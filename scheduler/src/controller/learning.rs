@@ -14,7 +14,7 @@ const FILLING_PASSES_MAX: u64 = 24;
 /// Share of the time spent that drafting may lose against plain passes; with what it may lose at the start, it
 /// is less in the first passes, so that a short text loses no more.
 pub(super) const LOSS_SHARE: f64 = 0.02;
-const LOSS_SHARE_EARLY: f64 = 0.0075;
+pub(super) const LOSS_SHARE_EARLY: f64 = 0.0075;
 const LOSS_EARLY_PASSES: u64 = 200;
 /// What the account for that holds at the start, in the time of plain passes,
 const ACCOUNT_START_PASSES: f64 = 1.6;
@@ -86,6 +86,9 @@ impl Controller {
 
     pub(super) fn learn_acceptance(&mut self, outcome: &StepOutcome) {
         self.survival.add(self.planned, outcome.draft_len, outcome.accepted);
+        if outcome.draft_len > 0 {
+            self.is_astray = Some(self.is_astray.unwrap_or(true) && outcome.accepted == 0);
+        }
         for (i, &confidence) in self.kept.iter().enumerate().take(outcome.draft_len.min(outcome.accepted + 1))
         {
             self.calibration.add(self.source, i, confidence, i < outcome.accepted);
@@ -103,18 +106,19 @@ impl Controller {
         let is_first = self.plain_first == 0 && self.passes == 1;
         if is_first || self.passes == self.plain_first {
             let start = ACCOUNT_START_PASSES * plain_s;
-            self.account_s =
-                if is_first { start.min(ACCOUNT_RECALLED_PASSES * outcome.verify_s) } else { start };
+            let recalled = ACCOUNT_RECALLED_PASSES * outcome.verify_s;
+            self.account.open(if is_first { start.min(recalled) } else { start });
         }
         self.spent_s += spent;
         self.prospect.unread_compute_s += (outcome.verify_s - outcome.stall_s).max(0.0);
         let share = if self.passes < LOSS_EARLY_PASSES { LOSS_SHARE_EARLY } else { LOSS_SHARE };
-        self.account_s += share * spent;
+        self.prospect.tokens += (1 + outcome.accepted) as f64;
+        self.account.earn(share * spent);
         if self.planned > 0 {
-            self.account_s += if is_first { 0.0 } else { as_plain - self.charged(outcome) };
+            self.account.book(if is_first { 0.0 } else { as_plain - self.charged(outcome) });
             self.last_probe = if self.probe.is_some() { self.passes } else { self.last_probe };
         }
-        self.account_s = self.account_s.min(ACCOUNT_MAX_PASSES * plain_s + self.catch_up());
+        self.account.keep_at_most(ACCOUNT_MAX_PASSES * plain_s + self.catch_up());
         if outcome.rows_drafted() == 0 {
             self.last_plain = self.passes;
         }

@@ -3,7 +3,11 @@
 //! Owns what a measurement is expected to bring (the expected improvement of Jones, Schonlau and Welch 1998) and
 //! to lose, and whether that can be paid for. It must not plan.
 
+use std::borrow::Cow;
+
+use super::learning::LOSS_SHARE_EARLY;
 use super::{Controller, EARLY_PASSES, GAIN_MIN, STALE_PASSES};
+use crate::estimate::Survival;
 
 /// Passes of plain decoding in which a better length is expected to be of use: as many as the text has had so
 /// far, within these.
@@ -26,6 +30,9 @@ const TEXTS_UNLOOKED_MAX: u32 = 8;
 /// passes after the last measurement.
 const LONGER_GAIN: f64 = 0.25;
 const LONGER_PASSES: u64 = 4;
+
+/// How many times what is at stake a measurement must be worth for the account to lend that.
+const LEND_WORTH: f64 = 8.0;
 
 /// Passes in one measurement of plain decoding, those that settle included.
 const PLAIN_PROBE_LEN: usize = 3;
@@ -71,8 +78,10 @@ impl Controller {
         if best == 0 && self.longer_may_pay(reference) {
             return Some(2 * self.planned_max).filter(affordable);
         }
-        let others = self.ladder().filter(|k| *k != best && self.is_due(*k, best)).filter(affordable);
-        let candidates = others.filter_map(|k| self.candidate(k, best, reference));
+        let others = self.ladder().filter(|k| *k != best && self.is_due(*k, best));
+        let survival = self.survival_after(best);
+        let candidates = others.filter_map(|k| self.candidate(k, &survival, (best, reference)));
+        let candidates = candidates.filter(|candidate| self.is_paid(candidate, best, reference));
         candidates.max_by(|a, b| a.value_s.total_cmp(&b.value_s)).map(|candidate| candidate.draft_len)
     }
 
@@ -80,8 +89,8 @@ impl Controller {
     /// seemed too dear may not have been. Unless something longer is being saved up for.
     fn look_due(&self) -> bool {
         let waits = self.best().0 > 0;
-        let is_paid = self.account_s >= self.prospect.reading_s() || self.look_is_owed();
-        !waits && self.passes - self.last_drafted >= OFF_PASSES && self.account_s >= 0.0 && is_paid
+        let is_paid = self.account.balance() >= self.prospect.reading_s() || self.look_is_owed();
+        !waits && self.passes - self.last_drafted >= OFF_PASSES && self.account.balance() >= 0.0 && is_paid
     }
 
     /// Whether so many texts went by without a look that one is taken even if the account will never pay for reading, as
@@ -96,7 +105,7 @@ impl Controller {
         match draft_len {
             0 => PLAIN_PROBE_LEN,
             // A look at another text, dear as far as is known.
-            _ if self.looks_left > 0 && 2.0 * self.unlucky_s(draft_len) > self.account_s => 1,
+            _ if self.looks_left > 0 && 2.0 * self.unlucky_s(draft_len) > self.account.balance() => 1,
             _ if self.passes == self.last_drafted && !self.reads_text => 1,
             _ => 2,
         }
@@ -124,7 +133,7 @@ impl Controller {
         // What a width costs that never ran is no better known with another plain pass.
         let is_measured = self.verify_s.is_measured(best);
         let unsure = is_measured && self.verify_s.error(0, best) > PLAIN_ERROR;
-        let may_win = || is_measured && self.candidate(0, best, self.rate(best)).is_some();
+        let may_win = || is_measured && self.candidate(0, &self.survival, (best, self.rate(best))).is_some();
         // The further drafting wins, the less a comparison that has aged can be wrong about it.
         let gain = (self.rate(best) / self.rate(0) - 1.0).max(0.0);
         since as f64 >= STALE_PASSES as f64 * (1.0 + gain / STALE_GAIN)
@@ -154,7 +163,26 @@ impl Controller {
 
     /// Whether the account holds what the measurement is expected to lose, and what an unlucky pass does.
     fn is_affordable(&self, draft_len: usize, reference: f64) -> bool {
-        self.price(draft_len, reference).max(self.unlucky_s(draft_len)) <= self.account_s
+        self.at_stake(draft_len, reference) <= self.account.balance()
+    }
+
+    /// The same of a candidate, for which the account lends of what the rest of the text will bring in if it is worth
+    /// many times that: where drafts brought much before, the first ones of a text may still fail.
+    fn is_paid(&self, candidate: &Candidate, best: usize, reference: f64) -> bool {
+        let stake_s = self.at_stake(candidate.draft_len, reference);
+        let lends = best == 0 && candidate.value_s >= LEND_WORTH * stake_s;
+        stake_s <= self.account.balance() + if lends { self.credit() } else { 0.0 }
+    }
+
+    /// Seconds that a measurement is expected to lose, or an unlucky pass of it if that is more.
+    pub(super) fn at_stake(&self, draft_len: usize, reference: f64) -> f64 {
+        self.price(draft_len, reference).max(self.unlucky_s(draft_len))
+    }
+
+    /// Seconds that the rest of the text is going to bring in, and that were not lent yet.
+    fn credit(&self) -> f64 {
+        let coming_s = LOSS_SHARE_EARLY * self.prospect.tokens_left() / self.rate(0);
+        (coming_s - self.account.lent()).max(0.0)
     }
 
     /// Seconds that measuring `draft_len` is expected to lose against running at `reference`.
@@ -166,22 +194,47 @@ impl Controller {
     }
 
     /// What measuring `draft_len` is worth; `None` if not its price.
-    fn candidate(&self, draft_len: usize, best: usize, reference: f64) -> Option<Candidate> {
+    fn candidate(
+        &self,
+        draft_len: usize,
+        survival: &Survival,
+        (best, reference): (usize, f64),
+    ) -> Option<Candidate> {
         let plain_s = self.plain_s()?;
         let (seconds, tokens) = (self.seconds(draft_len)?, self.survival.tokens(draft_len));
-        let gain = tokens / seconds / reference - 1.0;
-        let needed = match (best, draft_len) {
-            (0, _) => GAIN_MIN,
-            (_, 0) => -GAIN_MIN,
-            _ => 0.0,
-        };
         let reading_s = if draft_len > 0 { self.catch_up() } else { 0.0 };
         let lost_s = (seconds - tokens / reference).max(0.0);
         let price_s = self.probe_passes(draft_len) as f64 * lost_s + reading_s;
         let horizon_s = (self.spent_s / plain_s).clamp(HORIZON_MIN, HORIZON_MAX) * plain_s;
-        let promise_s = horizon_s * expected_above(gain, self.gain_error(draft_len, best), needed);
+        let promise_s = horizon_s * self.promise(draft_len, survival, (best, reference));
         let is_worth = promise_s > WORTH * price_s.max(PRICE_MIN * plain_s);
         is_worth.then_some(Candidate { draft_len, value_s: promise_s - price_s })
+    }
+
+    /// The gain over `reference` that measuring `draft_len` may bring to light. While nothing is drafted, what stands of
+    /// a short draft tells what would of longer ones.
+    fn promise(&self, draft_len: usize, survival: &Survival, (best, reference): (usize, f64)) -> f64 {
+        let above = |k: usize, needed| {
+            let gain = self.seconds(k).map_or(-1.0, |seconds| survival.tokens(k) / seconds / reference - 1.0);
+            expected_above(gain, self.gain_error(k, best), needed)
+        };
+        match (best, draft_len) {
+            (0, _) => {
+                let told = self.ladder().filter(|k| *k == draft_len || self.verify_s.is_measured(*k));
+                told.map(|k| above(k, GAIN_MIN)).fold(0.0, f64::max)
+            }
+            (_, 0) => above(0, -GAIN_MIN),
+            _ => above(draft_len, 0.0),
+        }
+    }
+
+    /// What is believed to stand now: while nothing is drafted it grows old.
+    fn survival_after(&self, best: usize) -> Cow<'_, Survival> {
+        let mut survival = Cow::Borrowed(&self.survival);
+        if best == 0 {
+            survival.to_mut().grow_old((self.passes - self.last_drafted) as f64);
+        }
+        survival
     }
 
     /// Relative standard deviation of what `draft_len` gains over `best`. While something is drafted, what stands

@@ -17,8 +17,10 @@ pub struct World {
     pub verify: Cost,
     /// Seconds for one drafted token; reading one takes 0.3 of that.
     pub draft_s: f64,
-    /// Chance that a drafted token stands.
+    /// Chance that a drafted token stands,
     pub acceptance: f64,
+    /// but for so many tokens at the start of the text, of which none does.
+    pub astray: usize,
     /// Chance that the drafter has something to say.
     pub offered: f64,
     /// Tokens of the prompt, which the target read in a quarter of a pass each.
@@ -65,6 +67,7 @@ pub const WORLD: World = World {
     verify: |_| 1.0,
     draft_s: 0.0,
     acceptance: 0.0,
+    astray: 0,
     offered: 1.0,
     prompt: 0,
     tokens: 2000,
@@ -125,8 +128,8 @@ impl World {
             let offered = if speaks { planned } else { 0 };
             let draft = Draft::new(vec![1; offered], vec![0.8; offered]);
             let kept = if mode == DraftLen::Auto { controller.keep(&draft) } else { offered };
-            let accepted =
-                (0..kept).take_while(|i| asked && self.chance(2, tokens + i) < self.acceptance).count();
+            let stands = |at: usize| at >= self.astray && self.chance(2, at) < self.acceptance;
+            let accepted = (0..kept).take_while(|i| asked && stands(tokens + i)).count();
             let drafting = if asked { planned as f64 + 0.3 * f64::from(unread) } else { 0.0 };
             let draft_s = self.draft_s * drafting * self.noise(4, passes.len());
             unread = if asked { 0 } else { unread + 1 };
