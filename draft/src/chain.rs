@@ -128,6 +128,7 @@ mod tests {
         let sampler = Sampler::new(SamplerConfig::plain(0.0, 0));
         let draft = chain.propose(Request {
             context: &vec![0; len],
+            prompt_len: usize::MAX,
             max_tokens: 2,
             sampler: &sampler,
             stop: StopRule::NEVER,

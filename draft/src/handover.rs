@@ -24,6 +24,7 @@ pub(crate) enum Order {
 /// One request, owned so that it can cross to the thread.
 pub(crate) struct Job {
     pub(crate) context: Vec<TokenId>,
+    pub(crate) prompt_len: usize,
     pub(crate) max_tokens: usize,
     pub(crate) sampler: Sampler,
     pub(crate) stop: StopRule,

@@ -173,7 +173,7 @@ fn desk(left: usize) -> (Desk<Asking>, Arc<Seen>) {
 
 fn job(context: &[TokenId], max_tokens: usize) -> Job {
     let sampler = Sampler::new(SamplerConfig::plain(0.0, 0));
-    Job { context: context.to_vec(), max_tokens, sampler, stop: StopRule::NEVER }
+    Job { context: context.to_vec(), prompt_len: context.len(), max_tokens, sampler, stop: StopRule::NEVER }
 }
 
 /// What is drafted behind `context` by one who has done nothing before.

@@ -105,11 +105,18 @@ pub trait LanguageModel: Send {
     fn truncate(&mut self, len: usize);
 }
 
+/// The most tokens that a draft model reads of those that were decoded without it, so that drafting can be tried again
+/// at any time. What the model drafts behind a gap may stand less often: which text comes of it is not its to say.
+pub const UNREAD_MAX: usize = 32;
+
 /// What a drafter is asked: to continue `context` by at most `max_tokens`.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
     /// Prompt and committed output so far; the draft continues after the last one.
     pub context: &'a [TokenId],
+    /// How many of them are the prompt (more: all are). Of those behind it that were decoded without a draft, a
+    /// drafter that has to read each one may read the last [`UNREAD_MAX`] alone.
+    pub prompt_len: usize,
     /// Upper bound on the draft's length.
     pub max_tokens: usize,
     /// The sequence's sampler: a drafter that has logits guesses with [`Sampler::guess`].

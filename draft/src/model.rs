@@ -9,13 +9,20 @@
 //! drafted anyway (guesses are functions of text and seed), so only time depends on it. The next request
 //! ends it between two tokens.
 //!
+//! Where a target decoded many tokens without asking, the model reads the last of them alone ([`UNREAD_MAX`]): what it
+//! has read before and they make a text with a gap, which costs a draft little and spares reading what would never be
+//! asked about. Prompts are read whole.
+//!
 //! A draft model may lack tokens that the target has, and the reverse ([`SharedVocabulary`]). It reads the
 //! text without the tokens it does not know, and abstains right behind one; its own other tokens are never
 //! proposed, and a draft ends where the model would rather say one of them.
 
 use crate::handover::{Desk, Job, Serve, Threaded};
-use crate::{Draft, DraftError, Drafter, History, LanguageModel, LogitRows, Request, Sampler, TokenId};
+use crate::{
+    Draft, DraftError, Drafter, History, LanguageModel, LogitRows, Request, Sampler, TokenId, UNREAD_MAX,
+};
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// Drafts with a [`LanguageModel`] on a thread of its own, joined on drop.
 ///
@@ -85,12 +92,12 @@ impl Drafter for ModelDrafter {
     }
 
     fn propose(&mut self, request: Request<'_>) -> Result<Draft, DraftError> {
-        let Request { context, max_tokens, sampler, stop, .. } = request;
+        let Request { context, prompt_len, max_tokens, sampler, stop, .. } = request;
         if max_tokens == 0 || context.is_empty() {
             self.desk.rest();
             return Ok(Draft::default());
         }
-        self.desk.draft(Job { context: context.to_vec(), max_tokens, sampler: *sampler, stop })
+        self.desk.draft(Job { context: context.to_vec(), prompt_len, max_tokens, sampler: *sampler, stop })
     }
 
     fn run_ahead(&mut self, request: Request<'_>, draft: &Draft) {
@@ -98,10 +105,10 @@ impl Drafter for ModelDrafter {
         if !draft.laws.is_empty() || draft.tokens.is_empty() {
             return;
         }
-        let Request { context, max_tokens, sampler, stop, .. } = request;
+        let Request { context, prompt_len, max_tokens, sampler, stop, .. } = request;
         let context = [context, &draft.tokens].concat();
         // One more: the target's own token comes first.
-        self.desk.run_ahead(Job { context, max_tokens: max_tokens + 1, sampler: *sampler, stop });
+        self.desk.run_ahead(Job { context, prompt_len, max_tokens: max_tokens + 1, sampler: *sampler, stop });
     }
 
     fn rest(&mut self) {
@@ -119,6 +126,9 @@ pub(crate) struct Worker {
     vocabulary: Option<SharedVocabulary>,
     /// The tokens of the KV cache, row by row.
     history: Vec<TokenId>,
+    /// Places of the context, counted without the tokens that the model does not know, that it has not read:
+    /// ascending, none beside another.
+    gaps: Vec<Range<usize>>,
     /// After the last of them, if `logits_len` is their number.
     logits: Vec<f32>,
     logits_len: usize,
@@ -148,6 +158,7 @@ impl Serve for Worker {
     fn forget(&mut self) {
         self.model.truncate(0);
         self.history.clear();
+        self.gaps.clear();
         (self.logits_len, self.ahead) = (0, None);
     }
 
@@ -170,7 +181,16 @@ impl Worker {
     /// A worker that has read nothing yet.
     pub(crate) fn new(model: Box<dyn LanguageModel>, vocabulary: Option<SharedVocabulary>) -> Worker {
         let (history, logits) = (Vec::new(), Vec::new());
-        Worker { model, vocabulary, history, logits, logits_len: 0, is_ours: true, ahead: None }
+        Worker {
+            model,
+            vocabulary,
+            history,
+            gaps: Vec::new(),
+            logits,
+            logits_len: 0,
+            is_ours: true,
+            ahead: None,
+        }
     }
 
     /// Draws out `draft`, guesses made already behind the job's context, as far as the job wants.
@@ -180,7 +200,13 @@ impl Worker {
         job: &Job,
         is_told_to_stop: &dyn Fn() -> bool,
     ) -> Result<Draft, DraftError> {
-        let Some(mut known) = self.known(&job.context) else { return Ok(Draft::default()) };
+        let Some(known) = self.known(&job.context).map(Cow::into_owned) else { return Ok(Draft::default()) };
+        let prompt = &job.context[..job.prompt_len.min(job.context.len())];
+        let prompt_len = self
+            .vocabulary
+            .as_ref()
+            .map_or(prompt.len(), |vocabulary| prompt.iter().filter(|token| vocabulary.has(**token)).count());
+        let mut known = self.without_gaps(known, prompt_len);
         let len_max = self.room_behind(known.len()).min(job.max_tokens);
         draft.truncate(len_max);
         let mut survival = 1.0;
@@ -195,7 +221,7 @@ impl Worker {
             return Ok(draft);
         }
         if !draft.tokens.is_empty() {
-            known.to_mut().extend_from_slice(&draft.tokens);
+            known.extend_from_slice(&draft.tokens);
         }
         self.sync(&known)?;
         while self.is_ours && !is_told_to_stop() {
@@ -218,6 +244,33 @@ impl Worker {
         let Some(vocabulary) = &self.vocabulary else { return Some(Cow::Borrowed(context)) };
         context.last().filter(|last| vocabulary.has(**last))?;
         Some(context.iter().copied().filter(|token| vocabulary.has(*token)).collect())
+    }
+
+    /// What the model reads of `context`, of which `prompt_len` tokens are the prompt: where many were written behind
+    /// it without a draft, it skips all but the last. Gaps stay while the text before them does, or the rows behind
+    /// them would be computed again.
+    fn without_gaps(&mut self, context: Vec<TokenId>, prompt_len: usize) -> Vec<TokenId> {
+        let in_common = |read: &[TokenId], history: &[TokenId]| {
+            history.iter().zip(read).take_while(|(a, b)| a == b).count()
+        };
+        let (mut read, mut same);
+        loop {
+            read = left_out(&context, &self.gaps);
+            same = in_common(&read, &self.history);
+            let Some((last, before)) = self.gaps.split_last() else { break };
+            let starts_at = last.start - before.iter().map(Range::len).sum::<usize>();
+            if last.end + UNREAD_MAX <= context.len() && same >= starts_at {
+                break;
+            }
+            self.gaps.pop();
+        }
+        let skipped = self.gaps.iter().map(Range::len).sum::<usize>();
+        let gap = prompt_len.max(same + skipped)..context.len().saturating_sub(UNREAD_MAX);
+        if gap.len() < UNREAD_MAX {
+            return read;
+        }
+        self.gaps.push(gap);
+        left_out(&context, &self.gaps)
     }
 
     /// How many tokens can be drafted behind `context_len` before the KV cache is full; the last one needs no
@@ -256,6 +309,17 @@ impl Worker {
         self.logits_len = self.history.len();
         Ok(())
     }
+}
+
+/// `context` without `gaps`.
+fn left_out(context: &[TokenId], gaps: &[Range<usize>]) -> Vec<TokenId> {
+    let (mut read, mut at) = (Vec::with_capacity(context.len()), 0);
+    for gap in gaps {
+        read.extend_from_slice(&context[at.min(context.len())..gap.start.min(context.len())]);
+        at = gap.end;
+    }
+    read.extend_from_slice(&context[at.min(context.len())..]);
+    read
 }
 
 #[cfg(test)]
@@ -298,7 +362,14 @@ mod tests {
         let mut drafter = ModelDrafter::spawn(Box::new(Gated { entered, gate })).unwrap();
         let sampler = Sampler::new(SamplerConfig::plain(0.0, 0));
         let (context, stop) = (&[0], StopRule::NEVER);
-        let request = Request { context, max_tokens: 5, sampler: &sampler, stop, features: None };
+        let request = Request {
+            context,
+            prompt_len: usize::MAX,
+            max_tokens: 5,
+            sampler: &sampler,
+            stop,
+            features: None,
+        };
         drafter.run_ahead(request, &Draft::new(vec![1], vec![1.0]));
         has_entered.recv_timeout(Duration::from_secs(60)).unwrap();
         (drafter, has_entered, open)

@@ -175,6 +175,7 @@ mod tests {
         drafter
             .propose(Request {
                 context,
+                prompt_len: usize::MAX,
                 max_tokens,
                 sampler: &sampler,
                 stop: StopRule::NEVER,

@@ -76,8 +76,16 @@ fn propose_with(
 ) -> Draft {
     let values = features_of(context);
     let features = Some(Features { start: 0, width: FEATURE_WIDTH, values: &values });
-    let draft =
-        drafter.propose(Request { context, max_tokens, sampler, stop: StopRule::NEVER, features }).unwrap();
+    let draft = drafter
+        .propose(Request {
+            context,
+            prompt_len: usize::MAX,
+            max_tokens,
+            sampler,
+            stop: StopRule::NEVER,
+            features,
+        })
+        .unwrap();
     assert!(draft.tokens.len() <= max_tokens, "{name} drafted too much");
     assert_eq!(draft.tokens.len(), draft.confidence.len(), "{name}: one confidence for each token");
     assert!(draft.tokens.iter().all(|t| (*t as usize) < VOCAB), "{name} left the vocabulary");

@@ -23,7 +23,14 @@ fn ask(
     let values = features_of(context);
     let values = &values[start * FEATURE_WIDTH..];
     let features = Some(Features { start, width: FEATURE_WIDTH, values });
-    let request = Request { context, max_tokens, sampler: &sampler(0.9, 4), stop: StopRule::NEVER, features };
+    let request = Request {
+        context,
+        prompt_len: usize::MAX,
+        max_tokens,
+        sampler: &sampler(0.9, 4),
+        stop: StopRule::NEVER,
+        features,
+    };
     drafter.propose(request).map(|draft| draft.tokens)
 }
 
@@ -53,6 +60,7 @@ fn a_gap_in_the_hidden_states_is_named_and_does_not_corrupt_the_head() {
     assert_eq!(error.to_string(), "the mtp head lacks the target's hidden state of position 3");
     let nothing = Request {
         context: &context,
+        prompt_len: usize::MAX,
         max_tokens: 1,
         sampler: &sampler(0.0, 0),
         stop: StopRule::NEVER,

@@ -7,7 +7,7 @@ mod common;
 use common::{Fault, HashModel, mix, sampler};
 use drafthorse_draft::{
     ChainDrafter, DraftError, Drafter, History, LanguageModel, LogitRows, ModelDrafter, ModelError, Request,
-    Sampler, SharedVocabulary, StopRule, TokenId,
+    Sampler, SharedVocabulary, StopRule, TokenId, UNREAD_MAX,
 };
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -21,7 +21,14 @@ fn propose(
 ) -> Result<Vec<TokenId>, DraftError> {
     let sampler = sampler(0.8, 4);
     drafter
-        .propose(Request { context, max_tokens, sampler: &sampler, stop: StopRule::NEVER, features: None })
+        .propose(Request {
+            context,
+            prompt_len: usize::MAX,
+            max_tokens,
+            sampler: &sampler,
+            stop: StopRule::NEVER,
+            features: None,
+        })
         .map(|draft| draft.tokens)
 }
 
@@ -71,6 +78,7 @@ fn a_thread_that_panics_while_it_drafts_ahead_is_told_of_when_it_is_next_asked()
         let (context, sampler) = ([1, 2, 3], sampler(0.8, 4));
         let request = Request {
             context: &context,
+            prompt_len: usize::MAX,
             max_tokens: 2,
             sampler: &sampler,
             stop: StopRule::NEVER,
@@ -100,8 +108,14 @@ fn a_chain_goes_on_without_a_member_whose_thread_panicked() {
         for len in 2..8 {
             let context: Vec<TokenId> = (0..len).collect();
             let stop = StopRule::NEVER;
-            let request =
-                Request { context: &context, max_tokens: 2, sampler: &sampler, stop, features: None };
+            let request = Request {
+                context: &context,
+                prompt_len: usize::MAX,
+                max_tokens: 2,
+                sampler: &sampler,
+                stop,
+                features: None,
+            };
             let draft = chain.propose(request).unwrap();
             assert_eq!(draft.tokens.len(), 2, "somebody drafts");
             chain.run_ahead(request, &draft);
@@ -181,6 +195,42 @@ fn only_what_changed_is_computed_again() {
     context.push((drafted[2] + 1) % VOCAB as TokenId);
     propose(&mut drafter, &context, 1).unwrap();
     assert_eq!(*fed.lock().unwrap(), [10, 1, 1, 2, 1]);
+}
+
+#[test]
+fn of_what_was_written_without_a_draft_the_end_alone_is_read() {
+    let model = HashModel::new(VOCAB, 3);
+    let rows = model.rows.clone();
+    let mut drafter = ModelDrafter::spawn(Box::new(model)).unwrap();
+    let text: Vec<TokenId> = (0..400u64).map(|i| (mix(i) % VOCAB as u64) as TokenId).collect();
+    let (prompt_len, sampler) = (20, sampler(0.8, 4));
+    let mut read = |len: usize, prompt_len: usize| {
+        let context = &text[..len];
+        let request = Request {
+            context,
+            prompt_len,
+            max_tokens: 1,
+            sampler: &sampler,
+            stop: StopRule::NEVER,
+            features: None,
+        };
+        drafter.propose(request).unwrap();
+        rows.lock().unwrap().clone()
+    };
+    assert_eq!(read(24, prompt_len), text[..24]);
+    assert_eq!(read(24 + 2 * UNREAD_MAX - 1, prompt_len), text[..23 + 2 * UNREAD_MAX], "too few to skip");
+    let at = 23 + 2 * UNREAD_MAX;
+    let with_gap = |to: usize| [&text[..at], &text[200 - UNREAD_MAX..to]].concat();
+    assert_eq!(read(200, prompt_len), with_gap(200));
+    assert_eq!(read(203, prompt_len), with_gap(203), "the gap stays");
+    let twice = [with_gap(203), text[300 - UNREAD_MAX..300].to_vec()].concat();
+    assert_eq!(read(300, prompt_len), twice, "there may be more than one");
+    assert_eq!(read(301, 301), [twice, vec![text[300]]].concat(), "another turn keeps what was read");
+    assert_eq!(
+        read(150, 150),
+        text[..150],
+        "a text that ends in a gap has none there, and a prompt is read whole"
+    );
 }
 
 #[test]
@@ -271,7 +321,14 @@ fn foreign(logits: &[f32], context: &[TokenId]) -> (Vec<TokenId>, Vec<TokenId>) 
     let mut drafter = ModelDrafter::spawn_sharing(Box::new(model), Some(vocabulary)).unwrap();
     let sampler = sampler(0.0, 0);
     let draft = drafter
-        .propose(Request { context, max_tokens: 2, sampler: &sampler, stop: StopRule::NEVER, features: None })
+        .propose(Request {
+            context,
+            prompt_len: usize::MAX,
+            max_tokens: 2,
+            sampler: &sampler,
+            stop: StopRule::NEVER,
+            features: None,
+        })
         .unwrap();
     let read = rows.lock().unwrap().clone();
     (draft.tokens, read)
@@ -304,6 +361,7 @@ fn noise_is_keyed_by_the_position_in_the_sequence_whatever_was_left_out() {
     let draft = drafter
         .propose(Request {
             context: &context,
+            prompt_len: usize::MAX,
             max_tokens: 8,
             sampler: &sampler,
             stop: StopRule::NEVER,
@@ -357,6 +415,7 @@ fn drafting_ahead_changes_no_draft_whether_its_branch_comes_true_or_not() {
                 let context = text.clone();
                 let request = Request {
                     context: &context,
+                    prompt_len: usize::MAX,
                     max_tokens,
                     sampler: &sampler,
                     stop: StopRule::NEVER,

@@ -74,7 +74,7 @@ proptest! {
                 let run = (from..from + mix(drawn ^ seed) % 12).map(|i| (mix(i ^ seed) % alphabet) as TokenId);
                 texts[index].extend(run);
                 let max_tokens = 1 + mix(seed ^ drawn << 8) as usize % 8;
-                let request = Request { context: &texts[index], max_tokens, sampler: &sampler, stop: StopRule::NEVER, features: None };
+                let request = Request { context: &texts[index], prompt_len: usize::MAX, max_tokens, sampler: &sampler, stop: StopRule::NEVER, features: None };
                 let draft = drafter.propose(request).unwrap();
                 prop_assert_eq!((draft.tokens, draft.confidence), by_hand(&texts, min_match, max_tokens));
             }
@@ -90,6 +90,7 @@ fn a_periodic_text_matches_by_no_more_than_the_longest_that_is_told_apart() {
     let draft = drafter
         .propose(Request {
             context: &text,
+            prompt_len: usize::MAX,
             max_tokens: 9,
             sampler: &sampler,
             stop: StopRule::NEVER,

@@ -162,15 +162,15 @@ impl Engine {
         let started = Instant::now();
         self.target.clock().restart();
         let most = wanted.min(room - 1);
-        self.make_feature_room(sequence.tokens(), &sequence.sampler, 1 + most, progress);
+        self.make_feature_room((sequence, sequence.len()), 1 + most, progress);
         let mut draft = match most {
             0 => self.draft_nothing(),
             _ if is_blank => self.draft_blank(sequence.tokens()),
-            most => self.ask(sequence.tokens(), &sequence.sampler, (most, stop), progress),
+            most => self.ask(sequence, (most, stop), progress),
         };
         draft.cut(|draft| self.controller.keep(draft));
         if run_ahead {
-            self.draft_ahead(sequence.tokens(), &sequence.sampler, (most, stop), &draft);
+            self.draft_ahead(sequence, (most, stop), &draft);
         }
         let drafted = Instant::now();
         self.target.clock().lap(Phase::Draft);
@@ -319,8 +319,8 @@ impl Engine {
                 progress.end();
                 return Ok(ControlFlow::Break(()));
             }
-            let known = &prompt[..=self.target.len()];
-            self.make_feature_room(known, &sequence.sampler, chunk.len(), progress);
+            let context_len = self.target.len() + 1;
+            self.make_feature_room((sequence, context_len), chunk.len(), progress);
             let which = if index == last { LogitRows::Last } else { LogitRows::None };
             let outcome = self.target.pass(chunk, which, &mut self.logits);
             outcome.inspect_err(|_| progress.end())?;

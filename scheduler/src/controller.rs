@@ -41,9 +41,10 @@ const TEXT_WEIGHT_BY_CONFIDENCE: f64 = 8.0;
 const RUN_AHEAD_STALL_MIN: f64 = 0.4;
 /// Passes before plain ones are measured again while drafting is in use, however much that promises.
 const EARLY_PASSES: u64 = 4;
-/// Passes after which drafting that is off is tried again where that can be paid for, and plain passes are measured again
-/// (later the further drafting wins): texts and caches change.
+/// Passes after which plain passes are measured again (later the further drafting wins): texts and caches change.
 const STALE_PASSES: u64 = 64;
+/// Passes after which drafting that is off is tried again where that can be paid for, however little it promises.
+const RETRY_PASSES: u64 = 256;
 /// Gain that drafting must promise in passes that verify something.
 const GAIN_MIN: f64 = 0.03;
 /// Acceptance below which the stop rule does not take a drafter's tokens to be.
@@ -223,7 +224,7 @@ impl Controller {
         self.probe = None;
         self.looks_left = if self.planned_max > 0 { measuring::LOOKS } else { 0 };
         self.last_drafted = self.passes;
-        self.survival.begin_text(TEXT_WEIGHT);
+        self.survival.loosen(TEXT_WEIGHT);
         self.is_astray = None;
         self.calibration.loosen(TEXT_WEIGHT_BY_CONFIDENCE);
         let token_share = self.prospect.token_share;

@@ -135,9 +135,9 @@ pub(crate) struct Survival {
     stands: Vec<Mean>,
     /// Of all tokens verified behind ones that stood.
     all: Mean,
-    /// What `all` was in the texts before this one.
-    #[serde(default)]
-    usual: Option<f64>,
+    /// The same over many texts.
+    #[serde(default = "Survival::usual_at_first")]
+    usual: Mean,
 }
 
 impl Survival {
@@ -145,8 +145,9 @@ impl Survival {
     /// What is believed before anything is measured, and for how many samples.
     const PRIOR_ACCEPTANCE: f64 = 0.7;
     const PRIOR_WEIGHT: f64 = 2.0;
-    /// Part of the way that a text moves what is usual.
-    const USUAL_STEP: f64 = 0.5;
+    const USUAL_MEMORY: f64 = 256.0;
+    const USUAL_PRIOR: f64 = 0.6;
+    const USUAL_PRIOR_WEIGHT: f64 = 8.0;
     /// Passes without a draft that make other texts worth one sample more.
     const USUAL_PASSES: f64 = 16.0;
     /// Samples of a position, not the first, that the tokens of all positions are worth to it.
@@ -154,7 +155,11 @@ impl Survival {
 
     pub(crate) fn new() -> Survival {
         let all = Mean::prior(Survival::PRIOR_ACCEPTANCE, Survival::PRIOR_WEIGHT);
-        Survival { offered: Vec::new(), stands: Vec::new(), all, usual: None }
+        Survival { offered: Vec::new(), stands: Vec::new(), all, usual: Survival::usual_at_first() }
+    }
+
+    fn usual_at_first() -> Mean {
+        Mean::prior(Survival::USUAL_PRIOR, Survival::USUAL_PRIOR_WEIGHT)
     }
 
     /// Counts a pass planned with `planned` drafted tokens that verified `width` and accepted `accepted`.
@@ -173,6 +178,7 @@ impl Survival {
             }
             if position <= width.min(accepted + 1) {
                 self.all.add(f64::from(position <= accepted), Survival::MEMORY);
+                self.usual.add(f64::from(position <= accepted), Survival::USUAL_MEMORY);
             }
         }
     }
@@ -184,23 +190,16 @@ impl Survival {
         places <= DRAFT_LEN_LIMIT
             && places == self.stands.len()
             && shares.copied().all(|mean| mean.is_share(Survival::MEMORY))
-            && self.usual.is_none_or(|usual| (0.0..=1.0 + 1e-9).contains(&usual))
-    }
-
-    /// Another text begins, to which those before it are worth `weight` samples.
-    pub(crate) fn begin_text(&mut self, weight: f64) {
-        if self.all.weight > Survival::PRIOR_WEIGHT {
-            let before = self.usual.unwrap_or(self.all.value);
-            self.usual = Some(before + Survival::USUAL_STEP * (self.all.value - before));
-        }
-        self.loosen(weight);
+            && self.usual.is_share(Survival::USUAL_MEMORY)
     }
 
     /// Nothing was drafted for `age` passes: what stood before them is believed the less, and the more what stands in
     /// other texts, if that is more: who drafts well elsewhere may have been led astray.
     pub(crate) fn grow_old(&mut self, age: f64) {
-        let Some(usual) = self.usual.filter(|usual| *usual > self.all.value) else { return };
-        let grown = age / Survival::USUAL_PASSES;
+        let (usual, grown) = (self.usual.value, age / Survival::USUAL_PASSES);
+        if usual <= self.all.value {
+            return;
+        }
         for mean in self.stands.iter_mut().chain([&mut self.all]) {
             mean.value = (mean.value * mean.weight + usual * grown) / (mean.weight + grown);
         }

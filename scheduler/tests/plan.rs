@@ -91,8 +91,8 @@ fn acceptance_that_comes_back_is_found() {
     let mut c = controller(DraftLen::Auto);
     let cost = |n| 1.0 + 0.3 * n as f64;
     let off = run(&mut c, 500, cost, 0.001, 0);
-    let plain = off[400..].iter().filter(|plan| **plan == 0).count();
-    assert!((96..=98).contains(&plain), "off but for a measurement every 64 passes: {plain}");
+    let drafted = off[200..].iter().filter(|plan| **plan > 0).count();
+    assert!((1..=4).contains(&drafted), "off but for a measurement every 256 passes: {drafted}");
     let on = run(&mut c, 1000, cost, 0.001, 8);
     assert!(on[800..].iter().filter(|plan| **plan >= 4).count() > 150, "{:?}", &on[900..]);
 }

@@ -280,7 +280,14 @@ pub fn generate_cut(
         let values = features_of(&text[..text.len() - 1]);
         let features = Some(Features { start: 0, width: FEATURE_WIDTH, values: &values });
         let max_tokens = draft_len(pass);
-        let request = Request { context: &text, max_tokens, sampler, stop: StopRule::NEVER, features };
+        let request = Request {
+            context: &text,
+            prompt_len: usize::MAX,
+            max_tokens,
+            sampler,
+            stop: StopRule::NEVER,
+            features,
+        };
         let mut draft = drafter.propose(request).unwrap();
         cut(&mut draft);
         let from = target.len();

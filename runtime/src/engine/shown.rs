@@ -5,24 +5,40 @@
 //! their KV rows; those a drafter has taken in are forgotten. Without a drafter that needs them, nothing is
 //! recorded and nothing is done here.
 
-use drafthorse_draft::{Draft, FeatureNeed, Request, Sampler, StopRule, TokenId};
+use drafthorse_draft::{Draft, FeatureNeed, Request, StopRule, TokenId};
 
 use super::Engine;
 use crate::api::Progress;
+use crate::sequence::Sequence;
+
+/// To continue the first `context_len` tokens of `sequence`, without features.
+fn request(sequence: &Sequence, context_len: usize, (max_tokens, stop): (usize, StopRule)) -> Request<'_> {
+    let prompt_len = sequence.len() - sequence.generated().len();
+    let context = &sequence.tokens()[..context_len];
+    Request { context, prompt_len, max_tokens, sampler: &sequence.sampler, stop, features: None }
+}
 
 impl Engine {
-    /// Asks the drafter to continue `context`. One that fails is put away and said so; the text does not
+    /// Asks the drafter to continue `sequence`. One that fails is put away and said so; the text does not
     /// need it.
     pub(super) fn ask(
         &mut self,
-        context: &[TokenId],
-        sampler: &Sampler,
-        (max_tokens, stop): (usize, StopRule),
+        sequence: &Sequence,
+        wanted: (usize, StopRule),
+        progress: &mut dyn Progress,
+    ) -> Draft {
+        self.ask_behind((sequence, sequence.len()), wanted, progress)
+    }
+
+    fn ask_behind(
+        &mut self,
+        (sequence, context_len): (&Sequence, usize),
+        wanted: (usize, StopRule),
         progress: &mut dyn Progress,
     ) -> Draft {
         let Some(drafter) = &mut self.drafter else { return Draft::default() };
         let features = self.target.features();
-        let proposed = drafter.propose(Request { context, max_tokens, sampler, stop, features });
+        let proposed = drafter.propose(Request { features, ..request(sequence, context_len, wanted) });
         drafter.notices().iter().for_each(|line| progress.notice(line));
         match proposed {
             Ok(draft) => {
@@ -54,29 +70,22 @@ impl Engine {
     }
 
     /// Lets the drafter go on behind `draft` while the target verifies it.
-    pub(super) fn draft_ahead(
-        &mut self,
-        context: &[TokenId],
-        sampler: &Sampler,
-        (max_tokens, stop): (usize, StopRule),
-        draft: &Draft,
-    ) {
+    pub(super) fn draft_ahead(&mut self, sequence: &Sequence, wanted: (usize, StopRule), draft: &Draft) {
         if let Some(drafter) = &mut self.drafter {
-            drafter.run_ahead(Request { context, max_tokens, sampler, stop, features: None }, draft);
+            drafter.run_ahead(request(sequence, sequence.len(), wanted), draft);
         }
     }
 
-    /// Before a pass over `rows` rows behind `context`'s: where their hidden states would not fit beside
-    /// those kept, the drafter takes these in.
+    /// Before a pass over `rows` rows behind the first `context_len` of `sequence`: where their hidden states would not
+    /// fit beside those kept, the drafter takes these in.
     pub(super) fn make_feature_room(
         &mut self,
-        context: &[TokenId],
-        sampler: &Sampler,
+        (sequence, context_len): (&Sequence, usize),
         rows: usize,
         progress: &mut dyn Progress,
     ) {
         if self.target.feature_tape().is_some_and(|tape| !tape.has_room(rows)) {
-            self.ask(context, sampler, (0, StopRule::NEVER), progress);
+            self.ask_behind((sequence, context_len), (0, StopRule::NEVER), progress);
         }
     }
 

@@ -3,14 +3,14 @@
 //! Owns what is planned and which of the drafted tokens are verified. Costs and acceptance are what the controller
 //! has learnt; it must not change them, nor decide what a measurement is worth.
 
-use drafthorse_draft::Draft;
+use drafthorse_draft::{Draft, UNREAD_MAX};
 
 use super::{Controller, GAIN_MIN, Probe, STALE_PASSES};
 use crate::prospect::{Prospect, READ_SHARE};
 
 /// Part of [`READ_SHARE`] that reading is taken to need before it is measured: a guess that is too high keeps itself
 /// from being put right.
-const READ_HOPE: f64 = 0.5;
+const READ_HOPE: f64 = 0.75;
 /// Passes in which drafting must earn back what reading up on the text costs.
 const PAYBACK_PASSES: f64 = 16.0;
 /// Loss it may make in passes in which the drafter abstains.
@@ -118,7 +118,7 @@ impl Controller {
 
     /// Seconds the draft model needs to read what was written without it.
     pub(super) fn catch_up(&self) -> f64 {
-        let unread = (self.passes - self.last_drafted) as f64;
+        let unread = (self.passes - self.last_drafted).min(UNREAD_MAX as u64) as f64;
         let guess =
             || READ_HOPE * READ_SHARE * self.draft_s.expect(1.min(self.config.draft_len_max)).unwrap_or(0.0);
         unread * self.catch_up_s.map_or_else(guess, |mean| mean.value())

@@ -2,6 +2,8 @@
 //!
 //! Owns the account from which drafted passes are paid. It must not plan.
 
+use drafthorse_draft::UNREAD_MAX;
+
 use super::{Controller, StepOutcome};
 use crate::cost::PassSample;
 use crate::estimate::Mean;
@@ -17,7 +19,7 @@ pub(super) const LOSS_SHARE: f64 = 0.02;
 pub(super) const LOSS_SHARE_EARLY: f64 = 0.0075;
 const LOSS_EARLY_PASSES: u64 = 200;
 /// What the account for that holds at the start, in the time of plain passes,
-const ACCOUNT_START_PASSES: f64 = 1.6;
+const ACCOUNT_START_PASSES: f64 = 1.4;
 /// and with another run's lessons, which leave less to find out, in the time of its first pass.
 const ACCOUNT_RECALLED_PASSES: f64 = 1.3;
 /// What it holds at most, beside what reading up on the text would take; gains above it are not saved up for
@@ -46,7 +48,7 @@ impl Controller {
         if self.planned == 0 || self.is_blank {
             return;
         }
-        let unread = self.passes - 1 - self.last_drafted;
+        let unread = (self.passes - 1 - self.last_drafted).min(UNREAD_MAX as u64);
         let expected_s = self.draft_s.expect(self.planned).unwrap_or(0.0);
         if (self.reads_text || unread > 0) && outcome.draft_s < expected_s {
             // With reading it took less than was expected without.

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 
 use super::learning::LOSS_SHARE_EARLY;
-use super::{Controller, EARLY_PASSES, GAIN_MIN, STALE_PASSES};
+use super::{Controller, EARLY_PASSES, GAIN_MIN, RETRY_PASSES, STALE_PASSES};
 use crate::estimate::Survival;
 
 /// Passes of plain decoding in which a better length is expected to be of use: as many as the text has had so
@@ -71,7 +71,7 @@ impl Controller {
         if best == 0 && self.reads_text {
             return self.look_due().then_some(1);
         }
-        if best == 0 && self.passes - self.last_drafted >= STALE_PASSES {
+        if best == 0 && self.passes - self.last_drafted >= RETRY_PASSES {
             // What is most hopeful is saved up for: shorter drafts, which cost less, would spend it.
             return Some(self.most_promising(|c, k| c.rate_at_best(k))).filter(affordable);
         }
@@ -215,14 +215,12 @@ impl Controller {
     /// a short draft tells what would of longer ones.
     fn promise(&self, draft_len: usize, survival: &Survival, (best, reference): (usize, f64)) -> f64 {
         let above = |k: usize, needed| {
-            let gain = self.seconds(k).map_or(-1.0, |seconds| survival.tokens(k) / seconds / reference - 1.0);
+            let seconds = if best == 0 { self.hoped_seconds(k) } else { self.seconds(k) };
+            let gain = seconds.map_or(-1.0, |seconds| survival.tokens(k) / seconds / reference - 1.0);
             expected_above(gain, self.gain_error(k, best), needed)
         };
         match (best, draft_len) {
-            (0, _) => {
-                let told = self.ladder().filter(|k| *k == draft_len || self.verify_s.is_measured(*k));
-                told.map(|k| above(k, GAIN_MIN)).fold(0.0, f64::max)
-            }
+            (0, _) => self.ladder().map(|k| above(k, GAIN_MIN)).fold(0.0, f64::max),
             (_, 0) => above(0, -GAIN_MIN),
             _ => above(draft_len, 0.0),
         }

@@ -35,6 +35,15 @@ impl Controller {
         self.seconds(draft_len).map_or(0.0, |seconds| self.survival.tokens(draft_len) / seconds)
     }
 
+    /// The same, hoping halfway that a width never tried costs no more than the widest one tried.
+    pub(super) fn hoped_seconds(&self, draft_len: usize) -> Option<f64> {
+        if self.verify_s.is_measured(draft_len) {
+            return self.seconds(draft_len);
+        }
+        let verify = self.survival.over_widths(draft_len, |width| self.verify_s.at_least(width));
+        Some(0.5 * (self.seconds(draft_len)? + verify? + self.draft_s.expect(draft_len)?))
+    }
+
     /// Tokens per second if verifying widths never tried costs no more than the widest one tried.
     pub(super) fn rate_at_best(&self, draft_len: usize) -> f64 {
         let verify = self.survival.over_widths(draft_len, |width| self.verify_s.at_least(width));

@@ -3,7 +3,7 @@
 //! Time is in plain passes. Costs, acceptance and noise depend on the place in the text or on the pass alone, so
 //! that ways of drafting meet the same text.
 
-use drafthorse_draft::Draft;
+use drafthorse_draft::{Draft, UNREAD_MAX};
 use drafthorse_offload::Residency;
 use drafthorse_scheduler::{Controller, ControllerConfig, DraftLen, Lessons, Plan, StepOutcome};
 
@@ -112,7 +112,8 @@ impl World {
         controller.begin_text((prefill_s, prefill_s), self.tokens);
         let residency =
             Residency { slots: 0, resident: 0, experts_total: 0, hit_rate_recent: 1.0, is_filling: false };
-        let (mut tokens, mut seconds, mut unread) = (0, 0.0, self.prompt);
+        let (mut tokens, mut seconds) = (0, 0.0);
+        let (mut unread, mut has_read) = (self.prompt, false);
         let mut passes = Vec::new(); // tokens planned and kept
         while tokens < self.tokens {
             // A fixed length needs no controller, and these worlds are many.
@@ -132,7 +133,10 @@ impl World {
             let accepted = (0..kept).take_while(|i| asked && stands(tokens + i)).count();
             let drafting = if asked { planned as f64 + 0.3 * f64::from(unread) } else { 0.0 };
             let draft_s = self.draft_s * drafting * self.noise(4, passes.len());
+            // Of what was written without it, it reads the end; of the prompt all.
+            has_read |= asked;
             unread = if asked { 0 } else { unread + 1 };
+            unread = if has_read { unread.min(UNREAD_MAX as u32) } else { unread };
             let outcome = StepOutcome { accepted, draft_s, ..self.pass(kept, tokens, &passes) };
             if mode == DraftLen::Auto {
                 controller.observe(&outcome);
