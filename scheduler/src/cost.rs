@@ -278,7 +278,8 @@ impl CostModel {
 
     /// Distinct experts and misses expected of a pass of `width`.
     pub(crate) fn loads(&self, width: usize) -> (f64, f64) {
-        (self.experts.expect(width), self.misses.expect(width))
+        let experts = self.experts.expect(width);
+        (experts, self.misses.expect(width).min(experts))
     }
 }
 
@@ -313,7 +314,8 @@ impl Counts {
         }
         let level = self.level.map_or(0.0, |level| level.value());
         if width > 0 {
-            let grown = (count + COUNT_UNIT) / (level + COUNT_UNIT);
+            // A plain pass would have asked for some of these: where it seems that it met more, it ran at another time.
+            let grown = ((count + COUNT_UNIT) / (level + COUNT_UNIT)).max(1.0);
             self.shape[width].get_or_insert(NONE).add(grown, SHAPE_MEMORY);
         }
     }

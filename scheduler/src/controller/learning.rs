@@ -29,14 +29,15 @@ const ACCOUNT_MAX_PASSES: f64 = 16.0;
 const CHARGE_MAX: f64 = 3.0;
 /// and the first of its length in a run hardly more than that: what it finds cold is paid for once, whatever is done after.
 const CHARGE_FIRST_MAX: f64 = 1.25;
-/// Passes after a drafted one in which plain passes do not count: it leaves the processor's caches to the draft
-/// model and the target's threads asleep.
+/// Passes after a drafted one in which plain passes do not count, where drafting takes more than this share of a plain
+/// pass: it leaves the processor's caches to the draft model and the target's threads asleep.
 const PLAIN_SETTLING: u64 = 2;
+const UNSETTLING_SHARE: f64 = 0.02;
 
 impl Controller {
     pub(super) fn learn_costs(&mut self, outcome: &StepOutcome) {
         let follows_draft =
-            self.planned == 0 && self.last_drafted + PLAIN_SETTLING >= self.passes && self.last_drafted > 0;
+            self.planned == 0 && self.last_drafted + self.settling() >= self.passes && self.last_drafted > 0;
         let is_cold = ((self.planned == 0 || self.plain_first == 0) && self.passes <= COLD_PASSES)
             || (self.is_filling && self.passes <= FILLING_PASSES_MAX);
         let says_nothing = is_cold || (follows_draft && self.verify_s.is_measured(0));
@@ -68,6 +69,13 @@ impl Controller {
         self.last_drafted = self.passes;
         self.looks_left = self.looks_left.saturating_sub(1);
         self.planned_max = self.planned_max.max(self.planned);
+    }
+
+    /// Plain passes after a drafted one that do not count.
+    pub(super) fn settling(&self) -> u64 {
+        let drafting = self.draft_s.expect(1.min(self.config.draft_len_max)).zip(self.verify_s.expect(0));
+        let unsettles = drafting.is_none_or(|(draft_s, plain_s)| draft_s > UNSETTLING_SHARE * plain_s);
+        if unsettles { PLAIN_SETTLING } else { 0 }
     }
 
     /// A pass that dropped rows is none of any width's: what it took beyond the width it ended with is a cost of

@@ -34,8 +34,8 @@ const LONGER_PASSES: u64 = 4;
 /// How many times what is at stake a measurement must be worth for the account to lend that.
 const LEND_WORTH: f64 = 8.0;
 
-/// Passes in one measurement of plain decoding, those that settle included.
-const PLAIN_PROBE_LEN: usize = 3;
+/// Plain passes in one measurement, behind those that settle.
+const PLAIN_PROBE_LEN: usize = 1;
 /// Share of the time spent that measuring plain passes again may lose while drafting pays, and what it may
 /// lose at the start, in the time of plain passes: a comparison that is won by far needs no sharp figure.
 const PLAIN_SHARE: f64 = 0.01;
@@ -103,7 +103,7 @@ impl Controller {
     /// Passes in one measurement. A drafter that has to read first says nothing in its first.
     pub(super) fn probe_passes(&self, draft_len: usize) -> usize {
         match draft_len {
-            0 => PLAIN_PROBE_LEN,
+            0 => self.settling() as usize + PLAIN_PROBE_LEN,
             // A look at another text, dear as far as is known.
             _ if self.looks_left > 0 && 2.0 * self.unlucky_s(draft_len) > self.account.balance() => 1,
             _ if self.passes == self.last_drafted && !self.reads_text => 1,
@@ -113,7 +113,7 @@ impl Controller {
 
     /// Seconds that a measurement of plain passes loses against running at `reference`.
     pub(super) fn plain_price(&self, reference: f64) -> f64 {
-        PLAIN_PROBE_LEN as f64 * (1.0 / self.rate(0) - 1.0 / reference).max(0.0)
+        self.probe_passes(0) as f64 * (1.0 / self.rate(0) - 1.0 / reference).max(0.0)
     }
 
     /// The draft length with the best `rate` among 1, 2, 4, ... up to twice the longest tried.
