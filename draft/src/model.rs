@@ -126,8 +126,9 @@ pub(crate) struct Worker {
     vocabulary: Option<SharedVocabulary>,
     /// The tokens of the KV cache, row by row.
     history: Vec<TokenId>,
-    /// Places of the context, counted without the tokens that the model does not know, that it has not read:
-    /// ascending, none beside another.
+    /// What it was last asked to continue, without the tokens that the model does not know, and its draft behind it,
+    context: Vec<TokenId>,
+    /// and the places in it that the model has not read, ascending.
     gaps: Vec<Range<usize>>,
     /// After the last of them, if `logits_len` is their number.
     logits: Vec<f32>,
@@ -158,13 +159,21 @@ impl Serve for Worker {
     fn forget(&mut self) {
         self.model.truncate(0);
         self.history.clear();
+        self.context.clear();
         self.gaps.clear();
         (self.logits_len, self.ahead) = (0, None);
     }
 
     fn draft(&mut self, job: &Job) -> Result<Draft, DraftError> {
         let begun = self.ahead.take().and_then(|ahead| ahead.behind(&job.context, &job.sampler));
-        self.draft_from(begun.unwrap_or_default(), job, &|| false)
+        // Gaps are made here alone: how far the model drafted ahead is chance.
+        if let Some(context) = self.known(&job.context).map(Cow::into_owned) {
+            self.gaps = self.gaps_in(&context, self.prompt_len(job));
+            self.context = context;
+        }
+        let draft = self.draft_from(begun.unwrap_or_default(), job, &|| false)?;
+        self.context.extend_from_slice(&draft.tokens);
+        Ok(draft)
     }
 
     /// Drafts behind the job's context until it is told to stop. What fails here fails again, and is told
@@ -185,6 +194,7 @@ impl Worker {
             model,
             vocabulary,
             history,
+            context: Vec::new(),
             gaps: Vec::new(),
             logits,
             logits_len: 0,
@@ -200,13 +210,8 @@ impl Worker {
         job: &Job,
         is_told_to_stop: &dyn Fn() -> bool,
     ) -> Result<Draft, DraftError> {
-        let Some(known) = self.known(&job.context).map(Cow::into_owned) else { return Ok(Draft::default()) };
-        let prompt = &job.context[..job.prompt_len.min(job.context.len())];
-        let prompt_len = self
-            .vocabulary
-            .as_ref()
-            .map_or(prompt.len(), |vocabulary| prompt.iter().filter(|token| vocabulary.has(**token)).count());
-        let mut known = self.without_gaps(known, prompt_len);
+        let Some(known) = self.known(&job.context) else { return Ok(Draft::default()) };
+        let mut known = left_out(&known, &self.gaps_in(&known, self.prompt_len(job)));
         let len_max = self.room_behind(known.len()).min(job.max_tokens);
         draft.truncate(len_max);
         let mut survival = 1.0;
@@ -246,31 +251,22 @@ impl Worker {
         Some(context.iter().copied().filter(|token| vocabulary.has(*token)).collect())
     }
 
-    /// What the model reads of `context`, of which `prompt_len` tokens are the prompt: where many were written behind
-    /// it without a draft, it skips all but the last. Gaps stay while the text before them does, or the rows behind
-    /// them would be computed again.
-    fn without_gaps(&mut self, context: Vec<TokenId>, prompt_len: usize) -> Vec<TokenId> {
-        let in_common = |read: &[TokenId], history: &[TokenId]| {
-            history.iter().zip(read).take_while(|(a, b)| a == b).count()
-        };
-        let (mut read, mut same);
-        loop {
-            read = left_out(&context, &self.gaps);
-            same = in_common(&read, &self.history);
-            let Some((last, before)) = self.gaps.split_last() else { break };
-            let starts_at = last.start - before.iter().map(Range::len).sum::<usize>();
-            if last.end + UNREAD_MAX <= context.len() && same >= starts_at {
-                break;
-            }
-            self.gaps.pop();
-        }
-        let skipped = self.gaps.iter().map(Range::len).sum::<usize>();
-        let gap = prompt_len.max(same + skipped)..context.len().saturating_sub(UNREAD_MAX);
-        if gap.len() < UNREAD_MAX {
-            return read;
-        }
-        self.gaps.push(gap);
-        left_out(&context, &self.gaps)
+    /// How many of the tokens that the model knows are the prompt.
+    fn prompt_len(&self, job: &Job) -> usize {
+        let prompt = &job.context[..job.prompt_len.min(job.context.len())];
+        let known =
+            |vocabulary: &SharedVocabulary| prompt.iter().filter(|token| vocabulary.has(**token)).count();
+        self.vocabulary.as_ref().map_or(prompt.len(), known)
+    }
+
+    /// What the model does not read of `context`, of which `prompt_len` tokens are the prompt: where many were written
+    /// behind it since it was last asked, all but the last. Gaps stay while the text does, also where it has become part
+    /// of a prompt: to close one, all rows behind it would have to be computed again.
+    fn gaps_in(&self, context: &[TokenId], prompt_len: usize) -> Vec<Range<usize>> {
+        let same = self.context.iter().zip(context).take_while(|(a, b)| a == b).count();
+        let last = prompt_len.max(same)..context.len().saturating_sub(UNREAD_MAX);
+        let stay = self.gaps.iter().filter(|gap| gap.end <= same).cloned();
+        stay.chain(Some(last).filter(|gap| !gap.is_empty())).collect()
     }
 
     /// How many tokens can be drafted behind `context_len` before the KV cache is full; the last one needs no
@@ -311,14 +307,14 @@ impl Worker {
     }
 }
 
-/// `context` without `gaps`.
+/// `context` without `gaps`, which lie in it.
 fn left_out(context: &[TokenId], gaps: &[Range<usize>]) -> Vec<TokenId> {
     let (mut read, mut at) = (Vec::with_capacity(context.len()), 0);
     for gap in gaps {
-        read.extend_from_slice(&context[at.min(context.len())..gap.start.min(context.len())]);
+        read.extend_from_slice(&context[at..gap.start]);
         at = gap.end;
     }
-    read.extend_from_slice(&context[at.min(context.len())..]);
+    read.extend_from_slice(&context[at..]);
     read
 }
 

@@ -218,12 +218,12 @@ fn of_what_was_written_without_a_draft_the_end_alone_is_read() {
         rows.lock().unwrap().clone()
     };
     assert_eq!(read(24, prompt_len), text[..24]);
-    assert_eq!(read(24 + 2 * UNREAD_MAX - 1, prompt_len), text[..23 + 2 * UNREAD_MAX], "too few to skip");
-    let at = 23 + 2 * UNREAD_MAX;
+    assert_eq!(read(24 + UNREAD_MAX, prompt_len), text[..24 + UNREAD_MAX], "too few to skip");
+    let at = 24 + UNREAD_MAX;
     let with_gap = |to: usize| [&text[..at], &text[200 - UNREAD_MAX..to]].concat();
     assert_eq!(read(200, prompt_len), with_gap(200));
-    assert_eq!(read(203, prompt_len), with_gap(203), "the gap stays");
-    let twice = [with_gap(203), text[300 - UNREAD_MAX..300].to_vec()].concat();
+    assert_eq!(read(202, prompt_len), with_gap(202), "the gap stays");
+    let twice = [with_gap(202), text[300 - UNREAD_MAX..300].to_vec()].concat();
     assert_eq!(read(300, prompt_len), twice, "there may be more than one");
     assert_eq!(read(301, 301), [twice, vec![text[300]]].concat(), "another turn keeps what was read");
     assert_eq!(
@@ -407,7 +407,7 @@ fn drafting_ahead_changes_no_draft_whether_its_branch_comes_true_or_not() {
         let sampler = sampler(temperature, 5);
         let run = |ahead: bool| {
             let passes = Arc::new(Mutex::new(0));
-            let model = HashModel { context_len: 400, ..HashModel::new(VOCAB, 3) };
+            let model = HashModel { context_len: 2000, ..HashModel::new(VOCAB, 3) };
             let mut drafter = ModelDrafter::spawn(Box::new(Counted(model, Arc::clone(&passes)))).unwrap();
             let (mut text, mut drafts): (Vec<TokenId>, _) = (vec![1, 2, 3], Vec::new());
             for step in 0..60u64 {
@@ -415,7 +415,7 @@ fn drafting_ahead_changes_no_draft_whether_its_branch_comes_true_or_not() {
                 let context = text.clone();
                 let request = Request {
                     context: &context,
-                    prompt_len: usize::MAX,
+                    prompt_len: 3,
                     max_tokens,
                     sampler: &sampler,
                     stop: StopRule::NEVER,
@@ -430,8 +430,11 @@ fn drafting_ahead_changes_no_draft_whether_its_branch_comes_true_or_not() {
                 // Now and then the target, which here mostly says what the draft would, rejects a token.
                 let stands = if step % 3 == 0 { draft.tokens.len() / 2 } else { draft.tokens.len() };
                 text.extend(&draft.tokens[..stands]);
-                let other = HashModel { context_len: 400, ..HashModel::new(VOCAB, 3) };
+                let other = HashModel { context_len: 2000, ..HashModel::new(VOCAB, 3) };
                 text.push(next_of(other, &text, &sampler, step % 3 == 0));
+                // And goes on without a draft, for longer than what is then read.
+                let alone = if step % 7 == 0 { mix(step) as usize % (3 * UNREAD_MAX) } else { 0 };
+                text.extend((0..alone as u64).map(|i| (mix(i ^ step) % VOCAB as u64) as TokenId));
                 drafts.push(draft);
             }
             drop(drafter);

@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         bytes: number(2, 576)? as u64 * 1024,
         in_flight: number(3, 16)?,
         seconds: number(4, 3)? as f64,
-        options: ReaderOptions { threads: number(3, 16)?, depth: number(5, 32)? },
+        options: ReaderOptions { threads: number(3, 16)?, depth: number(5, 32)?, cached: false },
         aligned: name.contains("+0"),
         own: name.contains("-heap"),
     };

@@ -14,26 +14,29 @@ use drafthorse_offload::reader::{DiskSpec, SimulatedDisk};
 use drafthorse_offload::*;
 
 /// The least each reader can be told to do, so that reads queue up.
-const NARROW: ReaderOptions = ReaderOptions { threads: 1, depth: 16 };
+const NARROW: ReaderOptions = ReaderOptions { threads: 1, depth: 16, cached: false };
 
 /// A disk that is simulated in front of every reader: slow enough to hold reads back, fast enough for a test.
 const DISK: DiskSpec = DiskSpec { bytes_per_s: 4 << 30, latency: Duration::from_micros(60) };
 
-/// Every reader this system has, with files open, by itself and behind a simulated disk. Containers often forbid rings: then `io_uring` is
-/// left out, with the reason printed, while `auto` must do without.
+/// Every reader this system has, with files open, by itself and, reading through the page cache, behind a simulated disk.
+/// Containers often forbid rings: then `io_uring` is left out, with the reason printed, while `auto` must do without.
 fn open_all(
     paths: &[PathBuf],
     options: &ReaderOptions,
 ) -> impl Iterator<Item = (&'static str, Box<dyn Reader>)> {
-    let open = |kind: &ReaderKind| match (kind.open)(paths, options) {
-        Err(OffloadError::Ring { source }) if kind.name == "io_uring" => {
-            eprintln!("skipped: io_uring: {source}");
-            None
-        }
-        opened => Some((kind.name, opened.unwrap())),
+    let open = |cached: bool| {
+        let options = ReaderOptions { cached, ..*options };
+        READERS.iter().filter_map(move |kind| match (kind.open)(paths, &options) {
+            Err(OffloadError::Ring { source }) if kind.name == "io_uring" => {
+                eprintln!("skipped: io_uring: {source}");
+                None
+            }
+            opened => Some((kind.name, opened.unwrap())),
+        })
     };
     let simulate = |(name, reader)| (name, SimulatedDisk::new(DISK).in_front_of(reader, options));
-    READERS.iter().filter_map(open).chain(READERS.iter().filter_map(open).map(simulate))
+    open(false).chain(open(true).map(simulate))
 }
 
 /// Runs a test on every reader of the registry, over the same bank on disk.

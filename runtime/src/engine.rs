@@ -18,7 +18,9 @@ use std::time::Instant;
 use drafthorse_draft::{AcceptanceStats, Drafter, History, LanguageModel, LogitRows, Sampler, TokenId};
 use drafthorse_offload::reader::SimulatedDisk;
 use drafthorse_offload::{CacheStats, Residency};
-use drafthorse_scheduler::{Controller, ControllerConfig, ElasticMode, MemoryPlan, Plan, StepOutcome};
+use drafthorse_scheduler::{
+    Controller, ControllerConfig, DraftEffort, ElasticMode, MemoryPlan, Plan, StepOutcome,
+};
 
 use crate::Error;
 use crate::api::{EngineOptions, FinishReason, GenerateOptions, Generation, Progress};
@@ -45,7 +47,7 @@ pub struct Engine {
     drafter_missing: Option<String>,
     controller: Controller,
     /// What a drafted token takes of a plain pass, by size.
-    token_share: f64,
+    effort: DraftEffort,
     lengths: Lengths,
     tokenizer: Option<Tokenizer>,
     plan: MemoryPlan,
@@ -109,9 +111,9 @@ impl Engine {
         let device = prepared.device;
         let gpu = device.as_ref().map(Device::info);
         let mut target = prepared.target.load(cache, device, progress)?;
-        let token_share = prepared.draft.token_share(options, &target);
+        let effort = prepared.draft.effort(options, &target);
         let drafter = drafter(options, prepared.draft, &mut target, progress)?;
-        let mut controller = Controller::new(config, token_share);
+        let mut controller = Controller::new(config, effort);
         let lessons = prepared.stats.as_ref().and_then(|stats| stats.lessons(&prepared.setup));
         lessons.into_iter().for_each(|lessons| controller.recall(lessons));
         let routes = Routes::new(recording, drafter.is_some(), &mut target);
@@ -122,7 +124,7 @@ impl Engine {
             drafter_missing: drafter.is_none().then(|| "no drafter was asked for".into()),
             drafter,
             controller,
-            token_share,
+            effort,
             lengths: Lengths::new(config),
             tokenizer: prepared.tokenizer,
             plan: prepared.plan,

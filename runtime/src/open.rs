@@ -128,7 +128,8 @@ impl<'a> CacheChoice<'a> {
 }
 
 /// A reader of `files`, by its registry name, behind the simulated disk if there is one: every reader of the
-/// engine is opened here.
+/// engine is opened here. In front of a simulated disk the page cache stands for the real one, which may be slower than
+/// it, or not as even.
 ///
 /// # Errors
 /// As [`open_reader`].
@@ -136,7 +137,7 @@ pub fn reader_of(
     files: &[std::path::PathBuf],
     (name, io, disk): (&str, &ReaderOptions, Option<&SimulatedDisk>),
 ) -> Result<Box<dyn Reader>, OffloadError> {
-    let reader = open_reader(name, files, io)?;
+    let reader = open_reader(name, files, &ReaderOptions { cached: disk.is_some(), ..*io })?;
     Ok(match disk {
         Some(disk) => disk.in_front_of(reader, io),
         None => reader,

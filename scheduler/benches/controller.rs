@@ -5,9 +5,9 @@
 //!     cargo bench -p drafthorse-scheduler
 
 use divan::{Bencher, black_box};
-use drafthorse_draft::Draft;
+use drafthorse_draft::{Draft, UNREAD_MAX};
 use drafthorse_offload::Residency;
-use drafthorse_scheduler::{Controller, ControllerConfig, DraftLen, StepOutcome};
+use drafthorse_scheduler::{Controller, ControllerConfig, DraftEffort, DraftLen, StepOutcome};
 
 const RESIDENCY: Residency =
     Residency { slots: 8, resident: 8, experts_total: 64, hit_rate_recent: 0.3, is_filling: false };
@@ -40,7 +40,7 @@ fn pass(controller: &mut Controller, stands: bool) {
 #[divan::bench(args = [false, true])]
 fn pass_of_auto(bencher: Bencher, stands: bool) {
     let config = ControllerConfig { mode: DraftLen::Auto, draft_len_max: 8 };
-    let mut controller = Controller::new(config, 0.02);
+    let mut controller = Controller::new(config, DraftEffort { token_share: 0.02, unread_max: UNREAD_MAX });
     controller.begin_text((0.1, 0.1), 1000);
     (0..PASSES).for_each(|_| pass(&mut controller, stands));
     bencher.bench_local(|| pass(black_box(&mut controller), stands));

@@ -64,6 +64,16 @@ pub struct ControllerConfig {
     pub draft_len_max: usize,
 }
 
+/// What is known of a drafter's effort before it drafts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DraftEffort {
+    /// What one drafted token takes of the time of a plain pass that waits for no expert, as far as sizes tell: 0 for
+    /// drafters that take next to nothing.
+    pub token_share: f64,
+    /// Of the tokens decoded without it, the most that it reads before it drafts again.
+    pub unread_max: usize,
+}
+
 /// What to do in the next pass.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Plan {
@@ -134,11 +144,13 @@ pub struct Controller {
     /// The drafter has not drafted on this text yet: what it takes first is reading.
     reads_text: bool,
     prospect: Prospect,
+    unread_max: u64, // passes without a draft that the drafter reads up on at most
     knows_second_row: bool,
     looks_left: u64,     // drafts that show what this text is like, against those before it
     texts_unlooked: u32, // in a row, on which nothing was drafted
-    /// Of the drafts on this text, whether none had a token that stood; `None` before the first.
-    is_astray: Option<bool>,
+    /// Whether drafts of this text were verified and none had a token that stood.
+    is_astray: bool,
+    has_stood: bool,
     account: Account,
     spent_s: f64,
     plain_lost_s: f64, // in measurements of plain passes
@@ -168,9 +180,9 @@ struct PassMean {
 
 impl Controller {
     /// A controller that has measured nothing yet, for a configuration that has passed
-    /// [`ControllerConfig::validate`]. `token_share` is what one drafted token takes of the time of a plain pass that
-    /// waits for no expert, as far as sizes tell: 0 for drafters that take next to nothing.
-    pub fn new(config: ControllerConfig, token_share: f64) -> Self {
+    /// [`ControllerConfig::validate`].
+    pub fn new(config: ControllerConfig, effort: DraftEffort) -> Self {
+        let DraftEffort { token_share, unread_max } = effort;
         let draft_len_max = config.draft_len_max.min(DRAFT_LEN_LIMIT);
         // A fixed length is measured too, for `explanation`.
         let width_max = match config.mode {
@@ -198,11 +210,13 @@ impl Controller {
             planned_max: 0,
             last_drafted: 0,
             reads_text: true,
-            prospect: Prospect { token_share, ..Prospect::default() },
+            prospect: Prospect { token_share, unread_max: unread_max as u64, ..Prospect::default() },
+            unread_max: unread_max as u64,
             knows_second_row: false,
             looks_left: 0,
             texts_unlooked: 0,
-            is_astray: None,
+            is_astray: false,
+            has_stood: false,
             account: Account::default(),
             spent_s: 0.0,
             plain_lost_s: 0.0,
@@ -225,16 +239,16 @@ impl Controller {
         self.looks_left = if self.planned_max > 0 { measuring::LOOKS } else { 0 };
         self.last_drafted = self.passes;
         self.survival.loosen(TEXT_WEIGHT);
-        self.is_astray = None;
+        (self.is_astray, self.has_stood) = (false, false);
         self.calibration.loosen(TEXT_WEIGHT_BY_CONFIDENCE);
-        let token_share = self.prospect.token_share;
+        let Prospect { token_share, unread_max, .. } = self.prospect;
         self.prospect = Prospect {
             token_share,
+            unread_max,
             prefill_s,
             prefill_compute_s: compute_s,
-            unread_compute_s: 0.0,
             tokens_max: tokens_max as f64,
-            tokens: 0.0,
+            ..Prospect::default()
         };
     }
 
@@ -289,7 +303,7 @@ impl Controller {
     /// Which rows of what was kept are to be dropped while the pass runs; `None` where all go through, in
     /// measurements and before anything is known.
     pub fn row_rule(&self) -> Option<RowRule> {
-        let (best, rate) = self.best();
+        let (best, rate) = self.best_affordable();
         if self.probe.is_some() || self.kept.is_empty() || rate <= 0.0 {
             return None;
         }

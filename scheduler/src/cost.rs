@@ -314,8 +314,7 @@ impl Counts {
         }
         let level = self.level.map_or(0.0, |level| level.value());
         if width > 0 {
-            // A plain pass would have asked for some of these: where it seems that it met more, it ran at another time.
-            let grown = ((count + COUNT_UNIT) / (level + COUNT_UNIT)).max(1.0);
+            let grown = (count + COUNT_UNIT) / (level + COUNT_UNIT);
             self.shape[width].get_or_insert(NONE).add(grown, SHAPE_MEMORY);
         }
     }
@@ -337,10 +336,11 @@ impl Counts {
         let known =
             |w: usize| if w == 0 { Some((0, 1.0)) } else { self.shape[w].map(|mean| (w, mean.value())) };
         if let Some((_, shape)) = known(width) {
-            return shape.max(f64::MIN_POSITIVE);
+            // A plain pass would have asked for some of these: where it seems that it met more, it ran at another time.
+            return shape.max(1.0);
         }
         let (nearest, shape) = (0..=width).rev().find_map(known).unwrap_or((0, 1.0));
-        (shape * ((width + 1) as f64 / (nearest + 1) as f64).powf(UNION_POWER)).max(f64::MIN_POSITIVE)
+        (shape * ((width + 1) as f64 / (nearest + 1) as f64).powf(UNION_POWER)).max(1.0)
     }
 }
 

@@ -197,10 +197,8 @@ impl Survival {
     /// other texts, if that is more: who drafts well elsewhere may have been led astray.
     pub(crate) fn grow_old(&mut self, age: f64) {
         let (usual, grown) = (self.usual.value, age / Survival::USUAL_PASSES);
-        if usual <= self.all.value {
-            return;
-        }
-        for mean in self.stands.iter_mut().chain([&mut self.all]) {
+        let means = self.stands.iter_mut().chain([&mut self.all]);
+        for mean in means.filter(|mean| mean.value < usual && mean.weight > 0.0) {
             mean.value = (mean.value * mean.weight + usual * grown) / (mean.weight + grown);
         }
     }
@@ -329,6 +327,24 @@ mod tests {
         assert!((survival.tokens(2) - 1.5).abs() < 0.03);
         let cost = survival.over_widths(2, |width| Some([1.0, 9.0, 3.0][width])).expect("known");
         assert!((cost - 2.0).abs() < 0.05, "{cost}");
+    }
+
+    #[test]
+    fn what_stands_elsewhere_comes_back_where_it_is_more_and_a_place_never_reached_is_none() {
+        let mut survival = Survival::new();
+        (0..8).for_each(|_| survival.add(8, 8, 0));
+        survival.usual = Mean::prior(0.9, 8.0);
+        let before = survival.clone();
+        survival.grow_old(0.0);
+        assert_eq!(survival, before);
+        survival.grow_old(64.0);
+        assert!(survival.tokens(8).is_finite() && survival.is_sound());
+        assert!(survival.tokens(8) > before.tokens(8), "{} {}", survival.tokens(8), before.tokens(8));
+        let mut better = Survival { usual: Mean::prior(0.1, 8.0), ..Survival::new() };
+        (0..8).for_each(|_| better.add(8, 8, 8));
+        let mut aged = better.clone();
+        aged.grow_old(64.0);
+        assert_eq!(aged, better, "what stands here is more");
     }
 
     #[test]

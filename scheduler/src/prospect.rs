@@ -26,18 +26,23 @@ pub(crate) struct Prospect {
     pub(crate) prefill_s: f64,
     /// Of these, seconds in which it computed.
     pub(crate) prefill_compute_s: f64,
-    /// Seconds in which it computed the passes since: the drafter will have to read their tokens too.
-    pub(crate) unread_compute_s: f64,
-    /// Tokens that the text may have,
+    /// Passes since,
+    pub(crate) passes: u64,
+    /// and seconds in which it computed them.
+    pub(crate) compute_s: f64,
+    /// Passes whose tokens the drafter will have to read, too, at most.
+    pub(crate) unread_max: u64,
+    /// Tokens that the text may have, and has.
     pub(crate) tokens_max: f64,
-    /// and has.
-    pub(crate) tokens: f64,
+    pub(crate) tokens_written: f64,
 }
 
 impl Prospect {
     /// Seconds that reading the text is expected to take.
     pub(crate) fn reading_s(&self) -> f64 {
-        self.token_share * (self.prefill_compute_s + READ_SHARE * self.unread_compute_s)
+        let unread = self.passes.min(self.unread_max) as f64;
+        let unread_s = if self.passes > 0 { unread * self.compute_s / self.passes as f64 } else { 0.0 };
+        self.token_share * (self.prefill_compute_s + READ_SHARE * unread_s)
     }
 
     /// Whether reading is too dear to be done on trust, plain passes taking `plain_s`.
@@ -50,9 +55,9 @@ impl Prospect {
         self.reading_s() <= READING_SHARE * (self.prefill_s + TEXT_TOKENS.min(self.tokens_max) * plain_s)
     }
 
-    /// Tokens that the text is taken to have yet.
+    /// Tokens that are taken to be still to come.
     pub(crate) fn tokens_left(&self) -> f64 {
-        (self.tokens_max - self.tokens).clamp(0.0, TEXT_TOKENS)
+        (self.tokens_max - self.tokens_written).clamp(0.0, TEXT_TOKENS)
     }
 
     /// Whether a gain of `gain_s` a token, as other texts showed it, makes up for reading in a part of the tokens that
@@ -93,9 +98,9 @@ mod tests {
             token_share,
             prefill_s: 10.0,
             prefill_compute_s: 10.0,
-            unread_compute_s: 0.0,
+            unread_max: 300,
             tokens_max: 1e6,
-            tokens: 0.0,
+            ..Prospect::default()
         }
     }
 
@@ -118,8 +123,9 @@ mod tests {
         assert!(!prospect(0.0).reads_much(0.1) && prospect(0.0).is_affordable(0.1));
         assert!(prospect(0.5).reads_much(1.0) && prospect(0.5).is_affordable(1.0));
         assert!(!prospect(0.5).is_affordable(0.1));
-        let later = Prospect { unread_compute_s: 200.0, ..prospect(0.5) };
+        let later = Prospect { passes: 200, compute_s: 200.0, ..prospect(0.5) };
         assert!(!later.is_affordable(1.0), "it has grown");
+        assert!(Prospect { unread_max: 8, ..later }.is_affordable(1.0), "it reads the end alone");
         let short = Prospect { tokens_max: 16.0, ..prospect(0.5) };
         assert!(!short.is_affordable(1.0), "the text may not last as long");
         assert!(prospect(0.5).pays(0.1) && !prospect(0.5).pays(0.05) && !short.pays(0.5));

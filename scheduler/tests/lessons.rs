@@ -3,8 +3,9 @@
 
 mod worlds;
 
+use drafthorse_draft::UNREAD_MAX;
 use drafthorse_offload::Residency;
-use drafthorse_scheduler::{Controller, ControllerConfig, DraftLen, Lessons, StepOutcome};
+use drafthorse_scheduler::{Controller, ControllerConfig, DraftEffort, DraftLen, Lessons, StepOutcome};
 use serde_json::Value;
 use worlds::{DRAFT_LEN_MAX, WORLD, World};
 
@@ -12,8 +13,12 @@ const CHEAP: World = World { verify: |n| 1.0 + 0.1 * n as f64, draft_s: 0.02, ac
 const RESIDENCY: Residency =
     Residency { slots: 0, resident: 0, experts_total: 0, hit_rate_recent: 1.0, is_filling: false };
 
+fn effort(token_share: f64) -> DraftEffort {
+    DraftEffort { token_share, unread_max: UNREAD_MAX }
+}
+
 fn controller(mode: DraftLen) -> Controller {
-    Controller::new(ControllerConfig { mode, draft_len_max: DRAFT_LEN_MAX }, 0.0)
+    Controller::new(ControllerConfig { mode, draft_len_max: DRAFT_LEN_MAX }, effort(0.0))
 }
 
 /// What a run in a world that pays for drafts has learned, as it comes back from a file.
@@ -63,11 +68,11 @@ fn nothing_is_kept_before_drafts_were_measured_or_where_the_length_was_given() {
 
 #[test]
 fn lengths_beyond_what_is_allowed_now_are_left_out() {
-    let mut short = Controller::new(ControllerConfig { mode: DraftLen::Auto, draft_len_max: 2 }, 0.0);
+    let mut short = Controller::new(ControllerConfig { mode: DraftLen::Auto, draft_len_max: 2 }, effort(0.0));
     short.recall(&lessons());
     short.begin_text((0.0, 0.0), 1000);
     assert!((1..=2).contains(&short.plan(&RESIDENCY).draft_len));
-    let mut none = Controller::new(ControllerConfig { mode: DraftLen::Auto, draft_len_max: 0 }, 0.0);
+    let mut none = Controller::new(ControllerConfig { mode: DraftLen::Auto, draft_len_max: 0 }, effort(0.0));
     none.recall(&lessons());
     assert_eq!(none.plan(&RESIDENCY).draft_len, 0);
 }
@@ -76,7 +81,7 @@ fn lengths_beyond_what_is_allowed_now_are_left_out() {
 fn a_drafter_known_to_gain_is_not_asked_to_read_more_than_it_can_win_back() {
     let mut remembers = controller(DraftLen::Auto);
     remembers.recall(&lessons());
-    let mut long = Controller::new(ControllerConfig { mode: DraftLen::Auto, draft_len_max: 8 }, 0.5);
+    let mut long = Controller::new(ControllerConfig { mode: DraftLen::Auto, draft_len_max: 8 }, effort(0.5));
     long.recall(&lessons());
     for controller in [&mut remembers, &mut long] {
         controller.begin_text((10_000.0, 10_000.0), 1000);
@@ -91,7 +96,7 @@ fn a_drafter_known_to_gain_is_not_asked_to_read_more_than_it_can_win_back() {
 
 #[test]
 fn a_measurement_ends_with_its_text() {
-    let mut c = Controller::new(ControllerConfig { mode: DraftLen::Auto, draft_len_max: 8 }, 0.5);
+    let mut c = Controller::new(ControllerConfig { mode: DraftLen::Auto, draft_len_max: 8 }, effort(0.5));
     c.begin_text((0.0, 0.0), 1000);
     let pass = |draft_len| StepOutcome {
         draft_len,

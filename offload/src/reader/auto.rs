@@ -27,7 +27,7 @@ fn choose(
     options: &ReaderOptions,
 ) -> Result<Box<dyn Reader>, OffloadError> {
     let Err(OffloadError::Ring { source }) = ring else { return ring };
-    let mut reader = PreadReader::open(paths, options.threads)?;
+    let mut reader = PreadReader::open_as(paths, options)?;
     let threads = options.threads.max(1);
     let why = hint(&source);
     reader.tell(format!("io_uring is not available ({source}{why}): {threads} threads read instead"));
@@ -64,7 +64,7 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         let bytes = pattern_file(file.as_file_mut());
         let paths = [file.path().to_path_buf()];
-        let options = ReaderOptions { threads: 3, depth: 16 };
+        let options = ReaderOptions { threads: 3, depth: 16, cached: false };
         let cases =
             [(Errno::PERM, "io_uring_disabled"), (Errno::NOSYS, "too old"), (Errno::NOMEM, "ulimit -l")];
         for (errno, hint) in cases {

@@ -158,6 +158,9 @@ pub struct ReaderOptions {
     pub threads: usize,
     /// Requests `io_uring` keeps in the kernel at once, at least [`DEPTH_MIN`], at most [`DEPTH_MAX`].
     pub depth: usize,
+    /// Reads go through the page cache, which keeps them: in front of a simulated disk, where the real one must not be
+    /// seen. Without, they go past it where the file system allows.
+    pub cached: bool,
 }
 
 /// Least depth: below, large requests alone no longer keep a fast NVMe busy.
@@ -167,7 +170,7 @@ pub const DEPTH_MAX: usize = 64;
 
 impl Default for ReaderOptions {
     fn default() -> ReaderOptions {
-        ReaderOptions { threads: PREAD_THREADS, depth: 32 }
+        ReaderOptions { threads: PREAD_THREADS, depth: 32, cached: false }
     }
 }
 

@@ -33,7 +33,15 @@ impl PreadReader {
     /// # Errors
     /// A file that cannot be opened, a thread that cannot be started.
     pub fn open(paths: &[PathBuf], threads: usize) -> Result<PreadReader, OffloadError> {
-        PreadReader::start(Source::open_all(paths)?, threads)
+        PreadReader::start(Source::open_all(paths, false)?, threads)
+    }
+
+    /// The same, as the registry's options say.
+    ///
+    /// # Errors
+    /// As [`PreadReader::open`].
+    pub(super) fn open_as(paths: &[PathBuf], options: &ReaderOptions) -> Result<PreadReader, OffloadError> {
+        PreadReader::start(Source::open_all(paths, options.cached)?, options.threads)
     }
 
     /// Adds a line to what the user is told, before others.
@@ -121,7 +129,7 @@ impl Drop for PreadReader {
 
 /// The registry's way in.
 pub(super) fn open(paths: &[PathBuf], options: &ReaderOptions) -> Result<Box<dyn Reader>, OffloadError> {
-    Ok(Box::new(PreadReader::open(paths, options.threads)?))
+    Ok(Box::new(PreadReader::open_as(paths, options)?))
 }
 
 /// What one thread does until the queue is closed.

@@ -51,7 +51,7 @@ impl World {
     fn reader(&self, depth: usize, seed: Option<u64>) -> Box<dyn Reader> {
         let bytes: Vec<u8> = (0..1_000_000u32).map(|i| (i % 251) as u8).collect();
         let inner = MemoryReader::new(vec![("m".into(), bytes)], self.faults.clone(), seed);
-        self.disk.in_front_of(Box::new(inner), &ReaderOptions { threads: 99, depth })
+        self.disk.in_front_of(Box::new(inner), &ReaderOptions { threads: 99, depth, cached: false })
     }
 
     fn us(&self) -> u128 {

@@ -1,7 +1,8 @@
 //! The model's files as readers see them: opened past the page cache where the file system allows.
 //!
 //! Owns the fallback: where `O_DIRECT` is refused, reads of that file go through the page cache, which
-//! is told to forget them, and [`notice`] says so. It must not know who reads, or how many at a time.
+//! is told to forget them, and [`notice`] says so. Where the page cache is asked for it keeps what was read. It must not
+//! know who reads, or how many at a time.
 
 use std::fs::File;
 use std::io;
@@ -19,24 +20,44 @@ use crate::index::Widened;
 pub(super) struct Source {
     pub(super) file: File,
     path: PathBuf,
-    direct: bool,
+    page_cache: PageCache,
+}
+
+/// What reads of a file have to do with the page cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PageCache {
+    /// Nothing.
+    Bypassed,
+    /// They go through it, as the file system wants, and are forgotten.
+    Imposed,
+    /// They go through it and stay.
+    Kept,
 }
 
 impl Source {
-    /// Opens every file, in order.
-    pub(super) fn open_all(paths: &[PathBuf]) -> Result<Vec<Source>, OffloadError> {
-        paths.iter().map(|path| Source::choose(path, open_direct(path))).collect()
+    /// Opens every file, in order; through the page cache if `cached`.
+    pub(super) fn open_all(paths: &[PathBuf], cached: bool) -> Result<Vec<Source>, OffloadError> {
+        let open = |path: &PathBuf| match cached {
+            true => Source::new(path, open_buffered(path), PageCache::Kept),
+            false => Source::choose(path, open_direct(path)),
+        };
+        paths.iter().map(open).collect()
     }
 
     /// The file, opened past the page cache if `direct` says that went well, else through it.
     pub(super) fn choose(path: &Path, direct: io::Result<File>) -> Result<Source, OffloadError> {
-        let (file, direct) = match direct {
-            Err(refusal) if is_refusal(&refusal) => (open_buffered(path), false),
-            outcome => (outcome, true),
-        };
+        match direct {
+            Err(refusal) if is_refusal(&refusal) => {
+                Source::new(path, open_buffered(path), PageCache::Imposed)
+            }
+            outcome => Source::new(path, outcome, PageCache::Bypassed),
+        }
+    }
+
+    fn new(path: &Path, file: io::Result<File>, page_cache: PageCache) -> Result<Source, OffloadError> {
         let path = path.to_path_buf();
         match file {
-            Ok(file) => Ok(Source { file, path, direct }),
+            Ok(file) => Ok(Source { file, path, page_cache }),
             Err(source) => Err(OffloadError::Open { path, source }),
         }
     }
@@ -60,9 +81,9 @@ impl Source {
         Ok(())
     }
 
-    /// To be called after a read: gives back the page cache it used, if it did.
+    /// To be called after a read: gives back the page cache it used against its will.
     pub(super) fn forget(&self, widened: &Widened) {
-        if !self.direct {
+        if self.page_cache == PageCache::Imposed {
             let len = std::num::NonZeroU64::new(widened.len as u64);
             let _ = fadvise(&self.file, widened.offset, len, Advice::DontNeed); // a hint: cannot fail usefully
         }
@@ -114,7 +135,7 @@ fn is_refusal(error: &io::Error) -> bool {
 
 /// One line for the user where the page cache has to be used.
 pub(super) fn notice(sources: &[Source]) -> Option<String> {
-    let mut buffered = sources.iter().filter(|source| !source.direct);
+    let mut buffered = sources.iter().filter(|source| source.page_cache == PageCache::Imposed);
     let path = buffered.next()?.path.display();
     let others = match buffered.count() {
         0 => String::new(),
@@ -166,11 +187,17 @@ pub(super) mod tests {
     fn only_a_refusal_of_unbuffered_reads_falls_back() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let code = |errno: rustix::io::Errno| Err(io::Error::from_raw_os_error(errno.raw_os_error()));
-        assert!(!Source::choose(file.path(), code(rustix::io::Errno::INVAL)).unwrap().direct);
+        let refused = Source::choose(file.path(), code(rustix::io::Errno::INVAL)).unwrap();
+        assert_eq!(refused.page_cache, PageCache::Imposed);
         for errno in [rustix::io::Errno::NOENT, rustix::io::Errno::IO, rustix::io::Errno::ACCESS] {
             assert!(matches!(Source::choose(file.path(), code(errno)), Err(OffloadError::Open { .. })));
         }
-        assert!(Source::choose(file.path(), File::open(file.path())).unwrap().direct);
+        let direct = Source::choose(file.path(), File::open(file.path())).unwrap();
+        assert_eq!(direct.page_cache, PageCache::Bypassed);
+        assert!(matches!(
+            Source::open_all(&[PathBuf::from("/nowhere")], true),
+            Err(OffloadError::Open { .. })
+        ));
     }
 
     #[test]

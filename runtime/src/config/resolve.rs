@@ -75,7 +75,7 @@ impl Config {
             policy_half_life_rows: offload.half_life_rows,
             slots: offload.slots.value(),
             reader: offload.reader.0,
-            io: ReaderOptions { threads: offload.io_threads, depth: offload.queue_depth },
+            io: ReaderOptions { threads: offload.io_threads, depth: offload.queue_depth, cached: false },
             simulate_disk: offload.simulate_disk.0.map(SimulatedDisk::new),
             prefetch: offload.prefetch,
             stats_file: offload.stats_file.0.clone(),

@@ -54,10 +54,8 @@ impl Engine {
             return Ok(());
         }
         let known = self.lengths.parked.iter().position(|(other, _)| *other == config);
-        let next = known.map_or_else(
-            || Controller::new(config, self.token_share),
-            |at| self.lengths.parked.swap_remove(at).1,
-        );
+        let next = known
+            .map_or_else(|| Controller::new(config, self.effort), |at| self.lengths.parked.swap_remove(at).1);
         let last = std::mem::replace(&mut self.controller, next);
         let last_config = std::mem::replace(&mut self.lengths.config, config);
         self.lengths.parked.push((last_config, last));

@@ -4,8 +4,10 @@
 
 use drafthorse_draft::{
     ChainDrafter, Drafter, DrafterKind, DrafterParts, LanguageModel, Script, SharedVocabulary, TokenId,
+    UNREAD_MAX,
 };
 use drafthorse_offload::PolicyKind;
+use drafthorse_scheduler::DraftEffort;
 
 use super::{CacheChoice, ModelShape, Opened, context_notice, kv_shape, threads_or_default};
 use crate::Error;
@@ -84,16 +86,18 @@ pub(super) fn suffix_bytes(options: &EngineOptions) -> u64 {
 }
 
 impl DraftFiles {
-    /// What a drafted token takes of the time of a pass of `target` that waits for nothing, by the bytes both
-    /// multiply with; 0 for drafters that take next to nothing, and for chains, which ask them first.
-    pub fn token_share(&self, options: &EngineOptions, target: &Model) -> f64 {
-        match (&self.model, options.draft.members()) {
+    /// A drafter's effort: a drafted token's share of the time of a pass of `target` that waits for nothing is that of
+    /// the bytes both multiply with; 0 for drafters that take next to nothing, and for chains, which ask them first. A
+    /// head reads the hidden states of every token.
+    pub fn effort(&self, options: &EngineOptions, target: &Model) -> DraftEffort {
+        let token_share = match (&self.model, options.draft.members()) {
             (Some(model), [_]) => {
                 let bytes = |blueprint: &Blueprint| blueprint.active_bytes_per_token().max(1) as f64;
                 bytes(model.blueprint()) / bytes(target.blueprint())
             }
             _ => 0.0,
-        }
+        };
+        DraftEffort { token_share, unread_max: if self.head.is_some() { usize::MAX } else { UNREAD_MAX } }
     }
 }
 

@@ -1,9 +1,10 @@
 //! Which length is planned next: the best one known, or one whose measurement is due.
 //!
 //! Owns what is planned and which of the drafted tokens are verified. Costs and acceptance are what the controller
-//! has learnt; it must not change them, nor decide what a measurement is worth.
+//! has learnt: where drafting is tried again it believes them less, and the account may lend. It must not decide what a
+//! measurement is worth.
 
-use drafthorse_draft::{Draft, UNREAD_MAX};
+use drafthorse_draft::Draft;
 
 use super::{Controller, GAIN_MIN, Probe, STALE_PASSES};
 use crate::prospect::{Prospect, READ_SHARE};
@@ -33,6 +34,11 @@ impl Controller {
         let Some(draft_len) = self.worth_measuring(best, reference) else {
             return if self.catch_up_pays(best, reference) { best } else { 0 };
         };
+        // As it was when it was found to be worth it.
+        let passes_left = self.probe_passes(draft_len);
+        if draft_len > 0 && best == 0 && !self.reads_text {
+            self.account.lend_up_to(self.at_stake(draft_len, reference));
+        }
         if draft_len == 0 {
             self.plain_lost_s += self.plain_price(reference);
         } else if self.passes - self.last_drafted >= STALE_PASSES {
@@ -40,13 +46,10 @@ impl Controller {
             self.calibration.loosen(RETRY_WEIGHT);
         }
         if draft_len > 0 && best == 0 {
-            if !self.reads_text {
-                self.account.lend_up_to(self.at_stake(draft_len, reference));
-            }
             self.survival.grow_old((self.passes - self.last_drafted) as f64);
         }
         let is_look = best == 0 && self.reads_text && self.looks_left > 0 && !self.look_is_owed();
-        self.probe = Some(Probe { draft_len, passes_left: self.probe_passes(draft_len), is_look });
+        self.probe = Some(Probe { draft_len, passes_left, is_look });
         draft_len
     }
 
@@ -80,7 +83,7 @@ impl Controller {
     /// stood on this text yet, nothing.
     pub(super) fn unlucky_s(&self, draft_len: usize) -> f64 {
         let costs = self.seconds(draft_len).zip(self.plain_s());
-        let tokens = if self.is_astray == Some(true) { 1.0 } else { self.survival.tokens(1) };
+        let tokens = if self.is_astray { 1.0 } else { self.survival.tokens(1) };
         costs.map_or(f64::INFINITY, |(seconds, plain_s)| seconds - plain_s * tokens)
     }
 
@@ -118,7 +121,7 @@ impl Controller {
 
     /// Seconds the draft model needs to read what was written without it.
     pub(super) fn catch_up(&self) -> f64 {
-        let unread = (self.passes - self.last_drafted).min(UNREAD_MAX as u64) as f64;
+        let unread = (self.passes - self.last_drafted).min(self.unread_max) as f64;
         let guess =
             || READ_HOPE * READ_SHARE * self.draft_s.expect(1.min(self.config.draft_len_max)).unwrap_or(0.0);
         unread * self.catch_up_s.map_or_else(guess, |mean| mean.value())

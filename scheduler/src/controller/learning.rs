@@ -1,8 +1,6 @@
 //! What a pass teaches: costs, acceptance, and what drafting may still lose.
 //!
-//! Owns the account from which drafted passes are paid. It must not plan.
-
-use drafthorse_draft::UNREAD_MAX;
+//! Owns what comes into the account from which drafted passes are paid, and what they take out. It must not plan.
 
 use super::{Controller, StepOutcome};
 use crate::cost::PassSample;
@@ -16,7 +14,7 @@ const FILLING_PASSES_MAX: u64 = 24;
 /// Share of the time spent that drafting may lose against plain passes; with what it may lose at the start, it
 /// is less in the first passes, so that a short text loses no more.
 pub(super) const LOSS_SHARE: f64 = 0.02;
-pub(super) const LOSS_SHARE_EARLY: f64 = 0.0075;
+pub(super) const LOSS_SHARE_EARLY: f64 = 0.0065;
 const LOSS_EARLY_PASSES: u64 = 200;
 /// What the account for that holds at the start, in the time of plain passes,
 const ACCOUNT_START_PASSES: f64 = 1.4;
@@ -49,7 +47,7 @@ impl Controller {
         if self.planned == 0 || self.is_blank {
             return;
         }
-        let unread = (self.passes - 1 - self.last_drafted).min(UNREAD_MAX as u64);
+        let unread = (self.passes - 1 - self.last_drafted).min(self.unread_max);
         let expected_s = self.draft_s.expect(self.planned).unwrap_or(0.0);
         if (self.reads_text || unread > 0) && outcome.draft_s < expected_s {
             // With reading it took less than was expected without.
@@ -73,8 +71,8 @@ impl Controller {
 
     /// Plain passes after a drafted one that do not count.
     pub(super) fn settling(&self) -> u64 {
-        let drafting = self.draft_s.expect(1.min(self.config.draft_len_max)).zip(self.verify_s.expect(0));
-        let unsettles = drafting.is_none_or(|(draft_s, plain_s)| draft_s > UNSETTLING_SHARE * plain_s);
+        let drafting = self.draft_s.measured().next().zip(self.verify_s.expect(0));
+        let unsettles = drafting.is_none_or(|((_, draft_s), plain_s)| draft_s > UNSETTLING_SHARE * plain_s);
         if unsettles { PLAIN_SETTLING } else { 0 }
     }
 
@@ -96,9 +94,8 @@ impl Controller {
 
     pub(super) fn learn_acceptance(&mut self, outcome: &StepOutcome) {
         self.survival.add(self.planned, outcome.draft_len, outcome.accepted);
-        if outcome.draft_len > 0 {
-            self.is_astray = Some(self.is_astray.unwrap_or(true) && outcome.accepted == 0);
-        }
+        self.has_stood |= outcome.accepted > 0;
+        self.is_astray = !self.has_stood && (self.is_astray || outcome.draft_len > 0);
         for (i, &confidence) in self.kept.iter().enumerate().take(outcome.draft_len.min(outcome.accepted + 1))
         {
             self.calibration.add(self.source, i, confidence, i < outcome.accepted);
@@ -120,9 +117,10 @@ impl Controller {
             self.account.open(if is_first { start.min(recalled) } else { start });
         }
         self.spent_s += spent;
-        self.prospect.unread_compute_s += (outcome.verify_s - outcome.stall_s).max(0.0);
+        self.prospect.compute_s += (outcome.verify_s - outcome.stall_s).max(0.0);
+        self.prospect.passes += 1;
         let share = if self.passes < LOSS_EARLY_PASSES { LOSS_SHARE_EARLY } else { LOSS_SHARE };
-        self.prospect.tokens += (1 + outcome.accepted) as f64;
+        self.prospect.tokens_written += (1 + outcome.accepted) as f64;
         self.account.earn(share * spent);
         if self.planned > 0 {
             self.account.book(if is_first { 0.0 } else { as_plain - self.charged(outcome) });

@@ -149,6 +149,9 @@ impl Controller {
     /// Whether enough passes went by for `draft_len` to be measured.
     fn is_due(&self, draft_len: usize, best: usize) -> bool {
         let since = self.passes - self.last_probe;
+        if best == 0 && self.passes - self.last_drafted < OFF_PASSES {
+            return false;
+        }
         let is_new = self.verify_s.samples(draft_len) < FEW || self.looks_left > 0;
         since >= AGAIN_PASSES || (is_new && (best > 0 || since >= OFF_PASSES))
     }
@@ -170,7 +173,7 @@ impl Controller {
     /// many times that: where drafts brought much before, the first ones of a text may still fail.
     fn is_paid(&self, candidate: &Candidate, best: usize, reference: f64) -> bool {
         let stake_s = self.at_stake(candidate.draft_len, reference);
-        let lends = best == 0 && candidate.value_s >= LEND_WORTH * stake_s;
+        let lends = best == 0 && candidate.value_s >= LEND_WORTH * stake_s.max(PRICE_MIN / self.rate(0));
         stake_s <= self.account.balance() + if lends { self.credit() } else { 0.0 }
     }
 

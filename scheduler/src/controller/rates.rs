@@ -35,7 +35,8 @@ impl Controller {
         self.seconds(draft_len).map_or(0.0, |seconds| self.survival.tokens(draft_len) / seconds)
     }
 
-    /// The same, hoping halfway that a width never tried costs no more than the widest one tried.
+    /// Seconds of a pass planned with `draft_len`; of a length never tried, hoping halfway that its widths cost no more
+    /// than the widest one tried and that no row is dropped.
     pub(super) fn hoped_seconds(&self, draft_len: usize) -> Option<f64> {
         if self.verify_s.is_measured(draft_len) {
             return self.seconds(draft_len);

@@ -5,7 +5,7 @@
 
 use drafthorse_draft::{Draft, UNREAD_MAX};
 use drafthorse_offload::Residency;
-use drafthorse_scheduler::{Controller, ControllerConfig, DraftLen, Lessons, Plan, StepOutcome};
+use drafthorse_scheduler::{Controller, ControllerConfig, DraftEffort, DraftLen, Lessons, Plan, StepOutcome};
 
 pub const DRAFT_LEN_MAX: usize = 8;
 
@@ -106,14 +106,15 @@ impl World {
     /// The text under `mode`, by a controller that begins with what another one learned.
     pub fn run_after(&self, mode: DraftLen, lessons: Option<&Lessons>) -> Run {
         let config = ControllerConfig { mode, draft_len_max: DRAFT_LEN_MAX };
-        let mut controller = Controller::new(config, self.draft_s);
+        let mut controller =
+            Controller::new(config, DraftEffort { token_share: self.draft_s, unread_max: UNREAD_MAX });
         lessons.into_iter().for_each(|lessons| controller.recall(lessons));
         let prefill_s = 0.25 * f64::from(self.prompt);
         controller.begin_text((prefill_s, prefill_s), self.tokens);
         let residency =
             Residency { slots: 0, resident: 0, experts_total: 0, hit_rate_recent: 1.0, is_filling: false };
         let (mut tokens, mut seconds) = (0, 0.0);
-        let (mut unread, mut has_read) = (self.prompt, false);
+        let (mut prompt_left, mut unread) = (self.prompt, 0);
         let mut passes = Vec::new(); // tokens planned and kept
         while tokens < self.tokens {
             // A fixed length needs no controller, and these worlds are many.
@@ -131,12 +132,11 @@ impl World {
             let kept = if mode == DraftLen::Auto { controller.keep(&draft) } else { offered };
             let stands = |at: usize| at >= self.astray && self.chance(2, at) < self.acceptance;
             let accepted = (0..kept).take_while(|i| asked && stands(tokens + i)).count();
-            let drafting = if asked { planned as f64 + 0.3 * f64::from(unread) } else { 0.0 };
+            // The prompt is read whole, of what was written without it the end.
+            let reading = f64::from(prompt_left + unread.min(UNREAD_MAX as u32));
+            let drafting = if asked { planned as f64 + 0.3 * reading } else { 0.0 };
             let draft_s = self.draft_s * drafting * self.noise(4, passes.len());
-            // Of what was written without it, it reads the end; of the prompt all.
-            has_read |= asked;
-            unread = if asked { 0 } else { unread + 1 };
-            unread = if has_read { unread.min(UNREAD_MAX as u32) } else { unread };
+            (prompt_left, unread) = if asked { (0, 0) } else { (prompt_left, unread + 1) };
             let outcome = StepOutcome { accepted, draft_s, ..self.pass(kept, tokens, &passes) };
             if mode == DraftLen::Auto {
                 controller.observe(&outcome);

@@ -57,13 +57,13 @@ struct Asked {
 
 impl UringReader {
     /// Opens `paths` (in the order of the extents' file numbers) and sets a ring up that keeps at most
-    /// `depth` requests in the kernel (clamped to [`DEPTH_MIN`]..=[`DEPTH_MAX`]).
+    /// `options.depth` requests in the kernel (clamped to [`DEPTH_MIN`]..=[`DEPTH_MAX`]).
     ///
     /// # Errors
     /// A file that cannot be opened; [`OffloadError::Ring`] where the kernel refuses a ring.
-    pub fn open(paths: &[PathBuf], depth: usize) -> Result<UringReader, OffloadError> {
-        let sources = Source::open_all(paths)?;
-        UringReader::start(sources, depth).map_err(|source| OffloadError::Ring { source })
+    pub fn open(paths: &[PathBuf], options: &ReaderOptions) -> Result<UringReader, OffloadError> {
+        let sources = Source::open_all(paths, options.cached)?;
+        UringReader::start(sources, options.depth).map_err(|source| OffloadError::Ring { source })
     }
 
     fn start(sources: Vec<Source>, depth: usize) -> io::Result<UringReader> {
@@ -258,7 +258,7 @@ impl Drop for UringReader {
 
 /// The registry's way in.
 pub(super) fn open(paths: &[PathBuf], options: &ReaderOptions) -> Result<Box<dyn Reader>, OffloadError> {
-    Ok(Box::new(UringReader::open(paths, options.depth)?))
+    Ok(Box::new(UringReader::open(paths, options)?))
 }
 
 /// A ring for `depth` requests, if this kernel can read through one.
@@ -327,7 +327,7 @@ mod tests {
     fn a_slot_is_registered_once_when_it_is_first_read_into() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         let bytes = pattern_file(file.as_file_mut());
-        let Some(mut reader) = start(Source::open_all(&[file.path().to_path_buf()]).unwrap()) else { return };
+        let Some(mut reader) = start(Source::open_all(&[file.path().to_path_buf()], false).unwrap()) else { return };
         check_all(&mut reader, &bytes);
         assert_eq!(reader.buffers.entries(), 0, "buffers of their own are not registered");
         read_into_slots(&mut reader, &bytes);
@@ -341,7 +341,7 @@ mod tests {
     fn where_memory_cannot_be_registered_reads_are_plain() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         let bytes = pattern_file(file.as_file_mut());
-        let Some(mut reader) = start(Source::open_all(&[file.path().to_path_buf()]).unwrap()) else { return };
+        let Some(mut reader) = start(Source::open_all(&[file.path().to_path_buf()], false).unwrap()) else { return };
         // Without a table every registration is refused, as it is without the right to lock memory.
         let _ = reader.ring.submitter().unregister_buffers();
         read_into_slots(&mut reader, &bytes);
