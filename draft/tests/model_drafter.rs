@@ -351,6 +351,32 @@ fn tokens_the_draft_model_does_not_know_are_left_out_of_what_it_reads() {
 }
 
 #[test]
+fn what_is_skipped_is_counted_without_the_tokens_the_draft_model_does_not_know() {
+    let (row, rows) = (vec![1.0; 5], Arc::default());
+    let vocabulary = SharedVocabulary { target: 5, shared: 5, except: vec![4] };
+    let model = Box::new(Row(row, Arc::clone(&rows)));
+    let mut drafter = ModelDrafter::spawn_sharing(model, Some(vocabulary)).unwrap();
+    // Every third token is unknown.
+    let text: Vec<TokenId> = (0..150).map(|i| if i % 3 == 0 { 4 } else { 1 + i / 3 % 3 }).collect();
+    let known = |tokens: &[TokenId]| tokens.iter().copied().filter(|token| *token != 4).collect::<Vec<_>>();
+    let sampler = sampler(0.0, 1);
+    for (len, prompt_len) in [(30, 30), (150, 30)] {
+        let request = Request {
+            context: &text[..len],
+            prompt_len,
+            max_tokens: 1,
+            sampler: &sampler,
+            stop: StopRule::NEVER,
+            features: None,
+        };
+        drafter.propose(request).unwrap();
+    }
+    let all = known(&text);
+    let read = [known(&text[..30]), all[all.len() - UNREAD_MAX..].to_vec()].concat();
+    assert_eq!(*rows.lock().unwrap(), read);
+}
+
+#[test]
 fn noise_is_keyed_by_the_position_in_the_sequence_whatever_was_left_out() {
     let flat = vec![1.0; 5];
     let vocabulary = SharedVocabulary { target: 5, shared: 5, except: vec![4] };

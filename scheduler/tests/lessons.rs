@@ -212,6 +212,18 @@ fn a_length_whose_unlucky_pass_cannot_be_paid_yet_waits_and_says_so() {
 }
 
 #[test]
+fn lessons_of_before_what_is_usual_was_kept_are_read() {
+    let mut value = serde_json::to_value(lessons()).unwrap();
+    assert!(value.pointer_mut("/survival").unwrap().as_object_mut().unwrap().remove("usual").is_some());
+    let old = serde_json::from_value::<Lessons>(value).unwrap();
+    old.validate().unwrap();
+    let mut remembers = controller(DraftLen::Auto);
+    remembers.recall(&old);
+    remembers.begin_text((0.0, 0.0), 1000);
+    assert!(remembers.plan(&RESIDENCY).draft_len > 0);
+}
+
+#[test]
 fn lessons_that_no_controller_wrote_are_refused_with_the_reason() {
     let change = |path: &str, to: Value| {
         let mut value = serde_json::to_value(lessons()).unwrap();
@@ -233,6 +245,8 @@ fn lessons_that_no_controller_wrote_are_refused_with_the_reason() {
         ("/catch_up_s", 1e9.into(), "1000000000 seconds of drafting"),
         ("/survival/all/value", 1.5.into(), "outside 0 to 1"),
         ("/survival/all/weight", (-1.0).into(), "outside 0 to 1"),
+        ("/survival/usual/value", 1.5.into(), "outside 0 to 1"),
+        ("/survival/usual/weight", 1e9.into(), "outside 0 to 1"),
         ("/survival/offered", Value::Array(Vec::new()), "outside 0 to 1"),
         ("/calibration/sources/0/all/stood", 1e9.into(), "outside 0 to 1"),
     ];

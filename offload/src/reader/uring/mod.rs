@@ -327,7 +327,9 @@ mod tests {
     fn a_slot_is_registered_once_when_it_is_first_read_into() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         let bytes = pattern_file(file.as_file_mut());
-        let Some(mut reader) = start(Source::open_all(&[file.path().to_path_buf()], false).unwrap()) else { return };
+        let Some(mut reader) = start(Source::open_all(&[file.path().to_path_buf()], false).unwrap()) else {
+            return;
+        };
         check_all(&mut reader, &bytes);
         assert_eq!(reader.buffers.entries(), 0, "buffers of their own are not registered");
         read_into_slots(&mut reader, &bytes);
@@ -341,7 +343,9 @@ mod tests {
     fn where_memory_cannot_be_registered_reads_are_plain() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         let bytes = pattern_file(file.as_file_mut());
-        let Some(mut reader) = start(Source::open_all(&[file.path().to_path_buf()], false).unwrap()) else { return };
+        let Some(mut reader) = start(Source::open_all(&[file.path().to_path_buf()], false).unwrap()) else {
+            return;
+        };
         // Without a table every registration is refused, as it is without the right to lock memory.
         let _ = reader.ring.submitter().unregister_buffers();
         read_into_slots(&mut reader, &bytes);
