@@ -11,12 +11,12 @@ pub(crate) struct Account {
 }
 
 impl Account {
-    /// What may be lost now.
+    /// Seconds that may be lost now.
     pub(crate) fn balance(&self) -> f64 {
         self.balance_s
     }
 
-    /// What was lent and has not come in since.
+    /// Seconds that were lent and have not come in since.
     pub(crate) fn lent(&self) -> f64 {
         self.lent_s
     }

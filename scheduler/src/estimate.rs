@@ -145,6 +145,8 @@ impl Survival {
     /// What is believed before anything is measured, and for how many samples.
     const PRIOR_ACCEPTANCE: f64 = 0.7;
     const PRIOR_WEIGHT: f64 = 2.0;
+    /// Tokens over which is counted what usually stands; what that is believed to be at first, less than a text's own as
+    /// it brings back drafts that failed, and for how many of them.
     const USUAL_MEMORY: f64 = 256.0;
     const USUAL_PRIOR: f64 = 0.6;
     const USUAL_PRIOR_WEIGHT: f64 = 8.0;

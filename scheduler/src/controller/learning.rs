@@ -12,7 +12,7 @@ const COLD_PASSES: u64 = 1;
 /// Nor do those beside which slots are filled, up to so many: a slow disk may have to do for minutes.
 const FILLING_PASSES_MAX: u64 = 24;
 /// Share of the time spent that drafting may lose against plain passes; with what it may lose at the start, it
-/// is less in the first passes, so that a short text loses no more.
+/// is less in the first passes, so that a short text loses no more, but for what the account lends.
 pub(super) const LOSS_SHARE: f64 = 0.02;
 pub(super) const LOSS_SHARE_EARLY: f64 = 0.0065;
 const LOSS_EARLY_PASSES: u64 = 200;
