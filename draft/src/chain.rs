@@ -93,7 +93,7 @@ impl Drafter for ChainDrafter {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test may stop at what it does not expect")]
     use super::*;
-    use crate::{Sampler, SamplerConfig, StopRule, TokenId};
+    use crate::{Sampler, SamplerConfig, TokenId};
 
     /// Drafts `token` when the context is at least `from` long, and fails at `fails_at`.
     struct Plain {
@@ -126,14 +126,7 @@ mod tests {
     /// The first drafted token and its source, for a context of `len` tokens.
     fn ask(chain: &mut ChainDrafter, len: usize) -> Result<Option<(TokenId, usize)>, DraftError> {
         let sampler = Sampler::new(SamplerConfig::plain(0.0, 0));
-        let draft = chain.propose(Request {
-            context: &vec![0; len],
-            prompt_len: usize::MAX,
-            max_tokens: 2,
-            sampler: &sampler,
-            stop: StopRule::NEVER,
-            features: None,
-        })?;
+        let draft = chain.propose(Request::new(&vec![0; len], 2, &sampler))?;
         Ok(draft.tokens.first().map(|token| (*token, draft.source)))
     }
 

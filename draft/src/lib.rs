@@ -127,6 +127,21 @@ pub struct Request<'a> {
     pub features: Option<Features<'a>>,
 }
 
+impl<'a> Request<'a> {
+    /// To continue `context`, all of it a prompt, by at most `max_tokens`, without a rule to stop before and without
+    /// features.
+    pub fn new(context: &'a [TokenId], max_tokens: usize, sampler: &'a Sampler) -> Request<'a> {
+        Request {
+            context,
+            prompt_len: usize::MAX,
+            max_tokens,
+            sampler,
+            stop: StopRule::NEVER,
+            features: None,
+        }
+    }
+}
+
 /// A guess at the next tokens.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Draft {

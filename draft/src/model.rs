@@ -358,14 +358,7 @@ mod tests {
         let mut drafter = ModelDrafter::spawn(Box::new(Gated { entered, gate })).unwrap();
         let sampler = Sampler::new(SamplerConfig::plain(0.0, 0));
         let (context, stop) = (&[0], StopRule::NEVER);
-        let request = Request {
-            context,
-            prompt_len: usize::MAX,
-            max_tokens: 5,
-            sampler: &sampler,
-            stop,
-            features: None,
-        };
+        let request = Request { stop, ..Request::new(context, 5, &sampler) };
         drafter.run_ahead(request, &Draft::new(vec![1], vec![1.0]));
         has_entered.recv_timeout(Duration::from_secs(60)).unwrap();
         (drafter, has_entered, open)

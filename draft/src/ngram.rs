@@ -118,21 +118,12 @@ impl Drafter for NgramDrafter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Sampler, SamplerConfig, StopRule};
+    use crate::{Sampler, SamplerConfig};
 
     fn propose(min_match: usize, max_match: usize, context: &[TokenId], max_tokens: usize) -> Draft {
         let sampler = Sampler::new(SamplerConfig::plain(0.0, 0));
         let mut drafter = NgramDrafter::new(NgramConfig { min_match, max_match });
-        drafter
-            .propose(Request {
-                context,
-                prompt_len: usize::MAX,
-                max_tokens,
-                sampler: &sampler,
-                stop: StopRule::NEVER,
-                features: None,
-            })
-            .expect("never fails")
+        drafter.propose(Request::new(context, max_tokens, &sampler)).expect("never fails")
     }
 
     #[test]

@@ -157,7 +157,7 @@ fn unit(seed: u64, position: usize, which: u64) -> f64 {
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test may stop at what it does not expect")]
     use super::*;
-    use crate::{Sampler, SamplerConfig, StopRule};
+    use crate::{Sampler, SamplerConfig};
 
     const LEN: usize = 20_000;
 
@@ -172,16 +172,7 @@ mod tests {
     fn propose(config: ScriptConfig, context: &[TokenId], max_tokens: usize) -> Draft {
         let sampler = Sampler::new(SamplerConfig::plain(0.0, 0));
         let mut drafter = ScriptedDrafter::new(Script { tokens: script(), config });
-        drafter
-            .propose(Request {
-                context,
-                prompt_len: usize::MAX,
-                max_tokens,
-                sampler: &sampler,
-                stop: StopRule::NEVER,
-                features: None,
-            })
-            .unwrap()
+        drafter.propose(Request::new(context, max_tokens, &sampler)).unwrap()
     }
 
     #[test]

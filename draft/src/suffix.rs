@@ -203,7 +203,7 @@ impl Drafter for SuffixDrafter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Sampler, SamplerConfig, StopRule};
+    use crate::{Sampler, SamplerConfig};
 
     fn drafter(min_match: usize) -> SuffixDrafter {
         SuffixDrafter::new(SuffixConfig { min_match, tokens_max: 256 })
@@ -211,16 +211,7 @@ mod tests {
 
     fn propose(drafter: &mut SuffixDrafter, context: &[TokenId], max_tokens: usize) -> Draft {
         let sampler = Sampler::new(SamplerConfig::plain(0.0, 0));
-        drafter
-            .propose(Request {
-                context,
-                prompt_len: usize::MAX,
-                max_tokens,
-                sampler: &sampler,
-                stop: StopRule::NEVER,
-                features: None,
-            })
-            .expect("never fails")
+        drafter.propose(Request::new(context, max_tokens, &sampler)).expect("never fails")
     }
 
     #[test]

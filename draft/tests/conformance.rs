@@ -7,7 +7,7 @@ use common::{FEATURE_WIDTH, HashHead, HashHeads, HashModel, features_of, mix, sa
 use drafthorse_draft::{
     ChainDrafter, DRAFT_LAW_TOKENS_MAX, DRAFTERS, Draft, Drafter, DrafterKind, DrafterParts, Features,
     HeadPart, NgramConfig, Request, Sampler, SamplerConfig, Script, ScriptConfidence, ScriptConfig,
-    SharedVocabulary, StopRule, SuffixConfig, TokenId, VerifyRule,
+    SharedVocabulary, SuffixConfig, TokenId, VerifyRule,
 };
 
 const VOCAB: usize = 5;
@@ -76,16 +76,7 @@ fn propose_with(
 ) -> Draft {
     let values = features_of(context);
     let features = Some(Features { start: 0, width: FEATURE_WIDTH, values: &values });
-    let draft = drafter
-        .propose(Request {
-            context,
-            prompt_len: usize::MAX,
-            max_tokens,
-            sampler,
-            stop: StopRule::NEVER,
-            features,
-        })
-        .unwrap();
+    let draft = drafter.propose(Request { features, ..Request::new(context, max_tokens, sampler) }).unwrap();
     assert!(draft.tokens.len() <= max_tokens, "{name} drafted too much");
     assert_eq!(draft.tokens.len(), draft.confidence.len(), "{name}: one confidence for each token");
     assert!(draft.tokens.iter().all(|t| (*t as usize) < VOCAB), "{name} left the vocabulary");

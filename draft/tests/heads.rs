@@ -5,7 +5,7 @@ mod common;
 
 use common::{FEATURE_WIDTH, HashHead, HashHeads, features_of, generate, mix, sampler};
 use drafthorse_draft::{
-    DraftError, Drafter, FeatureNeed, Features, HeadDrafter, MedusaDrafter, Request, StopRule, TokenId,
+    DraftError, Drafter, FeatureNeed, Features, HeadDrafter, MedusaDrafter, Request, TokenId,
 };
 
 const VOCAB: usize = 7;
@@ -23,14 +23,8 @@ fn ask(
     let values = features_of(context);
     let values = &values[start * FEATURE_WIDTH..];
     let features = Some(Features { start, width: FEATURE_WIDTH, values });
-    let request = Request {
-        context,
-        prompt_len: usize::MAX,
-        max_tokens,
-        sampler: &sampler(0.9, 4),
-        stop: StopRule::NEVER,
-        features,
-    };
+    let sampler = sampler(0.9, 4);
+    let request = Request { features, ..Request::new(context, max_tokens, &sampler) };
     drafter.propose(request).map(|draft| draft.tokens)
 }
 
@@ -58,14 +52,8 @@ fn a_gap_in_the_hidden_states_is_named_and_does_not_corrupt_the_head() {
     ask(&mut drafter, &context[..4], 0, 2).unwrap();
     let error = ask(&mut drafter, &context, 6, 2).unwrap_err();
     assert_eq!(error.to_string(), "the mtp head lacks the target's hidden state of position 3");
-    let nothing = Request {
-        context: &context,
-        prompt_len: usize::MAX,
-        max_tokens: 1,
-        sampler: &sampler(0.0, 0),
-        stop: StopRule::NEVER,
-        features: None,
-    };
+    let sampler = sampler(0.0, 0);
+    let nothing = Request::new(&context, 1, &sampler);
     assert!(matches!(drafter.propose(nothing), Err(DraftError::FeaturesMissing { .. })));
     assert_eq!(ask(&mut drafter, &context, 2, 3).unwrap(), ask(&mut head(), &context, 0, 3).unwrap());
 }

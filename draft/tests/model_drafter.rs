@@ -20,16 +20,7 @@ fn propose(
     max_tokens: usize,
 ) -> Result<Vec<TokenId>, DraftError> {
     let sampler = sampler(0.8, 4);
-    drafter
-        .propose(Request {
-            context,
-            prompt_len: usize::MAX,
-            max_tokens,
-            sampler: &sampler,
-            stop: StopRule::NEVER,
-            features: None,
-        })
-        .map(|draft| draft.tokens)
+    drafter.propose(Request::new(context, max_tokens, &sampler)).map(|draft| draft.tokens)
 }
 
 /// Fails the test, instead of the whole run, when `work` hangs.
@@ -76,14 +67,7 @@ fn a_thread_that_panics_while_it_drafts_ahead_is_told_of_when_it_is_next_asked()
         let model = HashModel { fault: Some((2, Fault::Panic)), ..HashModel::new(VOCAB, 1) };
         let mut drafter = ModelDrafter::spawn(Box::new(model)).unwrap();
         let (context, sampler) = ([1, 2, 3], sampler(0.8, 4));
-        let request = Request {
-            context: &context,
-            prompt_len: usize::MAX,
-            max_tokens: 2,
-            sampler: &sampler,
-            stop: StopRule::NEVER,
-            features: None,
-        };
+        let request = Request::new(&context, 2, &sampler);
         let draft = drafter.propose(request).unwrap();
         for _ in 0..3 {
             // The first lets it panic; nothing here waits for a thread that is gone.
@@ -108,14 +92,7 @@ fn a_chain_goes_on_without_a_member_whose_thread_panicked() {
         for len in 2..8 {
             let context: Vec<TokenId> = (0..len).collect();
             let stop = StopRule::NEVER;
-            let request = Request {
-                context: &context,
-                prompt_len: usize::MAX,
-                max_tokens: 2,
-                sampler: &sampler,
-                stop,
-                features: None,
-            };
+            let request = Request { stop, ..Request::new(&context, 2, &sampler) };
             let draft = chain.propose(request).unwrap();
             assert_eq!(draft.tokens.len(), 2, "somebody drafts");
             chain.run_ahead(request, &draft);
@@ -206,14 +183,7 @@ fn of_what_was_written_without_a_draft_the_end_alone_is_read() {
     let (prompt_len, sampler) = (20, sampler(0.8, 4));
     let mut read = |len: usize, prompt_len: usize| {
         let context = &text[..len];
-        let request = Request {
-            context,
-            prompt_len,
-            max_tokens: 1,
-            sampler: &sampler,
-            stop: StopRule::NEVER,
-            features: None,
-        };
+        let request = Request { prompt_len, ..Request::new(context, 1, &sampler) };
         drafter.propose(request).unwrap();
         rows.lock().unwrap().clone()
     };
@@ -320,16 +290,7 @@ fn foreign(logits: &[f32], context: &[TokenId]) -> (Vec<TokenId>, Vec<TokenId>) 
     let model = Row(logits.to_vec(), Arc::clone(&rows));
     let mut drafter = ModelDrafter::spawn_sharing(Box::new(model), Some(vocabulary)).unwrap();
     let sampler = sampler(0.0, 0);
-    let draft = drafter
-        .propose(Request {
-            context,
-            prompt_len: usize::MAX,
-            max_tokens: 2,
-            sampler: &sampler,
-            stop: StopRule::NEVER,
-            features: None,
-        })
-        .unwrap();
+    let draft = drafter.propose(Request::new(context, 2, &sampler)).unwrap();
     let read = rows.lock().unwrap().clone();
     (draft.tokens, read)
 }
@@ -384,16 +345,7 @@ fn noise_is_keyed_by_the_position_in_the_sequence_whatever_was_left_out() {
     let mut drafter =
         ModelDrafter::spawn_sharing(Box::new(Row(flat.clone(), Arc::default())), Some(vocabulary)).unwrap();
     let context = [4, 0, 4, 1];
-    let draft = drafter
-        .propose(Request {
-            context: &context,
-            prompt_len: usize::MAX,
-            max_tokens: 8,
-            sampler: &sampler,
-            stop: StopRule::NEVER,
-            features: None,
-        })
-        .unwrap();
+    let draft = drafter.propose(Request::new(&context, 8, &sampler)).unwrap();
     let known = [1.0, 1.0, 1.0, 1.0, f32::NEG_INFINITY];
     let expected: Vec<TokenId> =
         (4..12).map(|len| sampler.choose(&known, History::of(&vec![0; len])).token).collect();
@@ -439,14 +391,7 @@ fn drafting_ahead_changes_no_draft_whether_its_branch_comes_true_or_not() {
             for step in 0..60u64 {
                 let max_tokens = 1 + mix(step) as usize % 5;
                 let context = text.clone();
-                let request = Request {
-                    context: &context,
-                    prompt_len: 3,
-                    max_tokens,
-                    sampler: &sampler,
-                    stop: StopRule::NEVER,
-                    features: None,
-                };
+                let request = Request { prompt_len: 3, ..Request::new(&context, max_tokens, &sampler) };
                 let draft = drafter.propose(request).unwrap();
                 if ahead {
                     drafter.run_ahead(request, &draft);

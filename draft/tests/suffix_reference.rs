@@ -4,7 +4,7 @@
 mod common;
 
 use common::{mix, sampler};
-use drafthorse_draft::{Drafter, Request, StopRule, SuffixConfig, SuffixDrafter, TokenId};
+use drafthorse_draft::{Drafter, Request, SuffixConfig, SuffixDrafter, TokenId};
 use proptest::prelude::*;
 use std::collections::HashMap;
 
@@ -74,7 +74,7 @@ proptest! {
                 let run = (from..from + mix(drawn ^ seed) % 12).map(|i| (mix(i ^ seed) % alphabet) as TokenId);
                 texts[index].extend(run);
                 let max_tokens = 1 + mix(seed ^ drawn << 8) as usize % 8;
-                let request = Request { context: &texts[index], prompt_len: usize::MAX, max_tokens, sampler: &sampler, stop: StopRule::NEVER, features: None };
+                let request = Request::new(&texts[index], max_tokens, &sampler);
                 let draft = drafter.propose(request).unwrap();
                 prop_assert_eq!((draft.tokens, draft.confidence), by_hand(&texts, min_match, max_tokens));
             }
@@ -87,15 +87,6 @@ fn a_periodic_text_matches_by_no_more_than_the_longest_that_is_told_apart() {
     let text: Vec<TokenId> = (0..300).map(|i| i % 3).collect();
     let mut drafter = SuffixDrafter::new(SuffixConfig { min_match: 5, tokens_max: 512 });
     let sampler = sampler(0.0, 0);
-    let draft = drafter
-        .propose(Request {
-            context: &text,
-            prompt_len: usize::MAX,
-            max_tokens: 9,
-            sampler: &sampler,
-            stop: StopRule::NEVER,
-            features: None,
-        })
-        .unwrap();
+    let draft = drafter.propose(Request::new(&text, 9, &sampler)).unwrap();
     assert_eq!((draft.tokens, draft.confidence), by_hand(&[text], 5, 9));
 }

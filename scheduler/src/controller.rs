@@ -144,7 +144,6 @@ pub struct Controller {
     /// The drafter has not drafted on this text yet: what it takes first is reading.
     reads_text: bool,
     prospect: Prospect,
-    unread_max: u64, // passes without a draft that the drafter reads up on at most
     knows_second_row: bool,
     looks_left: u64,     // drafts that show what this text is like, against those before it
     texts_unlooked: u32, // in a row, on which nothing was drafted
@@ -211,7 +210,6 @@ impl Controller {
             last_drafted: 0,
             reads_text: true,
             prospect: Prospect { token_share, unread_max: unread_max as u64, ..Prospect::default() },
-            unread_max: unread_max as u64,
             knows_second_row: false,
             looks_left: 0,
             texts_unlooked: 0,

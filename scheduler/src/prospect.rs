@@ -30,7 +30,7 @@ pub(crate) struct Prospect {
     pub(crate) passes: u64,
     /// and seconds in which it computed them.
     pub(crate) compute_s: f64,
-    /// Passes whose tokens the drafter will have to read, too, at most.
+    /// Passes without a draft whose tokens the drafter reads at most before it drafts again.
     pub(crate) unread_max: u64,
     /// Tokens that the text may have, and has.
     pub(crate) tokens_max: f64,

@@ -4,7 +4,7 @@
 #![expect(dead_code, reason = "each test binary uses a part of it")]
 
 use drafthorse_draft::{Draft, DraftError, Drafter, Features, HeadModel, LanguageModel, LogitRows};
-use drafthorse_draft::{ModelError, ParallelHeads, Request, Sampler, SamplerConfig, StopRule, TokenId};
+use drafthorse_draft::{ModelError, ParallelHeads, Request, Sampler, SamplerConfig, TokenId};
 use std::sync::{Arc, Mutex};
 
 /// The tokens of a model's KV cache, shared with the test that watches it.
@@ -280,14 +280,7 @@ pub fn generate_cut(
         let values = features_of(&text[..text.len() - 1]);
         let features = Some(Features { start: 0, width: FEATURE_WIDTH, values: &values });
         let max_tokens = draft_len(pass);
-        let request = Request {
-            context: &text,
-            prompt_len: usize::MAX,
-            max_tokens,
-            sampler,
-            stop: StopRule::NEVER,
-            features,
-        };
+        let request = Request { features, ..Request::new(&text, max_tokens, sampler) };
         let mut draft = drafter.propose(request).unwrap();
         cut(&mut draft);
         let from = target.len();

@@ -15,7 +15,7 @@ use crate::sequence::Sequence;
 fn request(sequence: &Sequence, context_len: usize, (max_tokens, stop): (usize, StopRule)) -> Request<'_> {
     let prompt_len = sequence.len() - sequence.generated().len();
     let context = &sequence.tokens()[..context_len];
-    Request { context, prompt_len, max_tokens, sampler: &sequence.sampler, stop, features: None }
+    Request { prompt_len, stop, ..Request::new(context, max_tokens, &sequence.sampler) }
 }
 
 impl Engine {

@@ -121,7 +121,7 @@ impl Controller {
 
     /// Seconds the draft model needs to read what was written without it.
     pub(super) fn catch_up(&self) -> f64 {
-        let unread = (self.passes - self.last_drafted).min(self.unread_max) as f64;
+        let unread = (self.passes - self.last_drafted).min(self.prospect.unread_max) as f64;
         let guess =
             || READ_HOPE * READ_SHARE * self.draft_s.expect(1.min(self.config.draft_len_max)).unwrap_or(0.0);
         unread * self.catch_up_s.map_or_else(guess, |mean| mean.value())

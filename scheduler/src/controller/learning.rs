@@ -47,7 +47,7 @@ impl Controller {
         if self.planned == 0 || self.is_blank {
             return;
         }
-        let unread = (self.passes - 1 - self.last_drafted).min(self.unread_max);
+        let unread = (self.passes - 1 - self.last_drafted).min(self.prospect.unread_max);
         let expected_s = self.draft_s.expect(self.planned).unwrap_or(0.0);
         if (self.reads_text || unread > 0) && outcome.draft_s < expected_s {
             // With reading it took less than was expected without.
