@@ -168,6 +168,8 @@ struct Probe {
     passes_left: usize,
     /// Of another text, while what others showed keeps drafting off.
     is_look: bool,
+    /// Whether it was made longer, as what it found is far from what was expected.
+    is_repeated: bool,
 }
 
 /// What a kind of pass loads and waits for.

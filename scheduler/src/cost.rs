@@ -210,8 +210,8 @@ impl CostModel {
     /// read at once, each takes longer than [`CostTerms::miss_s`].
     pub(crate) fn expect_meeting(&self, width: usize, misses: f64) -> Option<f64> {
         let Wait { seconds, misses: met } = self.waits[width]?;
-        let share = (misses + COUNT_UNIT) / (met.value() + COUNT_UNIT);
-        Some(self.pace.seconds(width)? + seconds.value() * share.min(1.0))
+        let share = if met.value() > 0.0 { (misses / met.value()).min(1.0) } else { 1.0 };
+        Some(self.pace.seconds(width)? + seconds.value() * share)
     }
 
     fn estimate(&self, width: usize) -> Option<f64> {
@@ -252,6 +252,11 @@ impl CostModel {
     /// How many of them.
     pub(crate) fn samples(&self, width: usize) -> u32 {
         self.pace.samples(width)
+    }
+
+    /// Whether the last pass, a plain one after drafted ones, was far off: one more would tell whether it was an accident.
+    pub(crate) fn is_surprised(&self) -> bool {
+        self.pace.is_surprised()
     }
 
     /// The least that `width` can cost if wider is never cheaper.
@@ -399,8 +404,13 @@ mod tests {
             // Wide ones wait a tenth of that for a miss.
             model.add(PassSample { width: 4, seconds: 4.0, stall_s: 1.0, experts: 30.0, misses: 20.0 });
         }
-        assert!(close(model.expect_meeting(0, 1.5), 2.0, 0.01), "{:?}", model.expect_meeting(0, 1.5));
+        assert!(
+            close(model.expect_meeting(0, 1.5), 1.0 + 2.0 * 1.5 / 3.5, 0.01),
+            "{:?}",
+            model.expect_meeting(0, 1.5)
+        );
         assert!(close(model.expect_meeting(0, 9.0), 3.0, 0.01), "never more than was met");
+        assert!(close(model.expect_meeting(0, 0.0), 1.0, 0.01), "none, no waiting");
         assert_eq!(model.expect_meeting(2, 1.0), None);
     }
 

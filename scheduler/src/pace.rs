@@ -22,6 +22,9 @@ const LEVEL_RECALLED: f64 = 0.4;
 const SHAPE_RECALLED: f64 = 0.05;
 /// A pass that is off by more than so many standard deviations counts as one that is off by as much.
 const CLIP: f64 = 3.0;
+/// Two plain passes right after a drafted one that are off by more than so many, and the same way, are no accident: what was
+/// known of them against drafted ones no longer holds, as where they were measured beside a cold cache alone.
+const SURPRISE: f64 = 2.0;
 
 /// The filter. State 0 is the level, state w the shape of width w, whose 0 is 0 by definition.
 #[derive(Clone, Debug)]
@@ -29,6 +32,9 @@ pub(crate) struct Pace {
     mean: Vec<f64>,
     covariance: Vec<Vec<f64>>,
     samples: Vec<u32>, // by width
+    last: usize,       // width
+    /// Whether the last pass, plain and the first after drafted ones, took far longer (1) or far less (-1) than expected.
+    surprise: f64,
 }
 
 impl Pace {
@@ -39,6 +45,8 @@ impl Pace {
             mean: vec![0.0; states],
             covariance: vec![vec![0.0; states]; states],
             samples: vec![0; states],
+            last: 0,
+            surprise: 0.0,
         }
     }
 
@@ -70,6 +78,11 @@ impl Pace {
         let noise = if self.is_seen(width) || is_first { NOISE } else { NOISE_FIRST };
         self.samples[width] += 1;
         self.update(width, seconds.max(f64::MIN_POSITIVE).ln(), noise);
+    }
+
+    /// Whether the last pass, a plain one after drafted ones, was far off: one more would tell whether it was an accident.
+    pub(crate) fn is_surprised(&self) -> bool {
+        self.surprise != 0.0
     }
 
     /// Relative standard deviation of what `width` takes in passes of width `other`.
@@ -131,13 +144,42 @@ impl Pace {
         }
     }
 
-    /// `value` = level + shape of `width` + noise.
-    fn update(&mut self, width: usize, value: f64, noise: f64) {
+    /// Covariance of every state with the logarithm of what a pass of `width` takes, and the variance of that.
+    fn spread(&self, width: usize, noise: f64) -> (Vec<f64>, f64) {
         let with = |row: &[f64]| row[0] + if width == 0 { 0.0 } else { row[width] };
         let across: Vec<f64> = self.covariance.iter().map(|row| with(row)).collect();
         let variance = with(&across) + noise * noise;
+        (across, variance)
+    }
+
+    /// What plain passes take against all others may be another by as much as `off`: the level, and every shape, which
+    /// they are the measure of.
+    fn doubt_plain(&mut self, off: f64) {
+        let way = |(state, samples): (usize, &u32)| match state {
+            0 => 1.0,
+            _ if *samples > 0 => -1.0,
+            _ => 0.0,
+        };
+        let ways: Vec<f64> = self.samples.iter().enumerate().map(way).collect();
+        for (row, a) in self.covariance.iter_mut().zip(&ways) {
+            row.iter_mut().zip(&ways).for_each(|(entry, b)| *entry += off * off * a * b);
+        }
+    }
+
+    /// `value` = level + shape of `width` + noise.
+    fn update(&mut self, width: usize, value: f64, noise: f64) {
+        let off = value - self.mean[0] - self.shape(width);
+        let (across, variance) = self.spread(width, noise);
+        let is_far = width == 0 && off.abs() > SURPRISE * variance.sqrt();
+        let was_no_accident = is_far && off.signum() == self.surprise;
+        self.surprise = if is_far && self.last > 0 { off.signum() } else { 0.0 };
+        self.last = width;
+        if was_no_accident {
+            self.doubt_plain(off);
+        }
+        let (across, variance) = if was_no_accident { self.spread(width, noise) } else { (across, variance) };
         let limit = CLIP * variance.sqrt();
-        let off = (value - self.mean[0] - self.shape(width)).clamp(-limit, limit);
+        let off = off.clamp(-limit, limit);
         for ((mean, row), with) in self.mean.iter_mut().zip(&mut self.covariance).zip(&across) {
             let gain = with / variance;
             *mean += gain * off;
@@ -197,6 +239,24 @@ mod tests {
         run(&mut pace, &[0, 1], 40, |_| 1.0);
         pace.add(1, 1000.0, None);
         assert!(near(pace.seconds(1), 1.5, 0.15) && near(pace.seconds(0), 1.0, 0.15), "{pace:?}");
+    }
+
+    #[test]
+    fn two_plain_passes_amid_drafted_ones_that_agree_put_right_what_was_measured_cold() {
+        let mut pace = Pace::new(8);
+        // Plain passes ran beside a cold cache alone.
+        run(&mut pace, &[0], 8, |_| 1.4);
+        run(&mut pace, &[2], 40, |_| 1.0);
+        assert!(near(pace.seconds(0), 1.4, 0.1), "{pace:?}");
+        pace.add(0, 1.0, None);
+        assert!(pace.is_surprised() && near(pace.seconds(0), 1.3, 0.1), "one may be an accident: {pace:?}");
+        pace.add(0, 1.0, None);
+        assert!(!pace.is_surprised() && near(pace.seconds(0), 1.0, 0.03), "{pace:?}");
+        assert!(near(pace.seconds(2), 2.0, 0.1), "they are about as they were: {pace:?}");
+        // What plain passes show by themselves is the machine's pace, and all widths'.
+        run(&mut pace, &[0, 2], 8, |_| 1.0);
+        run(&mut pace, &[0], 40, |pass| 1.0 + pass as f64 / 80.0);
+        assert!(near(pace.seconds(2), 3.0, 0.1), "{pace:?}");
     }
 
     #[test]

@@ -49,7 +49,7 @@ impl Controller {
             self.survival.grow_old((self.passes - self.last_drafted) as f64);
         }
         let is_look = best == 0 && self.reads_text && self.looks_left > 0 && !self.look_is_owed();
-        self.probe = Some(Probe { draft_len, passes_left, is_look });
+        self.probe = Some(Probe { draft_len, passes_left, is_look, is_repeated: false });
         draft_len
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Owns what comes into the account from which drafted passes are paid, and what they take out. It must not plan.
 
+use super::measuring::PLAIN_PROBE_LEN;
 use super::{Controller, StepOutcome};
 use crate::cost::PassSample;
 use crate::estimate::Mean;
@@ -135,6 +136,14 @@ impl Controller {
         }
         let Some(probe) = &mut self.probe else { return };
         probe.passes_left -= 1;
+        // A plain pass that is far off is run once more: it may be the others that are.
+        if probe.passes_left == 0
+            && probe.draft_len == 0
+            && self.verify_s.is_surprised()
+            && !probe.is_repeated
+        {
+            (probe.passes_left, probe.is_repeated) = (PLAIN_PROBE_LEN, true);
+        }
         if probe.passes_left == 0 {
             self.probe = None;
             self.knows_second_row |= self.is_blank;

@@ -35,7 +35,7 @@ const LONGER_PASSES: u64 = 4;
 const LEND_WORTH: f64 = 8.0;
 
 /// Plain passes in one measurement, behind those that settle.
-const PLAIN_PROBE_LEN: usize = 1;
+pub(super) const PLAIN_PROBE_LEN: usize = 1;
 /// Share of the time spent that measuring plain passes again may lose while drafting pays, and what it may
 /// lose at the start, in the time of plain passes: a comparison that is won by far needs no sharp figure.
 const PLAIN_SHARE: f64 = 0.01;
