@@ -30,7 +30,7 @@ impl Runner {
     ) -> Result<Option<Vec<Record>>, SpeedupError> {
         let failed = |source| SpeedupError::io("run", &self.program, source);
         let load_before = load();
-        let mut runs: Vec<Result<(SlicedRun, Vec<OsString>), Record>> = Vec::with_capacity(tasks.len());
+        let mut runs = Vec::with_capacity(tasks.len());
         let record = |task, run: SlicedRun, arguments| {
             let (output, wall_s) = run.finish().map_err(failed)?;
             // Counters of the machine cannot tell one from another.
@@ -48,30 +48,50 @@ impl Runner {
             run.until_it_waits().map_err(failed)?;
             // One that does not come to its first slice is told of before the others have gone all their way.
             runs.push(if run.has_ended() {
-                Err(record(task, run, arguments)?)
+                OneOfMany::Ended(record(task, run, arguments)?)
             } else {
-                Ok((run, arguments))
+                OneOfMany::Going(run, arguments)
             });
         }
         let mut order: Vec<usize> = (0..runs.len()).collect();
-        while runs.iter().flatten().any(|(run, _)| !run.has_ended()) {
+        while runs.iter().any(OneOfMany::is_going) {
             for at in &order {
                 if is_interrupted() {
                     return Ok(None);
                 }
-                if let Ok((run, _)) = &mut runs[*at] {
+                if let OneOfMany::Going(run, _) = &mut runs[*at] {
                     run.go_on().map_err(failed)?;
                 }
             }
-            // No run is always first. Of three or more none follows itself, which would find its caches warm; of two each
-            // does, every other time.
-            order.rotate_left(1);
+            next_round(&mut order);
         }
         let ends = tasks.iter().zip(runs).map(|(task, run)| match run {
-            Ok((run, arguments)) => record(task, run, arguments),
-            Err(ended) => Ok(ended),
+            OneOfMany::Going(run, arguments) => record(task, run, arguments),
+            OneOfMany::Ended(record) => Ok(record),
         });
         ends.collect::<Result<_, _>>().map(Some)
+    }
+}
+
+/// No run is always first, and none follows itself, which would find its caches warm: of two it would if they changed
+/// places.
+fn next_round(order: &mut [usize]) {
+    if order.len() > 2 {
+        order.rotate_left(1);
+    }
+}
+
+/// One of the runs side by side.
+enum OneOfMany {
+    /// With its command line.
+    Going(SlicedRun, Vec<OsString>),
+    /// It came to no slice: it failed, or said all at once.
+    Ended(Record),
+}
+
+impl OneOfMany {
+    fn is_going(&self) -> bool {
+        matches!(self, OneOfMany::Going(run, _) if !run.has_ended())
     }
 }
 
@@ -142,5 +162,23 @@ impl Drop for SlicedRun {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::next_round;
+
+    #[test]
+    fn no_run_follows_itself_from_one_round_to_the_next() {
+        for runs in 2..6 {
+            let mut order: Vec<usize> = (0..runs).collect();
+            let mut turns = Vec::new();
+            for _ in 0..2 * runs {
+                turns.extend_from_slice(&order);
+                next_round(&mut order);
+            }
+            assert!(turns.windows(2).all(|pair| pair[0] != pair[1]), "{turns:?}");
+        }
     }
 }
