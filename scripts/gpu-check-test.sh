@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")"
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+trap 'wait; rm -rf "$work"' EXIT
 # They are started hundreds of times: by the interpreter itself, not by what may stand for it in the path.
 python=$(python3 -c 'import sys; print(sys.executable)')
 for name in drafthorse drafthorse-eval gpu-tests; do
@@ -23,7 +23,7 @@ holds() { # FAKE_KIT, exit code, a line of the table, options
     fi
 }
 # It waits for its time to be over, beside the others.
-holds hang 0 '**Out of time** during: speed of mid' '-l 15' &
+holds hang 0 '**Out of time** during: speed of mid' '-l 20' &
 hang=$!
 holds '' 0 '| mid, draft auto | 4 GiB | 80.0 | 900.0 | 2.50 | 64 | 66.7 | 2.50 GB | 25.0 GB/s | 0.050 | 3 |'
 grep -qF '| copies while missing >= 85% of the link | yes | 96% |' "$work/out-.table"

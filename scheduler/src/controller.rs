@@ -155,7 +155,8 @@ pub struct Controller {
     plain_lost_s: f64, // in measurements of plain passes
     last_probe: u64,   // pass number
     last_plain: u64,
-    /// Whether plain passes were measured when the run was no longer young: caches begin empty.
+    /// Whether plain passes were measured when the run was no longer young: caches begin empty. Another run's lessons are no
+    /// measurement of this one's.
     knows_plain: bool,
     hit_rate: f64,
     hit_rate_plain: f64,
@@ -170,7 +171,7 @@ struct Probe {
     passes_left: usize,
     /// Of another text, while what others showed keeps drafting off.
     is_look: bool,
-    /// Whether it was made longer, as what it found is far from what was expected.
+    /// Whether it was made longer, as what it found is far less than was expected.
     is_repeated: bool,
 }
 

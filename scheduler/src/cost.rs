@@ -149,10 +149,12 @@ impl CostModel {
         self.misses.doubt_level();
         // How long a miss makes it wait is the disk's matter, and what else that has to do.
         self.waits.iter_mut().flatten().for_each(Wait::doubt);
+        self.miss_s.loosen(LEVEL_RECALLED);
     }
 
     /// A pass that changed its width on the way teaches what a miss makes it wait, and nothing of any width.
     pub(crate) fn learn_waiting(&mut self, stall_s: f64, misses: f64) {
+        self.pace.pass_over();
         if misses > 0.0 {
             self.miss_s.add(stall_s / misses, MEMORY);
             self.expected = (0..self.waits.len()).map(|width| self.estimate(width)).collect();
@@ -256,7 +258,8 @@ impl CostModel {
         self.pace.samples(width)
     }
 
-    /// Whether the last pass, a plain one after drafted ones, was far off: one more would tell whether it was an accident.
+    /// Whether the last pass, a plain one after drafted ones, took far less than expected: one more would tell whether it was
+    /// an accident.
     pub(crate) fn is_surprised(&self) -> bool {
         self.pace.is_surprised()
     }
@@ -427,6 +430,31 @@ mod tests {
         assert!(close(model.expect_meeting(0, 9.0), 3.0, 0.01), "never more than was met");
         assert!(close(model.expect_meeting(0, 0.0), 1.0, 0.01), "none, no waiting");
         assert_eq!(model.expect_meeting(2, 1.0), None);
+    }
+
+    #[test]
+    fn what_another_run_waited_is_soon_forgotten() {
+        let mut before = CostModel::new(4);
+        (0..20).for_each(|_| {
+            before.add(PassSample { width: 0, seconds: 5.0, stall_s: 4.0, experts: 10.0, misses: 4.0 })
+        });
+        let mut model = CostModel::new(4);
+        model.recall(&before.lessons());
+        assert!(close(model.expect(0), 5.0, 0.01), "{:?}", model.expect(0));
+        let pass = PassSample { width: 0, seconds: 2.0, stall_s: 1.0, experts: 10.0, misses: 4.0 };
+        (0..2).for_each(|_| model.add(pass));
+        assert!(model.expect(0) < Some(3.0), "two passes of its own: {:?}", model.expect(0));
+    }
+
+    #[test]
+    fn a_wide_pass_misses_as_many_times_more_as_it_asks_for() {
+        let mut model = CostModel::new(4);
+        let pass = |width, experts, misses| PassSample { width, seconds: 1.0, stall_s: 0.0, experts, misses };
+        // Plain passes ran beside a cold cache alone, drafted ones beside a warm one.
+        (0..20).for_each(|_| model.add(pass(0, 10.0, 8.0)));
+        (0..200).for_each(|_| model.add(pass(4, 30.0, 6.0)));
+        let (plain, wide) = (model.loads(0).1, model.loads(4).1);
+        assert!((plain - 2.0).abs() < 0.2 && (wide - 6.0).abs() < 0.5, "{plain} {wide}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Owns [`Pace`]: the logarithm of what a pass takes is that of a plain pass at the moment (the level, which cold
 //! caches, other programs and the text move by a few per cent a pass) plus that of how many plain passes
-//! its width is worth (the shape, which hardly moves), plus noise. So widths that ran at different times are
+//! its width is worth (the shape, which hardly moves unless plain passes show it to be wrong), plus noise. So widths that ran at different times are
 //! compared as if they had run at the same, a plain pass run long ago is not forgotten but moved with the
 //! level, and how sure a comparison is comes with it. It must not know what passes cost apart from their
 //! time, or plans.
@@ -22,8 +22,9 @@ const LEVEL_RECALLED: f64 = 0.4;
 const SHAPE_RECALLED: f64 = 0.05;
 /// A pass that is off by more than so many standard deviations counts as one that is off by as much.
 const CLIP: f64 = 3.0;
-/// Two plain passes right after a drafted one that are off by more than so many, and the same way, are no accident: what was
-/// known of them against drafted ones no longer holds, as where they were measured beside a cold cache alone.
+/// Two plain passes in a row, the first to count since drafted ones, that take less by more than so many are no accident: what was
+/// known of them against drafted ones no longer holds, as where they were measured beside a cold cache alone. That
+/// they take more is no such sign: it may be another program's doing, and would be taken for theirs until they run again.
 const SURPRISE: f64 = 2.0;
 
 /// The filter. State 0 is the level, state w the shape of width w, whose 0 is 0 by definition.
@@ -33,8 +34,8 @@ pub(crate) struct Pace {
     covariance: Vec<Vec<f64>>,
     samples: Vec<u32>, // by width
     last: usize,       // width
-    /// Whether the last pass, plain and the first after drafted ones, took far longer (1) or far less (-1) than expected.
-    surprise: f64,
+    /// Whether the last pass, plain and the first after drafted ones, took far less than expected.
+    surprise: bool,
 }
 
 impl Pace {
@@ -46,7 +47,7 @@ impl Pace {
             covariance: vec![vec![0.0; states]; states],
             samples: vec![0; states],
             last: 0,
-            surprise: 0.0,
+            surprise: false,
         }
     }
 
@@ -80,9 +81,15 @@ impl Pace {
         self.update(width, seconds.max(f64::MIN_POSITIVE).ln(), noise);
     }
 
-    /// Whether the last pass, a plain one after drafted ones, was far off: one more would tell whether it was an accident.
+    /// Whether the last pass, a plain one after drafted ones, took far less than expected: one more would tell whether it was
+    /// an accident.
     pub(crate) fn is_surprised(&self) -> bool {
-        self.surprise != 0.0
+        self.surprise
+    }
+
+    /// A drafted pass ran that is of no width: what comes next does not follow what came before it.
+    pub(crate) fn pass_over(&mut self) {
+        (self.surprise, self.last) = (false, 1);
     }
 
     /// Relative standard deviation of what `width` takes in passes of width `other`.
@@ -170,9 +177,9 @@ impl Pace {
     fn update(&mut self, width: usize, value: f64, noise: f64) {
         let off = value - self.mean[0] - self.shape(width);
         let (across, variance) = self.spread(width, noise);
-        let is_far = width == 0 && off.abs() > SURPRISE * variance.sqrt();
-        let was_no_accident = is_far && off.signum() == self.surprise;
-        self.surprise = if is_far && self.last > 0 { off.signum() } else { 0.0 };
+        let is_far = width == 0 && off < -SURPRISE * variance.sqrt();
+        let was_no_accident = is_far && self.surprise;
+        self.surprise = is_far && self.last > 0;
         self.last = width;
         if was_no_accident {
             self.doubt_plain(off);

@@ -119,10 +119,10 @@ fn worlds<const N: usize>(tokens: usize, acceptances: [f64; N]) -> impl Iterator
     })
 }
 
-/// Where long drafts win, a text of 192 tokens is one of thirty passes, and every plain or short one among them costs
-/// half a per cent; and long ones have to wait until slots are filled: before, nothing is known of plain passes.
-fn finding_out_is_dear(world: &World) -> bool {
-    world.acceptance > 0.9 || world.machine.filling.1 > 0
+/// Where a text of 192 tokens is one of some forty passes: measuring plain ones once takes 0.7 % of it, coming to the best
+/// length 2 %.
+fn long_drafts_win(world: &World) -> bool {
+    world.acceptance > 0.9 && world.tokens <= 192
 }
 
 const ACCEPTANCES: [f64; 4] = [0.3, 0.6, 0.8, 0.95];
@@ -131,7 +131,9 @@ const ACCEPTANCES: [f64; 4] = [0.3, 0.6, 0.8, 0.95];
 fn auto_is_near_the_best_fixed_length_and_near_its_prediction_in_every_cell() {
     let cases = [192, 384].into_iter().flat_map(|tokens| worlds(tokens, ACCEPTANCES));
     let cases = cases.map(|(name, world)| (name, world, None));
-    let (dear, others): (Vec<_>, Vec<_>) = cases.partition(|(_, world, _)| finding_out_is_dear(world));
+    // Long drafts have to wait until slots are filled: before, nothing is known of plain passes.
+    let (dear, others): (Vec<_>, Vec<_>) =
+        cases.partition(|(_, world, _)| world.machine.filling.1 > 0 || long_drafts_win(world));
     assert_all_hold(dear.into_iter(), even(0.98, 0.935));
     assert_all_hold(others.into_iter(), even(0.98, 0.95));
 }
@@ -139,8 +141,8 @@ fn auto_is_near_the_best_fixed_length_and_near_its_prediction_in_every_cell() {
 #[test]
 fn what_a_run_learned_saves_the_next_one_its_measurements() {
     let cases = worlds(192, ACCEPTANCES).map(|(name, world)| (name, world, Some(world)));
-    let (dear, others): (Vec<_>, Vec<_>) = cases.partition(|(_, world, _)| finding_out_is_dear(world));
-    assert_all_hold(dear.into_iter(), even(0.985, 0.935));
+    let (long, others): (Vec<_>, Vec<_>) = cases.partition(|(_, world, _)| long_drafts_win(world));
+    assert_all_hold(long.into_iter(), even(0.985, 0.935));
     assert_all_hold(others.into_iter(), even(0.985, 0.95));
 }
 

@@ -48,7 +48,7 @@ impl Runner {
             run.until_it_waits().map_err(failed)?;
             // One that does not come to its first slice is told of before the others have gone all their way.
             runs.push(if run.has_ended() {
-                OneOfMany::Ended(record(task, run, arguments)?)
+                OneOfMany::Ended(Box::new(record(task, run, arguments)?))
             } else {
                 OneOfMany::Going(run, arguments)
             });
@@ -67,14 +67,14 @@ impl Runner {
         }
         let ends = tasks.iter().zip(runs).map(|(task, run)| match run {
             OneOfMany::Going(run, arguments) => record(task, run, arguments),
-            OneOfMany::Ended(record) => Ok(record),
+            OneOfMany::Ended(record) => Ok(*record),
         });
         ends.collect::<Result<_, _>>().map(Some)
     }
 }
 
-/// No run is always first, and none follows itself, which would find its caches warm: of two it would if they changed
-/// places.
+/// None follows itself while all go on: it would find its caches warm. Of three or more none is always first, either; two
+/// would follow themselves if they changed places.
 fn next_round(order: &mut [usize]) {
     if order.len() > 2 {
         order.rotate_left(1);
@@ -86,7 +86,7 @@ enum OneOfMany {
     /// With its command line.
     Going(SlicedRun, Vec<OsString>),
     /// It came to no slice: it failed, or said all at once.
-    Ended(Record),
+    Ended(Box<Record>),
 }
 
 impl OneOfMany {

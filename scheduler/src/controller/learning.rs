@@ -42,7 +42,8 @@ impl Controller {
         let says_nothing = is_cold || (follows_draft && self.verify_s.is_measured(0));
         if !says_nothing {
             self.learn_pass(outcome);
-            self.knows_plain |= outcome.rows_drafted() == 0 && self.passes > DRIFT_PASSES;
+            let is_settled = self.planned == 0 || self.settling() == 0;
+            self.knows_plain |= outcome.rows_drafted() == 0 && is_settled && self.passes > DRIFT_PASSES;
             let mean = if outcome.rows_drafted() == 0 { &mut self.plain } else { &mut self.drafted };
             mean.add(outcome);
         }
@@ -135,20 +136,16 @@ impl Controller {
         if outcome.rows_drafted() == 0 || self.passes == 1 {
             self.hit_rate_plain = self.hit_rate;
         }
-        let Some(probe) = &mut self.probe else { return };
+        let Some(mut probe) = self.probe else { return };
         probe.passes_left -= 1;
-        // A plain pass that is far off is run once more: it may be the others that are.
-        if probe.passes_left == 0
-            && probe.draft_len == 0
-            && self.verify_s.is_surprised()
-            && !probe.is_repeated
-        {
+        // Plain passes that take far less than was thought are run once more: it may have been an accident.
+        let repeats = probe.draft_len == 0 && !probe.is_repeated && self.verify_s.is_surprised();
+        if probe.passes_left == 0 && repeats {
             (probe.passes_left, probe.is_repeated) = (PLAIN_PROBE_LEN, true);
+            self.plain_lost_s += self.plain_pass_price(self.best_affordable().1);
         }
-        if probe.passes_left == 0 {
-            self.probe = None;
-            self.knows_second_row |= self.is_blank;
-        }
+        self.probe = (probe.passes_left > 0).then_some(probe);
+        self.knows_second_row |= self.probe.is_none() && self.is_blank;
     }
 
     /// What a drafted pass costs the account. One that stalled counts a few times what is expected, and what

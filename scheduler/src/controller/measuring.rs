@@ -114,7 +114,12 @@ impl Controller {
 
     /// Seconds that a measurement of plain passes loses against running at `reference`.
     pub(super) fn plain_price(&self, reference: f64) -> f64 {
-        self.probe_passes(0) as f64 * (1.0 / self.rate(0) - 1.0 / reference).max(0.0)
+        self.probe_passes(0) as f64 * self.plain_pass_price(reference)
+    }
+
+    /// The same of one of its passes.
+    pub(super) fn plain_pass_price(&self, reference: f64) -> f64 {
+        (1.0 / self.rate(0) - 1.0 / reference).max(0.0)
     }
 
     /// The draft length with the best `rate` among 1, 2, 4, ... up to twice the longest tried.
