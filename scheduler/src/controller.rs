@@ -155,9 +155,6 @@ pub struct Controller {
     plain_lost_s: f64, // in measurements of plain passes
     last_probe: u64,   // pass number
     last_plain: u64,
-    /// Whether plain passes were measured when the run was no longer young: caches begin empty. Another run's lessons are no
-    /// measurement of this one's.
-    knows_plain: bool,
     hit_rate: f64,
     hit_rate_plain: f64,
     is_filling: bool, // slots, beside the pass that is planned
@@ -225,7 +222,6 @@ impl Controller {
             plain_lost_s: 0.0,
             last_probe: 0,
             last_plain: 0,
-            knows_plain: false,
             hit_rate: 0.0,
             hit_rate_plain: 0.0,
             is_filling: false,

@@ -2,7 +2,7 @@
 //!
 //! Owns what comes into the account from which drafted passes are paid, and what they take out. It must not plan.
 
-use super::measuring::{DRIFT_PASSES, PLAIN_PROBE_LEN};
+use super::measuring::PLAIN_PROBE_LEN;
 use super::{Controller, StepOutcome};
 use crate::cost::PassSample;
 use crate::estimate::Mean;
@@ -42,8 +42,6 @@ impl Controller {
         let says_nothing = is_cold || (follows_draft && self.verify_s.is_measured(0));
         if !says_nothing {
             self.learn_pass(outcome);
-            let is_settled = self.planned == 0 || self.settling() == 0;
-            self.knows_plain |= outcome.rows_drafted() == 0 && is_settled && self.passes > DRIFT_PASSES;
             let mean = if outcome.rows_drafted() == 0 { &mut self.plain } else { &mut self.drafted };
             mean.add(outcome);
         }

@@ -46,9 +46,8 @@ const STALE_GAIN: f64 = 0.1;
 const HIT_RATE_DRIFT: f64 = 0.05;
 /// and so does a comparison less sure than this: what drafting gains is to be known to a few per cent.
 const PLAIN_ERROR: f64 = 0.06;
-/// Passes since the last plain one before either counts: a cold cache's hit rate moves all the time. So many passes a run
-/// is young: plain ones measured then are measured once more.
-pub(super) const DRIFT_PASSES: u64 = 16;
+/// Passes since the last plain one before either counts: a cold cache's hit rate moves all the time.
+const DRIFT_PASSES: u64 = 16;
 
 /// A length that may be measured.
 #[derive(Clone, Copy, Debug)]
@@ -143,7 +142,7 @@ impl Controller {
         // The further drafting wins, the less a comparison that has aged can be wrong about it.
         let gain = (self.rate(best) / self.rate(0) - 1.0).max(0.0);
         since as f64 >= STALE_PASSES as f64 * (1.0 + gain / STALE_GAIN)
-            || (since >= DRIFT_PASSES && (drifted || unsure || !self.knows_plain))
+            || (since >= DRIFT_PASSES && (drifted || unsure))
             || (since >= EARLY_PASSES && may_win())
     }
 
