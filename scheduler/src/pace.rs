@@ -2,10 +2,10 @@
 //!
 //! Owns [`Pace`]: the logarithm of what a pass takes is that of a plain pass at the moment (the level, which cold
 //! caches, other programs and the text move by a few per cent a pass) plus that of how many plain passes
-//! its width is worth (the shape, which hardly moves unless plain passes show it to be wrong), plus noise. So widths that ran at different times are
-//! compared as if they had run at the same, a plain pass run long ago is not forgotten but moved with the
-//! level, and how sure a comparison is comes with it. It must not know what passes cost apart from their
-//! time, or plans.
+//! its width is worth (the shape, which hardly moves unless plain passes show it to be wrong), plus noise. So widths
+//! that ran at different times are compared as if they had run at the same, a plain pass run long ago is not
+//! forgotten but moved with the level, and how sure a comparison is comes with it. It must not know what passes cost
+//! apart from their time, or plans.
 
 /// Standard deviation of a pass's time, relative.
 const NOISE: f64 = 0.06;

@@ -1,6 +1,7 @@
 //! Runs side by side.
 
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
