@@ -119,8 +119,7 @@ fn worlds<const N: usize>(tokens: usize, acceptances: [f64; N]) -> impl Iterator
     })
 }
 
-/// Where a text of 192 tokens is one of some forty passes: measuring plain ones once takes 0.7 % of it, coming to the best
-/// length 2 %.
+/// Where a short text is one of some forty passes, of which coming to the best length and measuring plain ones take a few.
 fn long_drafts_win(world: &World) -> bool {
     world.acceptance > 0.9 && world.tokens <= 192
 }
@@ -131,10 +130,12 @@ const ACCEPTANCES: [f64; 4] = [0.3, 0.6, 0.8, 0.95];
 fn auto_is_near_the_best_fixed_length_and_near_its_prediction_in_every_cell() {
     let cases = [192, 384].into_iter().flat_map(|tokens| worlds(tokens, ACCEPTANCES));
     let cases = cases.map(|(name, world)| (name, world, None));
+    let (long, others): (Vec<_>, Vec<_>) = cases.partition(|(_, world, _)| long_drafts_win(world));
     // Long drafts have to wait until slots are filled: before, nothing is known of plain passes.
-    let (dear, others): (Vec<_>, Vec<_>) =
-        cases.partition(|(_, world, _)| world.machine.filling.1 > 0 || long_drafts_win(world));
-    assert_all_hold(dear.into_iter(), even(0.98, 0.935));
+    let (filling, others): (Vec<_>, Vec<_>) =
+        others.into_iter().partition(|(_, world, _)| world.machine.filling.1 > 0);
+    assert_all_hold(long.into_iter(), even(0.98, 0.935));
+    assert_all_hold(filling.into_iter(), even(0.98, 0.94));
     assert_all_hold(others.into_iter(), even(0.98, 0.95));
 }
 
