@@ -267,6 +267,19 @@ mod tests {
     }
 
     #[test]
+    fn plain_passes_with_a_drafted_one_of_no_width_between_are_no_pair() {
+        let mut pace = Pace::new(8);
+        run(&mut pace, &[0], 8, |_| 1.4);
+        run(&mut pace, &[2], 40, |_| 1.0);
+        pace.add(0, 1.0, None);
+        assert!(pace.is_surprised());
+        pace.pass_over();
+        assert!(!pace.is_surprised());
+        pace.add(0, 1.0, None);
+        assert!(pace.seconds(0) > Some(1.1), "{pace:?}");
+    }
+
+    #[test]
     fn nothing_is_said_of_widths_that_never_ran() {
         let mut pace = Pace::new(8);
         assert_eq!((pace.seconds(0), pace.is_seen(3)), (None, false));
