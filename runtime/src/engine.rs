@@ -170,6 +170,12 @@ impl Engine {
             _ if is_blank => self.draft_blank(sequence.tokens()),
             most => self.ask(sequence, (most, stop), progress),
         };
+        // What comes tells of the first token that is cut off, too, where tokens stand by being equal.
+        let guesses = if is_blank || !sequence.sampler.config().stands_by_equality() {
+            Vec::new()
+        } else {
+            draft.tokens.clone()
+        };
         draft.cut(|draft| self.controller.keep(draft));
         if run_ahead {
             self.draft_ahead(sequence, (most, stop), &draft);
@@ -183,6 +189,8 @@ impl Engine {
         let vocab = self.target.vocab();
         let logits = |row: usize| &self.logits[row * vocab..(row + 1) * vocab];
         let verdict = sequence.sampler.verify(sequence.tokens(), &draft, logits);
+        let unverified = guesses.get(verdict.accepted).filter(|_| verdict.accepted == draft.tokens.len());
+        let unverified = unverified.map(|guess| *guess == verdict.next);
         let committed = sequence.commit(&draft, &verdict);
         self.target.truncate(sequence.len() - 1);
 
@@ -199,6 +207,7 @@ impl Engine {
                 draft_len: draft.tokens.len(),
                 dropped,
                 accepted: verdict.accepted,
+                unverified,
                 draft_s: (drafted - started).as_secs_f64(),
                 verify_s: drafted.elapsed().as_secs_f64(),
                 stall_s: after.stall_s - before.stall_s,

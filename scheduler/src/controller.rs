@@ -103,6 +103,9 @@ pub struct StepOutcome {
     pub dropped: usize,
     /// How many of them stood.
     pub accepted: usize,
+    /// Where all of them did, and the draft had gone on with a token that was not verified: whether that is the one that
+    /// came there. `None` where there is none, or where a token may stand without being the one that comes.
+    pub unverified: Option<bool>,
     /// Seconds spent drafting.
     pub draft_s: f64,
     /// Seconds of the target's pass, waiting for experts included.
@@ -128,8 +131,9 @@ pub struct Controller {
     planned: usize,
     is_blank: bool,
     probe: Option<Probe>,
-    kept: Vec<f32>, // confidence of the tokens being verified
-    source: usize,  // who drafted them
+    confidence: Vec<f32>, // of the drafted tokens
+    kept: usize,          // of them, those that are verified
+    source: usize,        // who drafted them
     verify_s: CostModel,
     draft_s: CostCurve,
     drop_s: DropCosts,
@@ -197,7 +201,8 @@ impl Controller {
             planned: 0,
             is_blank: false,
             probe: None,
-            kept: Vec::with_capacity(width_max),
+            confidence: Vec::with_capacity(width_max),
+            kept: 0,
             source: 0,
             verify_s: CostModel::new(width_max),
             draft_s: CostCurve::through_zero(width_max),
@@ -256,7 +261,8 @@ impl Controller {
     pub fn plan(&mut self, residency: &Residency) -> Plan {
         self.hit_rate = residency.hit_rate_recent;
         self.is_filling = residency.is_filling;
-        self.kept.clear();
+        self.confidence.clear();
+        self.kept = 0;
         self.planned = match self.config.mode {
             DraftLen::Fixed(draft_len) => draft_len,
             DraftLen::Auto => self.auto(),
@@ -294,17 +300,17 @@ impl Controller {
         if !draft.tokens.is_empty() {
             self.source = draft.source;
         }
-        let kept = if measuring { draft.tokens.len() } else { self.worth_verifying(draft) };
-        self.kept.clear();
-        self.kept.extend(draft.confidence.iter().take(kept));
-        kept
+        self.kept = if measuring { draft.tokens.len() } else { self.worth_verifying(draft) };
+        self.confidence.clear();
+        self.confidence.extend(&draft.confidence);
+        self.kept
     }
 
     /// Which rows of what was kept are to be dropped while the pass runs; `None` where all go through, in
     /// measurements and before anything is known.
     pub fn row_rule(&self) -> Option<RowRule> {
         let (best, rate) = self.best_affordable();
-        if self.probe.is_some() || self.kept.is_empty() || rate <= 0.0 {
+        if self.probe.is_some() || self.kept == 0 || rate <= 0.0 {
             return None;
         }
         let waiting_s = self.verify_s.terms().miss_s * self.verify_s.loads(best).1;
@@ -313,15 +319,17 @@ impl Controller {
             *before *= self.calibration.acceptance(self.source, i, *confidence);
             Some(*before)
         };
-        Some(RowRule::new(self.kept.iter().enumerate().scan(1.0, stands), token_s, &self.verify_s))
+        let kept = &self.confidence[..self.kept];
+        Some(RowRule::new(kept.iter().enumerate().scan(1.0, stands), token_s, &self.verify_s))
     }
 
     /// Learns from the pass that the last plan led to. Times and lengths that cannot be teach nothing.
     pub fn observe(&mut self, outcome: &StepOutcome) {
         let valid = |seconds: f64| seconds.is_finite() && seconds >= 0.0;
         let times_valid = valid(outcome.draft_s) && valid(outcome.verify_s) && outcome.verify_s > 0.0;
+        let tells_valid = outcome.unverified.is_none() || outcome.accepted == outcome.draft_len;
         let lengths_valid = outcome.accepted <= outcome.draft_len && outcome.rows_drafted() <= self.planned;
-        if !times_valid || !lengths_valid {
+        if !times_valid || !lengths_valid || !tells_valid {
             return;
         }
         self.passes += 1;

@@ -43,6 +43,8 @@ struct Cell {
     predicted: f64,
     /// Share of the seeds in which the prediction was right to 10 %.
     well_predicted: f64,
+    /// The least over the best fixed length of any seed.
+    worst: f64,
 }
 
 /// What a cell must reach.
@@ -52,22 +54,23 @@ struct Limits {
     best: f64,
     mispredicted: f64,
     well_predicted: f64,
+    worst: f64,
 }
 
 /// Of texts that are alike from end to end.
 fn even(off: f64, best: f64) -> Limits {
-    Limits { off, best, mispredicted: 0.07, well_predicted: 0.75 }
+    Limits { off, best, mispredicted: 0.07, well_predicted: 0.75, worst: 0.0 }
 }
 
 /// Of texts that become easy: what was measured before is a worse guide, and drafting brings more than it says.
 fn uneven(off: f64, best: f64) -> Limits {
-    Limits { off, best, mispredicted: 0.08, well_predicted: 0.65 }
+    Limits { off, best, mispredicted: 0.08, well_predicted: 0.65, worst: 0.0 }
 }
 
 impl Cell {
     /// With `before`, each run begins with what one of the text before it, in that world, has learned.
     fn of(world: World, before: Option<World>) -> Cell {
-        let mut cell = Cell::default();
+        let mut cell = Cell { worst: f64::INFINITY, ..Cell::default() };
         for seed in 0..SEEDS {
             let world = World { seed, ..world };
             let before = before.map(|before| World { seed: seed + SEEDS, ..before }.run(DraftLen::Auto));
@@ -82,6 +85,7 @@ impl Cell {
             let predicted = controller.explanation().speedup.expect("plain passes ran") * auto / fixed[0];
             cell.off += fixed[0] / auto / SEEDS as f64;
             cell.best += best / auto / SEEDS as f64;
+            cell.worst = cell.worst.min(best / auto);
             cell.predicted += predicted / SEEDS as f64;
             cell.well_predicted += f64::from((predicted - 1.0).abs() <= 0.1) / SEEDS as f64;
         }
@@ -93,6 +97,7 @@ impl Cell {
             && self.best >= limits.best
             && (self.predicted - 1.0).abs() <= limits.mispredicted
             && self.well_predicted >= limits.well_predicted
+            && self.worst >= limits.worst
     }
 }
 
@@ -143,7 +148,8 @@ fn auto_is_near_the_best_fixed_length_and_near_its_prediction_in_every_cell() {
 fn what_a_run_learned_saves_the_next_one_its_measurements() {
     let cases = worlds(192, ACCEPTANCES).map(|(name, world)| (name, world, Some(world)));
     let (long, others): (Vec<_>, Vec<_>) = cases.partition(|(_, world, _)| long_drafts_win(world));
-    assert_all_hold(long.into_iter(), even(0.985, 0.935));
+    // What is known to gain is not given up for a first draft that failed.
+    assert_all_hold(long.into_iter(), Limits { worst: 0.8, ..even(0.985, 0.94) });
     assert_all_hold(others.into_iter(), even(0.985, 0.95));
 }
 

@@ -30,7 +30,13 @@ impl Controller {
         if self.planned_max > 0 && self.reads_text && !self.reading_pays() {
             return 0;
         }
-        let (best, reference) = self.best_affordable();
+        let (mut best, mut reference) = self.best_affordable();
+        if best == 0
+            && let Some((draft_len, stake_s)) = self.worth_lending_for(reference)
+        {
+            self.account.lend_up_to(stake_s);
+            (best, reference) = (draft_len, self.rate(draft_len));
+        }
         let Some(draft_len) = self.worth_measuring(best, reference) else {
             return if self.catch_up_pays(best, reference) { best } else { 0 };
         };

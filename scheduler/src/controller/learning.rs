@@ -97,9 +97,11 @@ impl Controller {
         self.survival.add(self.planned, outcome.draft_len, outcome.accepted);
         self.has_stood |= outcome.accepted > 0;
         self.is_astray = !self.has_stood && (self.is_astray || outcome.draft_len > 0);
-        for (i, &confidence) in self.kept.iter().enumerate().take(outcome.draft_len.min(outcome.accepted + 1))
-        {
-            self.calibration.add(self.source, i, confidence, i < outcome.accepted);
+        // A token that was not verified tells as much: else those that are never worth it would stay so for ever.
+        let told = outcome.draft_len + usize::from(outcome.unverified.is_some());
+        let stood = outcome.accepted + usize::from(outcome.unverified == Some(true));
+        for (i, &confidence) in self.confidence.iter().enumerate().take(told.min(stood + 1)) {
+            self.calibration.add(self.source, i, confidence, i < stood);
         }
     }
 

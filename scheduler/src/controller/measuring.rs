@@ -33,6 +33,9 @@ const LONGER_PASSES: u64 = 4;
 
 /// How many times what is at stake a measurement must be worth for the account to lend that.
 const LEND_WORTH: f64 = 8.0;
+/// And how many times a draft that is known to gain on this text, as one stood so many passes ago at most.
+const LEND_WORTH_KNOWN: f64 = 3.0;
+const KNOWN_PASSES: u64 = 2;
 
 /// Plain passes in one measurement, behind those that settle.
 pub(super) const PLAIN_PROBE_LEN: usize = 1;
@@ -182,6 +185,30 @@ impl Controller {
         stake_s <= self.account.balance() + if lends { self.credit() } else { 0.0 }
     }
 
+    /// A length that gains by all that is known, though the account cannot pay for it, and what is at stake: it lends
+    /// that where the length is worth much more. One slow pass of which little stood says less than the passes before
+    /// it, and the text goes on.
+    pub(super) fn worth_lending_for(&self, reference: f64) -> Option<(usize, f64)> {
+        let is_known = self.has_stood && self.passes - self.last_drafted <= KNOWN_PASSES;
+        let plain_s = self.plain_s().filter(|_| is_known && !self.reads_text)?;
+        let credit_s = self.account.balance() + self.credit();
+        let worth = |draft_len: usize| {
+            let gain = self.rate(draft_len) / reference - 1.0;
+            let stake_s = self.unlucky_s(draft_len).max(0.0) + self.catch_up();
+            let value_s = self.horizon(plain_s) * gain;
+            let is_worth = value_s >= LEND_WORTH_KNOWN * stake_s.max(PRICE_MIN * plain_s);
+            let lends = gain >= GAIN_MIN && is_worth && stake_s <= credit_s;
+            lends.then_some((draft_len, stake_s, value_s - stake_s))
+        };
+        let best = (1..=self.planned_max).filter_map(worth).max_by(|a, b| a.2.total_cmp(&b.2));
+        best.map(|(draft_len, stake_s, _)| (draft_len, stake_s))
+    }
+
+    /// Seconds in which a better length is expected to be of use.
+    fn horizon(&self, plain_s: f64) -> f64 {
+        (self.spent_s / plain_s).clamp(HORIZON_MIN, HORIZON_MAX) * plain_s
+    }
+
     /// Seconds that a measurement is expected to lose, or an unlucky pass of it if that is more.
     pub(super) fn at_stake(&self, draft_len: usize, reference: f64) -> f64 {
         self.price(draft_len, reference).max(self.unlucky_s(draft_len))
@@ -213,8 +240,7 @@ impl Controller {
         let reading_s = if draft_len > 0 { self.catch_up() } else { 0.0 };
         let lost_s = (seconds - tokens / reference).max(0.0);
         let price_s = self.probe_passes(draft_len) as f64 * lost_s + reading_s;
-        let horizon_s = (self.spent_s / plain_s).clamp(HORIZON_MIN, HORIZON_MAX) * plain_s;
-        let promise_s = horizon_s * self.promise(draft_len, survival, (best, reference));
+        let promise_s = self.horizon(plain_s) * self.promise(draft_len, survival, (best, reference));
         let is_worth = promise_s > WORTH * price_s.max(PRICE_MIN * plain_s);
         is_worth.then_some(Candidate { draft_len, value_s: promise_s - price_s })
     }

@@ -137,7 +137,9 @@ impl World {
             let drafting = if asked { planned as f64 + 0.3 * reading } else { 0.0 };
             let draft_s = self.draft_s * drafting * self.noise(4, passes.len());
             (prompt_left, unread) = if asked { (0, 0) } else { (prompt_left, unread + 1) };
-            let outcome = StepOutcome { accepted, draft_s, ..self.pass(kept, tokens, &passes) };
+            let is_told = asked && accepted == kept && kept < offered;
+            let unverified = is_told.then(|| stands(tokens + kept));
+            let outcome = StepOutcome { accepted, unverified, draft_s, ..self.pass(kept, tokens, &passes) };
             if mode == DraftLen::Auto {
                 controller.observe(&outcome);
             }
