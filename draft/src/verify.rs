@@ -19,6 +19,15 @@ pub struct Verdict {
     pub probability: f32,
 }
 
+impl Verdict {
+    /// Whether the first of `guesses` behind the `verified` ones is the token that came there. `None` where there is none
+    /// or one before it was rejected. Only where guesses stand by being equal does that mean that it would have stood.
+    pub fn tells_of_next(&self, guesses: &[TokenId], verified: usize) -> Option<bool> {
+        let next = guesses.get(verified).filter(|_| self.accepted == verified)?;
+        Some(*next == self.next)
+    }
+}
+
 impl Sampler {
     /// What the target makes of `draft`, drafted after `committed`. `logits(row)` is the target's
     /// `[vocab]` row after the committed text and the first `row` drafted tokens, for rows 0 to the

@@ -189,8 +189,7 @@ impl Engine {
         let vocab = self.target.vocab();
         let logits = |row: usize| &self.logits[row * vocab..(row + 1) * vocab];
         let verdict = sequence.sampler.verify(sequence.tokens(), &draft, logits);
-        let unverified = guesses.get(verdict.accepted).filter(|_| verdict.accepted == draft.tokens.len());
-        let unverified = unverified.map(|guess| *guess == verdict.next);
+        let unverified = verdict.tells_of_next(&guesses, draft.tokens.len());
         let committed = sequence.commit(&draft, &verdict);
         self.target.truncate(sequence.len() - 1);
 

@@ -45,9 +45,8 @@ impl Account {
 
     /// Lends of what will be earned later until the balance is `seconds`.
     pub(crate) fn lend_up_to(&mut self, seconds: f64) {
-        let missing_s = (seconds - self.balance_s).max(0.0);
-        self.lent_s += missing_s;
-        self.balance_s += missing_s;
+        self.lent_s += (seconds - self.balance_s).max(0.0);
+        self.balance_s = self.balance_s.max(seconds);
     }
 }
 

@@ -77,13 +77,21 @@ impl Calibration {
 
     /// Counts a drafted token that verification reached: every one before it (`place` of them) stood.
     pub(crate) fn add(&mut self, source: usize, place: usize, confidence: f32, stood: bool) {
+        self.add_unverified(source, place, confidence, stood);
+        self.sources[source].all.add(stood);
+    }
+
+    /// Counts a drafted token that was not worth verifying, all before it having stood, by its confidence: else such
+    /// tokens would stay so for ever. Most of them are doubtful, so they say nothing of the drafter as a whole.
+    pub(crate) fn add_unverified(&mut self, source: usize, place: usize, confidence: f32, stands: bool) {
         if self.sources.len() <= source {
             self.sources.resize_with(source + 1, Source::default);
         }
-        let Source { all, bins, places } = &mut self.sources[source];
+        let Source { bins, places, .. } = &mut self.sources[source];
         let bin = confidence_bin(confidence);
-        let shares = [all, &mut bins[bin], &mut places[place.min(PLACES - 1)][bin]];
-        shares.into_iter().for_each(|share| share.add(stood));
+        [&mut bins[bin], &mut places[place.min(PLACES - 1)][bin]]
+            .into_iter()
+            .for_each(|share| share.add(stands));
     }
 
     /// The chance that a token stands, given that all before it do.

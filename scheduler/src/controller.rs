@@ -4,9 +4,9 @@
 //! (1 + sum of s_j) / T(K) with s_j the share of passes in which drafted token j stands (Cascade,
 //! arXiv 2506.20675, and ALGORITHMS.md H.4). Costs and acceptance are measured from the passes run
 //! anyway. Drafted passes are paid from an account that grows by a small share of the time spent and by
-//! what they gain, and shrinks by what they lose against plain ones: when it is empty drafting is off,
-//! which bounds what it can lose whatever was predicted. It must not know clocks,
-//! models or drafters.
+//! what they gain, and shrinks by what they lose against plain ones: when it is empty drafting is off, but for
+//! what the rest of the text is going to bring in, which bounds what it can lose whatever was predicted. It must not
+//! know clocks, models or drafters.
 
 mod choosing;
 mod explaining;
@@ -153,7 +153,7 @@ pub struct Controller {
     texts_unlooked: u32, // in a row, on which nothing was drafted
     /// Whether drafts of this text were verified and none had a token that stood.
     is_astray: bool,
-    has_stood: bool,
+    last_stood: Option<u64>, // pass in which a token of this text did
     account: Account,
     spent_s: f64,
     plain_lost_s: f64, // in measurements of plain passes
@@ -221,7 +221,7 @@ impl Controller {
             looks_left: 0,
             texts_unlooked: 0,
             is_astray: false,
-            has_stood: false,
+            last_stood: None,
             account: Account::default(),
             spent_s: 0.0,
             plain_lost_s: 0.0,
@@ -244,7 +244,7 @@ impl Controller {
         self.looks_left = if self.planned_max > 0 { measuring::LOOKS } else { 0 };
         self.last_drafted = self.passes;
         self.survival.loosen(TEXT_WEIGHT);
-        (self.is_astray, self.has_stood) = (false, false);
+        (self.is_astray, self.last_stood) = (false, None);
         self.calibration.loosen(TEXT_WEIGHT_BY_CONFIDENCE);
         let Prospect { token_share, unread_max, .. } = self.prospect;
         self.prospect = Prospect {
@@ -319,8 +319,8 @@ impl Controller {
             *before *= self.calibration.acceptance(self.source, i, *confidence);
             Some(*before)
         };
-        let kept = &self.confidence[..self.kept];
-        Some(RowRule::new(kept.iter().enumerate().scan(1.0, stands), token_s, &self.verify_s))
+        let kept = self.confidence.iter().take(self.kept).enumerate();
+        Some(RowRule::new(kept.scan(1.0, stands), token_s, &self.verify_s))
     }
 
     /// Learns from the pass that the last plan led to. Times and lengths that cannot be teach nothing.

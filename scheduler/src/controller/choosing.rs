@@ -6,6 +6,7 @@
 
 use drafthorse_draft::Draft;
 
+use super::measuring::PRICE_MIN;
 use super::{Controller, GAIN_MIN, Probe, STALE_PASSES};
 use crate::prospect::{Prospect, READ_SHARE};
 
@@ -19,6 +20,21 @@ const ABSTAIN_LOSS_MAX: f64 = 0.005;
 /// How many samples the past is worth when drafting is measured again after having been off for long.
 const RETRY_WEIGHT: f64 = 8.0;
 
+/// How many times what is at stake a length must be worth for the account to lend that, and how many passes ago a token
+/// must have stood at most: plain ones may have been measured since.
+const LEND_WORTH_KNOWN: f64 = 3.0;
+const KNOWN_PASSES: u64 = 3;
+
+/// The length that is used now.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct InUse {
+    pub(super) draft_len: usize,
+    /// Its tokens a second.
+    pub(super) rate: f64,
+    /// Seconds that the account is to hold, if it has to lend for it; else 0.
+    lent_s: f64,
+}
+
 impl Controller {
     pub(super) fn auto(&mut self) -> usize {
         if self.config.draft_len_max == 0 || self.passes < self.plain_first {
@@ -30,15 +46,13 @@ impl Controller {
         if self.planned_max > 0 && self.reads_text && !self.reading_pays() {
             return 0;
         }
-        let (mut best, mut reference) = self.best_affordable();
-        if best == 0
-            && let Some((draft_len, stake_s)) = self.worth_lending_for(reference)
-        {
-            self.account.lend_up_to(stake_s);
-            (best, reference) = (draft_len, self.rate(draft_len));
-        }
+        let InUse { draft_len: best, rate: reference, lent_s } = self.in_use();
         let Some(draft_len) = self.worth_measuring(best, reference) else {
-            return if self.catch_up_pays(best, reference) { best } else { 0 };
+            if !self.catch_up_pays(best, reference) {
+                return 0;
+            }
+            self.account.lend_up_to(lent_s);
+            return best;
         };
         // As it was when it was found to be worth it.
         let passes_left = self.probe_passes(draft_len);
@@ -57,6 +71,33 @@ impl Controller {
         let is_look = best == 0 && self.reads_text && self.looks_left > 0 && !self.look_is_owed();
         self.probe = Some(Probe { draft_len, passes_left, is_look, is_repeated: false });
         draft_len
+    }
+
+    /// The length that is planned unless something is measured: the best one that the account can pay for, or one that
+    /// it lends for.
+    pub(super) fn in_use(&self) -> InUse {
+        let (draft_len, rate) = self.best_affordable();
+        let affordable = InUse { draft_len, rate, lent_s: 0.0 };
+        if draft_len > 0 { affordable } else { self.worth_lending_for(rate).unwrap_or(affordable) }
+    }
+
+    /// A length that gains over `reference` by all that is known of this text, though the account cannot pay for it: it
+    /// lends what is at stake where the length is worth much more. One failed pass says less than those before it.
+    fn worth_lending_for(&self, reference: f64) -> Option<InUse> {
+        let is_known = self.last_stood.is_some_and(|pass| self.passes - pass <= KNOWN_PASSES);
+        let plain_s = self.plain_s().filter(|_| is_known && !self.reads_text)?;
+        let credit_s = self.account.balance() + self.credit();
+        let worth = |draft_len: usize| {
+            let rate = self.rate(draft_len);
+            let stake_s = self.unlucky_s(draft_len).max(0.0) + self.catch_up();
+            let gain = rate / reference - 1.0;
+            let value_s = self.horizon(plain_s).min(self.prospect.tokens_left() * plain_s) * gain;
+            let is_worth = value_s >= LEND_WORTH_KNOWN * stake_s.max(PRICE_MIN * plain_s);
+            let lends = gain >= GAIN_MIN && is_worth && stake_s <= credit_s;
+            lends.then_some((InUse { draft_len, rate, lent_s: stake_s }, value_s - stake_s))
+        };
+        let best = (1..=self.planned_max).filter_map(worth).max_by(|a, b| a.1.total_cmp(&b.1));
+        best.map(|(length, _)| length)
     }
 
     /// The plan with the most tokens per second among those tried, and its rate. Off unless drafting

@@ -2,6 +2,7 @@
 //!
 //! Owns the sentences and the report. It decides nothing.
 
+use super::choosing::InUse;
 use super::learning::LOSS_SHARE;
 use super::{Controller, GAIN_MIN};
 use crate::DraftLen;
@@ -23,7 +24,7 @@ impl Controller {
         if self.reads_text && !self.reading_pays() {
             return Some(self.reading());
         }
-        if self.best_affordable().0 > 0 {
+        if self.in_use().draft_len > 0 {
             return None;
         }
         let best = self.best().0;
@@ -72,7 +73,10 @@ impl Controller {
     pub fn explanation(&self) -> Explanation {
         let (draft_len, rate) = match self.config.mode {
             DraftLen::Fixed(draft_len) => (draft_len, self.rate(draft_len)),
-            DraftLen::Auto => self.best_affordable(),
+            DraftLen::Auto => {
+                let InUse { draft_len, rate, .. } = self.in_use();
+                (draft_len, rate)
+            }
         };
         let lengths: Vec<LengthReport> = self
             .ledger

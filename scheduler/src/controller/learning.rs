@@ -95,13 +95,15 @@ impl Controller {
 
     pub(super) fn learn_acceptance(&mut self, outcome: &StepOutcome) {
         self.survival.add(self.planned, outcome.draft_len, outcome.accepted);
-        self.has_stood |= outcome.accepted > 0;
-        self.is_astray = !self.has_stood && (self.is_astray || outcome.draft_len > 0);
-        // A token that was not verified tells as much: else those that are never worth it would stay so for ever.
-        let told = outcome.draft_len + usize::from(outcome.unverified.is_some());
-        let stood = outcome.accepted + usize::from(outcome.unverified == Some(true));
-        for (i, &confidence) in self.confidence.iter().enumerate().take(told.min(stood + 1)) {
-            self.calibration.add(self.source, i, confidence, i < stood);
+        self.last_stood = if outcome.accepted > 0 { Some(self.passes) } else { self.last_stood };
+        self.is_astray = self.last_stood.is_none() && (self.is_astray || outcome.draft_len > 0);
+        let verified = outcome.draft_len.min(outcome.accepted + 1);
+        for (i, &confidence) in self.confidence.iter().enumerate().take(verified) {
+            self.calibration.add(self.source, i, confidence, i < outcome.accepted);
+        }
+        let next = self.confidence.get(outcome.draft_len).zip(outcome.unverified);
+        if let Some((&confidence, stands)) = next {
+            self.calibration.add_unverified(self.source, outcome.draft_len, confidence, stands);
         }
     }
 

@@ -15,7 +15,7 @@ const HORIZON_MIN: f64 = 24.0;
 const HORIZON_MAX: f64 = 96.0;
 /// How many times its price a measurement must promise, and what it is taken to cost at least, in plain passes.
 const WORTH: f64 = 3.0;
-const PRICE_MIN: f64 = 0.2;
+pub(super) const PRICE_MIN: f64 = 0.2;
 /// Passes between measurements of lengths that were tried: they take drafts whole that would have been cut.
 const AGAIN_PASSES: u64 = 16;
 /// Those that ran less often than this need not wait,
@@ -33,9 +33,6 @@ const LONGER_PASSES: u64 = 4;
 
 /// How many times what is at stake a measurement must be worth for the account to lend that.
 const LEND_WORTH: f64 = 8.0;
-/// And how many times a draft that is known to gain on this text, as one stood so many passes ago at most.
-const LEND_WORTH_KNOWN: f64 = 3.0;
-const KNOWN_PASSES: u64 = 2;
 
 /// Plain passes in one measurement, behind those that settle.
 pub(super) const PLAIN_PROBE_LEN: usize = 1;
@@ -185,27 +182,8 @@ impl Controller {
         stake_s <= self.account.balance() + if lends { self.credit() } else { 0.0 }
     }
 
-    /// A length that gains by all that is known, though the account cannot pay for it, and what is at stake: it lends
-    /// that where the length is worth much more. One slow pass of which little stood says less than the passes before
-    /// it, and the text goes on.
-    pub(super) fn worth_lending_for(&self, reference: f64) -> Option<(usize, f64)> {
-        let is_known = self.has_stood && self.passes - self.last_drafted <= KNOWN_PASSES;
-        let plain_s = self.plain_s().filter(|_| is_known && !self.reads_text)?;
-        let credit_s = self.account.balance() + self.credit();
-        let worth = |draft_len: usize| {
-            let gain = self.rate(draft_len) / reference - 1.0;
-            let stake_s = self.unlucky_s(draft_len).max(0.0) + self.catch_up();
-            let value_s = self.horizon(plain_s) * gain;
-            let is_worth = value_s >= LEND_WORTH_KNOWN * stake_s.max(PRICE_MIN * plain_s);
-            let lends = gain >= GAIN_MIN && is_worth && stake_s <= credit_s;
-            lends.then_some((draft_len, stake_s, value_s - stake_s))
-        };
-        let best = (1..=self.planned_max).filter_map(worth).max_by(|a, b| a.2.total_cmp(&b.2));
-        best.map(|(draft_len, stake_s, _)| (draft_len, stake_s))
-    }
-
     /// Seconds in which a better length is expected to be of use.
-    fn horizon(&self, plain_s: f64) -> f64 {
+    pub(super) fn horizon(&self, plain_s: f64) -> f64 {
         (self.spent_s / plain_s).clamp(HORIZON_MIN, HORIZON_MAX) * plain_s
     }
 
@@ -215,7 +193,7 @@ impl Controller {
     }
 
     /// Seconds that the rest of the text is going to bring in, and that were not lent yet.
-    fn credit(&self) -> f64 {
+    pub(super) fn credit(&self) -> f64 {
         let coming_s = LOSS_SHARE_EARLY * self.prospect.tokens_left() / self.rate(0);
         (coming_s - self.account.lent()).max(0.0)
     }
