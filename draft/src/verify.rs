@@ -96,6 +96,19 @@ mod tests {
     }
 
     #[test]
+    fn what_came_tells_of_the_first_guess_that_was_not_verified_if_all_before_it_stand() {
+        let guesses = [5, 6, 7];
+        let verdict = |verified: usize, target: &[TokenId]| run(&guesses[..verified], target).0;
+        assert_eq!(verdict(0, &[5]).tells_of_next(&guesses, 0), Some(true));
+        assert_eq!(verdict(0, &[6]).tells_of_next(&guesses, 0), Some(false));
+        assert_eq!(verdict(2, &[5, 6, 7]).tells_of_next(&guesses, 2), Some(true));
+        assert_eq!(verdict(2, &[5, 6, 6]).tells_of_next(&guesses, 2), Some(false));
+        assert_eq!(verdict(2, &[5, 7]).tells_of_next(&guesses, 2), None, "one before it was rejected");
+        assert_eq!(verdict(3, &[5, 6, 7, 8]).tells_of_next(&guesses, 3), None, "all were verified");
+        assert_eq!(verdict(0, &[5]).tells_of_next(&[], 0), None, "nothing was guessed");
+    }
+
+    #[test]
     fn an_empty_draft_is_a_plain_step() {
         assert_eq!(run(&[], &[7]), (Verdict { accepted: 0, next: 7, probability: 0.5 }, 1));
     }

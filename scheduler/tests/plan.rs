@@ -450,8 +450,8 @@ fn a_text_whose_first_long_draft_is_slow_and_fails_is_drafted_all_the_same_where
         let unlucky = run(&mut c, 1, |n| slow * cost(n), 0.02, stands);
         let plans = run(&mut c, 40, cost, 0.02, 8);
         let plain = plans.iter().filter(|plan| **plan == 0).count();
-        // One pass may measure plain decoding.
-        assert!(unlucky[0] >= 4 && plain <= 1, "{slow} {stands}: {unlucky:?} {plans:?}");
+        // Two passes may measure plain decoding.
+        assert!(unlucky[0] >= 4 && plain <= 2, "{slow} {stands}: {unlucky:?} {plans:?}");
     }
 }
 

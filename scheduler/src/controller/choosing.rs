@@ -31,8 +31,8 @@ pub(super) struct InUse {
     pub(super) draft_len: usize,
     /// Its tokens a second.
     pub(super) rate: f64,
-    /// Seconds that the account is to hold, if it has to lend for it; else 0.
-    lent_s: f64,
+    /// Seconds that the account is to hold, if it has to lend for it.
+    lent_s: Option<f64>,
 }
 
 impl Controller {
@@ -51,7 +51,9 @@ impl Controller {
             if !self.catch_up_pays(best, reference) {
                 return 0;
             }
-            self.account.lend_up_to(lent_s);
+            if let Some(seconds) = lent_s {
+                self.account.lend_up_to(seconds);
+            }
             return best;
         };
         // As it was when it was found to be worth it.
@@ -77,7 +79,7 @@ impl Controller {
     /// it lends for.
     pub(super) fn in_use(&self) -> InUse {
         let (draft_len, rate) = self.best_affordable();
-        let affordable = InUse { draft_len, rate, lent_s: 0.0 };
+        let affordable = InUse { draft_len, rate, lent_s: None };
         if draft_len > 0 { affordable } else { self.worth_lending_for(rate).unwrap_or(affordable) }
     }
 
@@ -94,7 +96,7 @@ impl Controller {
             let value_s = self.horizon(plain_s).min(self.prospect.tokens_left() * plain_s) * gain;
             let is_worth = value_s >= LEND_WORTH_KNOWN * stake_s.max(PRICE_MIN * plain_s);
             let lends = gain >= GAIN_MIN && is_worth && stake_s <= credit_s;
-            lends.then_some((InUse { draft_len, rate, lent_s: stake_s }, value_s - stake_s))
+            lends.then_some((InUse { draft_len, rate, lent_s: Some(stake_s) }, value_s - stake_s))
         };
         let best = (1..=self.planned_max).filter_map(worth).max_by(|a, b| a.1.total_cmp(&b.1));
         best.map(|(length, _)| length)
