@@ -77,13 +77,13 @@ impl Calibration {
 
     /// Counts a drafted token that verification reached: every one before it (`place` of them) stood.
     pub(crate) fn add(&mut self, source: usize, place: usize, confidence: f32, stood: bool) {
-        self.add_unverified(source, place, confidence, stood);
+        self.add_by_confidence(source, place, confidence, stood);
         self.sources[source].all.add(stood);
     }
 
     /// Counts a drafted token that was not worth verifying, all before it having stood, by its confidence: else such
     /// tokens would stay so for ever. Most of them are doubtful, so they say nothing of the drafter as a whole.
-    pub(crate) fn add_unverified(&mut self, source: usize, place: usize, confidence: f32, stands: bool) {
+    pub(crate) fn add_by_confidence(&mut self, source: usize, place: usize, confidence: f32, stands: bool) {
         if self.sources.len() <= source {
             self.sources.resize_with(source + 1, Source::default);
         }
@@ -149,6 +149,16 @@ mod tests {
         assert!((calibration.acceptance(0, 0, 0.99) - 0.25).abs() < 0.06);
         assert!(calibration.acceptance(0, 0, 0.11) > 0.95);
         assert!((calibration.table(0)[9] - 0.25).abs() < 0.06);
+    }
+
+    #[test]
+    fn what_was_not_verified_tells_of_its_confidence_and_not_of_the_drafter() {
+        let mut calibration = Calibration::new();
+        (0..100).for_each(|_| calibration.add(0, 0, 0.9, true));
+        let overall = calibration.overall(0);
+        (0..100).for_each(|_| calibration.add_by_confidence(0, 1, 0.2, false));
+        assert_eq!(calibration.overall(0), overall);
+        assert!(calibration.acceptance(0, 1, 0.2) < 0.1 && calibration.acceptance(0, 0, 0.9) > 0.9);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! arXiv 2506.20675, and ALGORITHMS.md H.4). Costs and acceptance are measured from the passes run
 //! anyway. Drafted passes are paid from an account that grows by a small share of the time spent and by
 //! what they gain, and shrinks by what they lose against plain ones: when it is empty drafting is off, but for
-//! what the rest of the text is going to bring in, which bounds what it can lose whatever was predicted. It must not
+//! what the rest of the text is going to bring in. That bounds what drafting can lose, whatever was predicted. It must not
 //! know clocks, models or drafters.
 
 mod choosing;

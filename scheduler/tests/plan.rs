@@ -478,7 +478,7 @@ fn what_a_text_is_lent_is_bounded_however_often_it_looks_as_if_it_gained() {
             spent += took;
             lost += took - tokens as f64;
         }
-        // What the account begins with, 0.65 % of the time of 200 passes and 2 % of the rest, and a last pass too many.
+        // What the account begins with, what comes in over the time of the text, and a last pass too many.
         let most = 1.4 + 0.0065 * 200.0 + 0.02 * 56.0 + slow * cost(4) - 1.0;
         assert!(lost <= most, "{slope} {every} {slow}: lost {lost}, at most {most}");
     }

@@ -20,8 +20,8 @@ const ABSTAIN_LOSS_MAX: f64 = 0.005;
 /// How many samples the past is worth when drafting is measured again after having been off for long.
 const RETRY_WEIGHT: f64 = 8.0;
 
-/// How many times what is at stake a length must be worth for the account to lend that, and how many passes ago a token
-/// must have stood at most: plain ones may have been measured since.
+/// How many times what is at stake a length must be worth for the account to lend that, and how many passes at most may
+/// have run since a token stood: a few that failed, or plain ones that were measured.
 const LEND_WORTH_KNOWN: f64 = 3.0;
 const KNOWN_PASSES: u64 = 3;
 
@@ -87,7 +87,7 @@ impl Controller {
     /// lends what is at stake where the length is worth much more. One failed pass says less than those before it.
     fn worth_lending_for(&self, reference: f64) -> Option<InUse> {
         let is_known = self.last_stood.is_some_and(|pass| self.passes - pass <= KNOWN_PASSES);
-        let plain_s = self.plain_s().filter(|_| is_known && !self.reads_text)?;
+        let plain_s = self.plain_s().filter(|_| is_known)?;
         let credit_s = self.account.balance() + self.credit();
         let worth = |draft_len: usize| {
             let rate = self.rate(draft_len);

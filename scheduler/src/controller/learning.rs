@@ -103,7 +103,7 @@ impl Controller {
         }
         let next = self.confidence.get(outcome.draft_len).zip(outcome.unverified);
         if let Some((&confidence, stands)) = next {
-            self.calibration.add_unverified(self.source, outcome.draft_len, confidence, stands);
+            self.calibration.add_by_confidence(self.source, outcome.draft_len, confidence, stands);
         }
     }
 
@@ -144,7 +144,7 @@ impl Controller {
         let repeats = probe.draft_len == 0 && !probe.is_repeated && self.verify_s.is_surprised();
         if probe.passes_left == 0 && repeats {
             (probe.passes_left, probe.is_repeated) = (PLAIN_PROBE_LEN, true);
-            self.plain_lost_s += self.plain_pass_price(self.best_affordable().1);
+            self.plain_lost_s += self.plain_pass_price(self.in_use().rate);
         }
         self.probe = (probe.passes_left > 0).then_some(probe);
         self.knows_second_row |= self.probe.is_none() && self.is_blank;
