@@ -20,6 +20,7 @@ mod estimate;
 mod explain;
 mod fit;
 mod lessons;
+mod normal;
 mod pace;
 mod paired;
 mod prefetch;

@@ -1,55 +1,20 @@
-//! Which of two ways of running is faster: blocks of steps taken in turn, compared in pairs.
+//! Which of two ways of running is faster: steps of both in turn, compared in units of a few steps.
 //!
-//! Owns the arithmetic of a comparison under noise: trimmed means, so that one stalled step decides
-//! nothing, and standard errors, so that a gain is believed only as far as it is known. It must not
-//! know what the two ways are or when to compare them. A gain is a share: 0.1 is 10 % more tokens/s.
+//! Owns the arithmetic of a comparison under noise. The two ways take turns within a few steps, there and back, as what
+//! else goes on in a machine is alike in steps that follow one another and not in those of another second; means are
+//! trimmed, so that one stalled step decides nothing. It must not know what the two ways are or when to compare them. A
+//! gain is a share: 0.1 is 10 % more tokens/s.
 
-use crate::estimate::CostCurve;
-
-/// Steps of one block.
-pub(crate) const BLOCK_STEPS: usize = 32;
-/// Steps of either block from which on a plain difference may end the pair early.
-const EARLY_STEPS: usize = 8;
-/// Standard errors that make a difference plain before its block is full: it is looked at often.
-const EARLY_Z: f64 = 3.0;
-/// One step in so many is cut off at either end.
+/// Which way the steps of a unit run: as it begins, the other one twice, and back, so that a steady trend favours
+/// neither.
+const TURNS: [bool; 4] = [true, false, false, true];
+/// Steps of a unit that run either way.
+pub(crate) const EACH_WAY: usize = TURNS.len() / 2;
+/// One unit in so many is cut off at either end.
 const TRIM: usize = 8;
-
-/// Steps of one way of running, by rows and seconds.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Block {
-    steps: Vec<(usize, f64)>,
-}
-
-impl Block {
-    pub(crate) fn push(&mut self, rows: usize, seconds: f64) {
-        self.steps.push((rows, seconds));
-    }
-
-    pub(crate) fn clear(&mut self) {
-        self.steps.clear();
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.steps.len()
-    }
-
-    /// Trimmed mean of the seconds relative to what `curve` expects for as many rows, and its error.
-    fn cost(&self, curve: &CostCurve) -> Option<(f64, f64)> {
-        let relative = |&(rows, seconds): &(usize, f64)| Some(seconds / curve.expect(rows)?);
-        let mut costs: Vec<f64> = self.steps.iter().filter_map(relative).collect();
-        costs.sort_unstable_by(f64::total_cmp);
-        let (n, cut) = (costs.len(), costs.len() / TRIM);
-        let kept = n.checked_sub(2 * cut).filter(|kept| *kept >= 2)?;
-        let mean = costs[cut..n - cut].iter().sum::<f64>() / kept as f64;
-        // Winsorized: the ends count as the outermost values that were kept (Tukey and McLaughlin 1963).
-        let (low, high) = (costs[cut], costs[n - cut - 1]);
-        let all = || costs.iter().map(|cost| cost.clamp(low, high));
-        let centre = all().sum::<f64>() / n as f64;
-        let variance = all().map(|cost| (cost - centre).powi(2)).sum::<f64>() / (n - 1) as f64;
-        Some((mean, variance.sqrt() * (n as f64).sqrt() / kept as f64))
-    }
-}
+/// Standard deviation of what a unit says before any are known, and for how many of them.
+const PRIOR_DEVIATION: f64 = 0.12;
+const PRIOR_UNITS: f64 = 2.0;
 
 /// What one way gains over the other, and the standard error of that.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,50 +23,66 @@ pub(crate) struct Gain {
     pub(crate) error: f64,
 }
 
-impl Gain {
-    /// What `on` gains over `off`; `None` while there are too few steps to say anything.
-    pub(crate) fn of(off: &Block, on: &Block, curve: &CostCurve) -> Option<Gain> {
-        let ((off, off_error), (on, on_error)) = (off.cost(curve)?, on.cost(curve)?);
-        let ratio = off / on;
-        Some(Gain { mean: ratio - 1.0, error: ratio * (off_error / off).hypot(on_error / on) })
+/// A comparison under way of "on" and "off".
+#[derive(Clone, Debug)]
+pub(crate) struct Comparison {
+    /// Whether units begin and end on.
+    begins_on: bool,
+    /// Logarithms of what the unit's steps took, relative to what was expected of them.
+    unit: Vec<f64>,
+    /// Of each unit, the logarithm of what "on" gains.
+    gains: Vec<f64>,
+}
+
+impl Comparison {
+    /// A comparison that begins with what is in use: its first step costs nothing.
+    pub(crate) fn new(begins_on: bool) -> Comparison {
+        Comparison { begins_on, unit: Vec::with_capacity(TURNS.len()), gains: Vec::new() }
     }
 
-    /// The gain, if it is plainly above or below `least` before both blocks are full.
-    pub(crate) fn early(off: &Block, on: &Block, curve: &CostCurve, least: f64) -> Option<Gain> {
-        if off.len().min(on.len()) < EARLY_STEPS {
-            return None;
+    /// Whether the next step is on.
+    pub(crate) fn is_on(&self) -> bool {
+        TURNS[self.unit.len()] == self.begins_on
+    }
+
+    /// Counts the step that [`Comparison::is_on`] told of: seconds over those expected, more than 0. Returns whether it
+    /// completed a unit.
+    pub(crate) fn push(&mut self, relative: f64) -> bool {
+        self.unit.push(relative.ln());
+        if self.unit.len() < TURNS.len() {
+            return false;
         }
-        Gain::of(off, on, curve).filter(|gain| (gain.mean - least).abs() > EARLY_Z * gain.error)
-    }
-}
-
-/// The pairs of one comparison.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Pairs {
-    gains: Vec<Gain>,
-}
-
-impl Pairs {
-    pub(crate) fn push(&mut self, gain: Gain) {
-        self.gains.push(gain);
+        let each = self.unit.drain(..).zip(TURNS);
+        let difference: f64 =
+            each.map(|(step, first)| if first == self.begins_on { -step } else { step }).sum();
+        self.gains.push(difference / EACH_WAY as f64);
+        true
     }
 
-    pub(crate) fn len(&self) -> usize {
+    /// Units completed.
+    pub(crate) fn units(&self) -> usize {
         self.gains.len()
     }
 
-    /// Mean gain. Its error is that of the steps or of the pairs among themselves, whichever is larger:
-    /// steps that follow one another are not independent.
+    /// Steps that were on in those.
+    pub(crate) fn steps_on(&self) -> usize {
+        self.units() * EACH_WAY
+    }
+
+    /// What "on" gains by the units so far: their trimmed mean, and its error, for which the ends count as the outermost
+    /// values that were kept (Tukey and McLaughlin 1963). `None` before the first.
     pub(crate) fn gain(&self) -> Option<Gain> {
-        let n = self.gains.len() as f64;
-        if self.gains.is_empty() {
-            return None;
-        }
-        let mean = self.gains.iter().map(|gain| gain.mean).sum::<f64>() / n;
-        let within = self.gains.iter().map(|gain| gain.error.powi(2)).sum::<f64>() / n;
-        let squares: f64 = self.gains.iter().map(|gain| (gain.mean - mean).powi(2)).sum();
-        let between = if self.gains.len() > 2 { squares / (n - 1.0) } else { 0.0 };
-        Some(Gain { mean, error: (within.max(between) / n).sqrt() })
+        let mut gains = self.gains.clone();
+        gains.sort_unstable_by(f64::total_cmp);
+        let (n, cut) = (gains.len(), gains.len() / TRIM);
+        let kept = gains.get(cut..n - cut).filter(|kept| !kept.is_empty())?;
+        let mean = kept.iter().sum::<f64>() / kept.len() as f64;
+        let clamped = || gains.iter().map(|gain| gain.clamp(kept[0], kept[kept.len() - 1]));
+        let centre = clamped().sum::<f64>() / n as f64;
+        let squares: f64 = clamped().map(|gain| (gain - centre).powi(2)).sum();
+        let variance = (squares + PRIOR_UNITS * PRIOR_DEVIATION.powi(2)) / (n as f64 - 1.0 + PRIOR_UNITS);
+        let error = (variance * n as f64).sqrt() / kept.len() as f64;
+        Some(Gain { mean: mean.exp_m1(), error: mean.exp() * error })
     }
 }
 
@@ -109,69 +90,58 @@ impl Pairs {
 mod tests {
     use super::*;
 
-    fn block(seconds: impl IntoIterator<Item = f64>) -> Block {
-        let mut block = Block::default();
-        seconds.into_iter().for_each(|seconds| block.push(1, seconds));
-        block
+    /// A comparison of so many units whose steps take what is given of (step, whether it is on).
+    fn compared(units: usize, begins_on: bool, took: impl Fn(usize, bool) -> f64) -> Comparison {
+        let mut comparison = Comparison::new(begins_on);
+        for step in 0..units * TURNS.len() {
+            let is_on = comparison.is_on();
+            comparison.push(took(step, is_on));
+        }
+        comparison
     }
 
-    /// A curve that expects 1 s for 1 row and 3 s for 5.
-    fn curve() -> CostCurve {
-        let mut curve = CostCurve::new(8);
-        curve.add(1, 1.0);
-        curve.add(5, 3.0);
-        curve
-    }
-
-    fn wave(level: f64) -> impl Iterator<Item = f64> {
-        (0..BLOCK_STEPS).map(move |i| level * (1.0 + 0.1 * ((i * 7 % 16) as f64 / 7.5 - 1.0)))
+    fn wobble(step: usize) -> f64 {
+        1.0 + 0.1 * ((step * 7 % 16) as f64 / 7.5 - 1.0)
     }
 
     #[test]
-    fn a_gain_is_the_ratio_of_the_costs_and_outliers_do_not_move_it() {
-        let (off, mut on) = (block(wave(1.2)), block(wave(1.0)));
-        let plain = Gain::of(&off, &on, &curve()).expect("full blocks");
-        assert!((plain.mean - 0.2).abs() < 1e-9 && (0.005..0.05).contains(&plain.error), "{plain:?}");
-        on.push(1, 100.0);
-        let disturbed = Gain::of(&off, &on, &curve()).expect("full blocks");
-        assert!((disturbed.mean - 0.2).abs() < 0.02, "{disturbed:?}");
+    fn a_gain_is_the_ratio_of_the_costs_whichever_way_it_begins() {
+        for begins_on in [true, false] {
+            let comparison = compared(16, begins_on, |_, on| if on { 1.0 } else { 1.2 });
+            let gain = comparison.gain().expect("units");
+            assert!((gain.mean - 0.2).abs() < 1e-9 && gain.error < 0.02, "{gain:?}");
+            assert_eq!((comparison.units(), comparison.steps_on()), (16, 32));
+        }
     }
 
     #[test]
-    fn steps_of_other_widths_count_by_what_their_width_costs() {
-        let mut wide = block(wave(1.0).take(16));
-        wave(3.0).skip(16).for_each(|seconds| wide.push(5, seconds));
-        let gain = Gain::of(&block(wave(1.0)), &wide, &curve()).expect("full blocks");
-        assert!(gain.mean.abs() < 1e-9, "{gain:?}");
-    }
-
-    #[test]
-    fn only_a_plain_difference_ends_a_pair_early() {
-        let early = |steps: usize, level: f64| {
-            Gain::early(&block(wave(1.0)), &block(wave(level).take(steps)), &curve(), 0.01)
+    fn steps_that_stall_and_machines_that_slow_down_do_not_move_it() {
+        let gain = |took: &dyn Fn(usize) -> f64| {
+            let plain = compared(16, true, |step, on| took(step) * if on { 1.0 } else { 1.1 });
+            plain.gain().expect("units").mean
         };
-        assert!(early(16, 1.01).is_none());
-        assert!(early(16, 1.3).is_some_and(|gain| gain.mean < -0.2));
-        assert!(early(EARLY_STEPS - 1, 9.0).is_none());
+        assert!((gain(&|step| wobble(step) * if step % 30 == 7 { 50.0 } else { 1.0 }) - 0.1).abs() < 0.03);
+        // A third slower from one end to the other, and by steps of many passes.
+        assert!((gain(&|step| (0.005 * step as f64).exp()) - 0.1).abs() < 1e-9);
+        assert!((gain(&|step| if step / 22 % 2 == 0 { 1.0 } else { 1.3 }) - 0.1).abs() < 0.02);
     }
 
     #[test]
-    fn pairs_that_disagree_make_the_gain_uncertain() {
-        let gain = |means: &[f64]| {
-            let mut pairs = Pairs::default();
-            means.iter().for_each(|mean| pairs.push(Gain { mean: *mean, error: 0.01 }));
-            pairs.gain()
+    fn the_error_is_what_units_differ_by() {
+        let error = |units, noise: f64| {
+            let took = |step: usize, _| 1.0 + noise * (wobble(step * 5 + step / 3) - 1.0);
+            compared(units, false, took).gain().expect("units").error
         };
-        assert_eq!(gain(&[]), None);
-        let (agree, differ) =
-            (gain(&[0.1; 4]).expect("pairs"), gain(&[0.3, -0.1, 0.3, -0.1]).expect("pairs"));
-        assert!((agree.mean - 0.1).abs() < 1e-12 && (differ.mean - 0.1).abs() < 1e-12);
-        assert!((agree.error - 0.005).abs() < 1e-12 && differ.error > 0.1);
+        assert!(error(32, 1.0) > 1.5 * error(32, 0.1), "{} {}", error(32, 1.0), error(32, 0.1));
+        assert!(error(64, 1.0) < 0.8 * error(16, 1.0));
+        assert!(error(1, 0.0) > 0.05, "a unit alone is not believed for agreeing with itself");
     }
 
     #[test]
-    fn too_few_steps_say_nothing() {
-        assert_eq!(Gain::of(&block([]), &block(wave(1.0)), &curve()), None);
-        assert_eq!(Gain::of(&block([1.0]), &block(wave(1.0)), &curve()), None);
+    fn before_a_unit_is_complete_nothing_is_said() {
+        let mut comparison = Comparison::new(true);
+        let ended: Vec<bool> = (0..4).map(|_| comparison.gain().is_none() && comparison.push(1.0)).collect();
+        assert_eq!(ended, [false, false, false, true]);
+        assert!(comparison.gain().is_some());
     }
 }

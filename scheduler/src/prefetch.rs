@@ -1,13 +1,14 @@
 //! Whether experts are read ahead of the router's word, and how far down its guesses.
 //!
 //! Owns [`PrefetchController`] (ALGORITHMS.md H.3, point 4). Prefetch stays on while what it reads is
-//! used, the disk would idle otherwise, and blocks of steps with it are faster than blocks without,
-//! taken in turn. Comparing is paid from an account that grows by a small share of the steps, which
-//! bounds what it can lose. It must not know clocks, caches or experts: the engine counts and reports
+//! used, the disk would idle otherwise, and steps with it are faster than steps without, taken in turn. They are
+//! compared for as long as knowing more is worth what it costs, and that is paid from an account that grows by a small
+//! share of the steps, which bounds what it can lose. It must not know clocks, caches or experts: the engine counts and reports
 //! decode steps. A prefill asks nobody: it is run with [`PrefetchPlan::OFF`].
 
 use crate::estimate::{CostCurve, Mean};
-use crate::paired::{BLOCK_STEPS, Block, Gain, Pairs};
+use crate::normal::expected_above;
+use crate::paired::{Comparison, EACH_WAY, Gain};
 use crate::{DRAFT_LEN_LIMIT, PrefetchMode};
 
 /// Predicted experts of a layer, best first, whose fate is told apart; none beyond is asked for.
@@ -21,13 +22,13 @@ const ISSUED_MIN: f64 = 48.0;
 const IDLE_MIN: f64 = 0.10;
 /// Gain in tokens per second that prefetch must show.
 const GAIN_MIN: f64 = 0.01;
-/// Standard errors by which the gain must exceed [`GAIN_MIN`] to turn prefetch on, to keep it on, and
-/// by which it must fall short to turn it off.
-const ON_Z: f64 = 2.5;
-const KEEP_Z: f64 = 1.0;
-const OFF_Z: f64 = 1.0;
-/// Pairs of blocks after which a gain that is not plain counts as none.
-const PAIRS_MAX: usize = 8;
+/// How many times its price going on with a comparison must promise, by what would be run until the next one.
+const WORTH: f64 = 1.0;
+/// Units of a comparison, of four steps each: the least, as long as it can be paid for, and the most.
+const UNITS_MIN: usize = 2;
+const UNITS_MAX: usize = 32;
+/// Steps without prefetch before the disk's idle time is believed.
+const IDLE_STEPS: f64 = 4.0;
 /// Experts missing in a step below which there is nothing to read ahead.
 const WANTED_MIN: f64 = 0.05;
 /// Steps before the first comparison: the cache fills.
@@ -42,8 +43,9 @@ const DRIFT: f64 = 0.15;
 const ACCOUNT_START: f64 = 8.0;
 const ACCOUNT_SHARE: f64 = 0.005;
 const ACCOUNT_MAX: f64 = 16.0;
-/// Steps that a mean remembers.
+/// Steps that a mean remembers, and that of how steps compare with those of the last comparison.
 const MEMORY: f64 = 64.0;
+const DRIFT_MEMORY: f64 = 32.0;
 
 /// What to read ahead in the next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,9 +102,7 @@ pub struct PrefetchController {
     last_rows: usize,
     gap: u64,
     account: f64,
-    trial: Option<Trial>,
-    off_block: Block,
-    on_block: Block,
+    trial: Option<Comparison>,
     verdict: Option<Verdict>,
     step_s: CostCurve,
     /// The costs when the last comparison ended, and how the present ones relate to them.
@@ -115,16 +115,6 @@ pub struct PrefetchController {
     issued: f64, // both fade
     used: f64,
     precision: [Mean; PREFETCH_RANKS_MAX],
-}
-
-/// A comparison under way.
-#[derive(Clone, Debug)]
-struct Trial {
-    /// What the present block does.
-    on: bool,
-    /// Whether it is the second of its pair.
-    is_second: bool,
-    pairs: Pairs,
 }
 
 /// Why prefetch is off.
@@ -148,8 +138,6 @@ impl PrefetchController {
             gap: WARM_UP,
             account: ACCOUNT_START,
             trial: None,
-            off_block: Block::default(),
-            on_block: Block::default(),
             verdict: None,
             step_s: CostCurve::new(DRAFT_LEN_LIMIT + 1),
             settled_s: None,
@@ -171,7 +159,7 @@ impl PrefetchController {
         match self.mode {
             PrefetchMode::On => true,
             PrefetchMode::Off => false,
-            PrefetchMode::Auto => self.trial.as_ref().map_or(self.on, |trial| trial.on),
+            PrefetchMode::Auto => self.trial.as_ref().map_or(self.on, Comparison::is_on),
         }
     }
 
@@ -200,7 +188,7 @@ impl PrefetchController {
         let rows = outcome.rows.min(DRAFT_LEN_LIMIT + 1);
         self.step_s.add(rows, outcome.seconds);
         if let Some(expected) = self.settled_s.as_ref().and_then(|settled| settled.expect(rows)) {
-            self.drift.add((outcome.seconds / expected).min(2.0), BLOCK_STEPS as f64);
+            self.drift.add((outcome.seconds / expected).min(2.0), DRIFT_MEMORY);
         }
         self.wanted.add((outcome.misses + outcome.used) as f64, MEMORY);
         if !self.enabled() {
@@ -245,7 +233,8 @@ impl PrefetchController {
             return Some(Verdict::NothingMisses);
         }
         let idle = self.idle.value();
-        (idle < IDLE_MIN && !self.enabled()).then_some(Verdict::DiskBusy { idle })
+        let is_known = self.idle.weight() >= IDLE_STEPS && !self.enabled();
+        (is_known && idle < IDLE_MIN).then_some(Verdict::DiskBusy { idle })
     }
 
     /// Whether it is time for a comparison, and it can be paid for and makes sense.
@@ -259,74 +248,54 @@ impl PrefetchController {
         senseless.is_none()
     }
 
-    /// Starts a comparison with a block of what is in use: that costs nothing.
+    /// Starts a comparison.
     fn begin(&mut self) {
-        self.trial = Some(Trial { on: self.on, is_second: false, pairs: Pairs::default() });
-        self.off_block.clear();
-        self.on_block.clear();
+        self.trial = Some(Comparison::new(self.on));
         if !self.on {
             (self.issued, self.used) = (0.0, 0.0);
         }
     }
 
     fn advance(&mut self, rows: usize, seconds: f64) {
+        let expected = self.step_s.expect(rows).unwrap_or(seconds);
         let Some(trial) = &mut self.trial else { return };
-        let block = if trial.on { &mut self.on_block } else { &mut self.off_block };
-        block.push(rows, seconds);
-        if let Some(gain) = Gain::early(&self.off_block, &self.on_block, &self.step_s, GAIN_MIN) {
-            self.charge(gain);
-            let steps = self.on_block.len();
-            self.settle(gain.mean > GAIN_MIN, Some(Verdict::NoGain { gain, steps }));
-        } else if block_is_full(trial, &self.off_block, &self.on_block) {
-            self.next_block();
+        if !trial.push(seconds / expected) {
+            return;
+        }
+        let (units, steps, gain) = (trial.units(), trial.steps_on(), trial.gain());
+        let Some(gain) = gain else { return };
+        let lost = if self.on { gain.mean } else { -gain.mean }.max(0.0);
+        self.account -= lost * EACH_WAY as f64;
+        if self.is_settled(gain, units) {
+            // What gains as good as nothing is not turned on for a guess.
+            let doubt = if self.on { 0.0 } else { gain.error };
+            self.settle(gain.mean - doubt > GAIN_MIN, Some(Verdict::NoGain { gain, steps }));
         }
     }
 
-    /// Pairs go there and back again (off on, on off), so that a steady trend favours neither.
-    fn next_block(&mut self) {
-        let Some(trial) = &mut self.trial else { return };
-        if !trial.is_second {
-            (trial.on, trial.is_second) = (!trial.on, true);
-        } else if let Some(gain) = Gain::of(&self.off_block, &self.on_block, &self.step_s) {
-            trial.is_second = false;
-            trial.pairs.push(gain);
-            let (all, pairs) = (trial.pairs.gain().unwrap_or(gain), trial.pairs.len());
-            self.charge(gain);
-            if let Some(on) = self.judge(all, pairs) {
-                self.settle(on, Some(Verdict::NoGain { gain: all, steps: pairs * BLOCK_STEPS }));
-                return;
-            }
-        }
-        let is_on = self.enabled();
-        if is_on { self.on_block.clear() } else { self.off_block.clear() }
+    /// Whether going on comparing is not worth it, or cannot be paid for: what it may show of the way that seems worse,
+    /// for as long as nothing will be compared again, against running that way in half of the steps.
+    fn is_settled(&self, gain: Gain, units: usize) -> bool {
+        let ahead = (gain.mean - GAIN_MIN).abs();
+        let promise = self.gap_after(true) as f64 * expected_above(-ahead, gain.error, 0.0);
+        let is_worth = promise > WORTH * ahead * EACH_WAY as f64;
+        self.account <= 0.0 || units >= UNITS_MAX || (units >= UNITS_MIN && !is_worth)
     }
 
-    /// On or off, once the pairs suffice to say.
-    fn judge(&self, gain: Gain, pairs: usize) -> Option<bool> {
-        let on_z = if self.on { KEEP_Z } else { ON_Z };
-        if gain.mean - on_z * gain.error >= GAIN_MIN {
-            return Some(true);
-        }
-        let is_off = gain.mean + OFF_Z * gain.error < GAIN_MIN || pairs >= PAIRS_MAX || self.account <= 0.0;
-        is_off.then_some(false)
-    }
-
-    /// Books what the slower block of a pair lost against what was in use.
-    fn charge(&mut self, gain: Gain) {
-        let (lost, block) = if self.on { (gain.mean, &self.off_block) } else { (-gain.mean, &self.on_block) };
-        self.account -= lost.max(0.0) * block.len() as f64;
+    /// Steps to the next comparison after one that confirms what is in use, or does not.
+    fn gap_after(&self, is_confirmed: bool) -> u64 {
+        if is_confirmed { (2 * self.gap).clamp(GAP_MIN, GAP_MAX) } else { GAP_MIN }
     }
 
     /// Ends a comparison. The longer its outcome stands, the rarer the next.
     fn settle(&mut self, on: bool, verdict: Option<Verdict>) {
-        let doubled = (2 * self.gap).clamp(GAP_MIN, GAP_MAX);
-        self.gap = if on == self.on { doubled } else { GAP_MIN };
+        self.gap = self.gap_after(on == self.on);
         self.on = on;
         self.verdict = verdict;
         self.trial = None;
         self.since = 0;
         self.settled_s = Some(self.step_s.clone());
-        self.drift = Mean::prior(1.0, BLOCK_STEPS as f64);
+        self.drift = Mean::prior(1.0, DRIFT_MEMORY);
     }
 
     /// One line on why prefetch is off at the moment; `None` while it is on or still being measured.
@@ -338,10 +307,6 @@ impl PrefetchController {
             PrefetchMode::Auto => self.verdict.map(|verdict| verdict.to_string()),
         }
     }
-}
-
-fn block_is_full(trial: &Trial, off: &Block, on: &Block) -> bool {
-    (if trial.on { on } else { off }).len() >= BLOCK_STEPS
 }
 
 impl std::fmt::Display for Verdict {
