@@ -30,7 +30,7 @@ use crate::models::Model;
 use crate::open::{CacheChoice, Device, GpuInfo, drafter, logit_rows, prepare};
 use crate::recorder::Recording;
 use crate::sequence::Sequence;
-use crate::stats_file::{Setup, StatsFile};
+use crate::stats_file::{Learned, Setup, StatsFile};
 use crate::tokenizer::{AddSpecial, Tokenizer};
 use ahead::ReadAhead;
 use draft_len::Lengths;
@@ -114,11 +114,13 @@ impl Engine {
         let effort = prepared.draft.effort(options, &target);
         let drafter = drafter(options, prepared.draft, &mut target, progress)?;
         let mut controller = Controller::new(config, effort);
-        let lessons = prepared.stats.as_ref().and_then(|stats| stats.lessons(&prepared.setup));
-        lessons.into_iter().for_each(|lessons| controller.recall(lessons));
+        let mut read_ahead = ReadAhead::new(options.prefetch, &target);
+        let learned = prepared.stats.as_ref().map(|stats| stats.learned(&prepared.setup)).unwrap_or_default();
+        learned.lessons.iter().for_each(|lessons| controller.recall(lessons));
+        learned.prefetch.into_iter().for_each(|lessons| read_ahead.recall(lessons));
         let routes = Routes::new(recording, drafter.is_some(), &mut target);
         Ok(Engine {
-            read_ahead: ReadAhead::new(options.prefetch, &target),
+            read_ahead,
             elastic: options.elastic,
             target,
             drafter_missing: drafter.is_none().then(|| "no drafter was asked for".into()),
@@ -248,7 +250,8 @@ impl Engine {
         self.end_reading_ahead();
         let finish_reason = self.routes.end(outcome)?;
         if let Some(stats) = &mut self.stats {
-            stats.save(&self.target, &self.setup, self.controller.lessons())?;
+            let learned = Learned { lessons: self.controller.lessons(), prefetch: self.read_ahead.lessons() };
+            stats.save(&self.target, &self.setup, learned)?;
         }
         Ok(self.report(&sequence, tally, finish_reason, before))
     }

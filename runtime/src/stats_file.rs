@@ -2,13 +2,13 @@
 //!
 //! Owns the file's name and the model's fingerprint in it, and what happens when either is not as
 //! expected: a file that is not there yet is a first run, one of another model or a damaged one is said
-//! so and written anew. Counts of experts are the model's; what drafts cost and how many of them stand holds for one
-//! drafter on one machine, so that is kept for each ([`Setup`]). It must not know what either says.
+//! so and written anew. Counts of experts are the model's; what drafts cost and how many of them stand, and what reading
+//! ahead gains, holds for one drafter on one machine, so that is kept for each ([`Setup`]). It must not know what either says.
 
 use std::path::PathBuf;
 
 use drafthorse_offload::{OffloadError, PolicyKind, WarmStats, checksum};
-use drafthorse_scheduler::Lessons;
+use drafthorse_scheduler::{Lessons, PrefetchLessons, SchedulerError};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -42,12 +42,24 @@ pub struct Setup {
     pub slots: usize,
 }
 
-/// Lessons of one setup.
+/// What one setup taught.
+#[derive(Clone, Debug, Default)]
+pub struct Learned {
+    /// Of drafting.
+    pub lessons: Option<Lessons>,
+    /// Of reading ahead.
+    pub prefetch: Option<PrefetchLessons>,
+}
+
+/// The same as it is noted, with the setup.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Known {
     setup: Setup,
-    lessons: Lessons,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lessons: Option<Lessons>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    prefetch: Option<PrefetchLessons>,
 }
 
 impl Setup {
@@ -55,6 +67,13 @@ impl Setup {
         let most = self.slots.max(other.slots) as f64;
         let same_names = (&self.drafter, &self.machine) == (&other.drafter, &other.machine);
         same_names && self.slots.abs_diff(other.slots) as f64 <= SLOTS_WITHIN * most
+    }
+}
+
+impl Known {
+    fn validate(&self) -> Result<(), SchedulerError> {
+        self.lessons.as_ref().map_or(Ok(()), Lessons::validate)?;
+        self.prefetch.as_ref().map_or(Ok(()), PrefetchLessons::validate)
     }
 }
 
@@ -112,26 +131,31 @@ impl StatsFile {
         WarmStats::load(&self.path, &self.fingerprint, &self.shape.0, self.shape.1)
     }
 
-    /// What was learned in the last run of a setup like this one, of those that [`StatsFile::load`] found.
-    pub fn lessons(&self, setup: &Setup) -> Option<&Lessons> {
-        self.known.iter().find(|known| known.setup.is_like(setup)).map(|known| &known.lessons)
+    /// What was learned in the last runs of a setup like this one, of those that [`StatsFile::load`] found.
+    pub fn learned(&self, setup: &Setup) -> Learned {
+        let known = self.known.iter().find(|known| known.setup.is_like(setup));
+        let learned = |known: &Known| Learned { lessons: known.lessons.clone(), prefetch: known.prefetch };
+        known.map(learned).unwrap_or_default()
     }
 
     /// Keeps what the model's policy has learned, and the scheduler in this setup, if anything, beside what other
-    /// processes may have noted of theirs meanwhile.
+    /// processes may have noted of theirs meanwhile. What it learned nothing of stays.
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn save(&mut self, model: &Model, setup: &Setup, lessons: Option<Lessons>) -> Result<(), Error> {
+    pub fn save(&mut self, model: &Model, setup: &Setup, learned: Learned) -> Result<(), Error> {
         let Some(stats) = model.warm_stats() else { return Ok(()) };
         // Two that end at once may still lose one's: then it is measured again.
         if let Ok((_, notes)) = self.read() {
             let (noted, problem) = known(&notes);
             self.known = if problem.is_none() { noted } else { std::mem::take(&mut self.known) };
         }
-        if let Some(lessons) = lessons.filter(|lessons| lessons.validate().is_ok()) {
+        let before = self.learned(setup);
+        let lessons = learned.lessons.filter(|lessons| lessons.validate().is_ok());
+        if lessons.is_some() || learned.prefetch.is_some() {
             self.known.retain(|known| !known.setup.is_like(setup));
-            self.known.insert(0, Known { setup: setup.clone(), lessons });
+            let (lessons, prefetch) = (lessons.or(before.lessons), learned.prefetch.or(before.prefetch));
+            self.known.insert(0, Known { setup: setup.clone(), lessons, prefetch });
             self.known.truncate(SETUPS_MAX);
         }
         let notes = if self.known.is_empty() {
@@ -153,7 +177,7 @@ fn known(notes: &str) -> (Vec<Known>, Option<String>) {
     };
     let sound = |value: serde_json::Value| {
         let known: Known = serde_json::from_value(value).map_err(|error| error.to_string())?;
-        known.lessons.validate().map_err(|error| error.to_string())?;
+        known.validate().map_err(|error| error.to_string())?;
         Ok(known)
     };
     let (known, problems): (Vec<_>, Vec<_>) = all.into_iter().map(sound).partition(Result::is_ok);

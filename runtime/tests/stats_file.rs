@@ -47,18 +47,44 @@ fn a_second_run_starts_with_what_the_first_one_wanted_and_writes_the_same_text()
     assert!(misses(&second) <= misses(&first), "{} then {}", misses(&first), misses(&second));
 }
 
-/// The setups whose lessons are in a file: drafter and slots, the latest first.
-fn setups(file: &Path) -> Vec<(String, u64)> {
+/// The setups in a file with something known of `what`: drafter and slots, the latest first.
+fn setups_with(what: &str, file: &Path) -> Vec<(String, u64)> {
     let bytes = std::fs::read(file).unwrap();
     let line = bytes.split(|byte| *byte == b'\n').next().unwrap();
     let header: Value = serde_json::from_slice(line).unwrap();
     let notes: Value = serde_json::from_str(header["notes"].as_str().unwrap_or("[]")).unwrap();
     let setup = |known: &Value| {
         let setup = &known["setup"];
-        let drafter = setup["drafter"].as_str().unwrap().strip_suffix(", at most 8 tokens").unwrap();
+        let drafter = setup["drafter"].as_str().unwrap().trim_end_matches(", at most 8 tokens");
         (drafter.to_owned(), setup["slots"].as_u64().unwrap())
     };
-    notes.as_array().unwrap().iter().map(setup).collect()
+    notes.as_array().unwrap().iter().filter(|known| known.get(what).is_some()).map(setup).collect()
+}
+
+/// Those whose drafts are known.
+fn setups(file: &Path) -> Vec<(String, u64)> {
+    setups_with("lessons", file)
+}
+
+#[test]
+fn what_reading_ahead_gains_is_kept_by_setup_whether_or_not_anything_is_drafted() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("demo.stats");
+    let model = local("demo/target.gguf");
+    let none = |slots| ("none".to_owned(), slots);
+    let tokens = |more: &[&str]| {
+        let flags = [&["--stats-file", file.to_str().unwrap()], more].concat();
+        report(&run_for("96", &model, &flags))["tokens"].clone()
+    };
+    let first = tokens(&["--draft", "none", "--slots", "64"]);
+    assert_eq!(setups_with("prefetch", &file), [none(64)]);
+    assert_eq!(tokens(&["--draft", "none", "--slots", "64"]), first, "begun with it");
+    assert_eq!(tokens(&["--draft", "none", "--slots", "48"]), first);
+    assert_eq!(setups_with("prefetch", &file), [none(48), none(64)]);
+    // Nothing to be found out: what is there stays.
+    assert_eq!(tokens(&["--draft", "none", "--slots", "64", "--prefetch", "on"]), first);
+    assert_eq!(setups_with("prefetch", &file), [none(48), none(64)]);
+    assert!(setups(&file).is_empty(), "nothing was drafted");
 }
 
 #[test]
@@ -91,9 +117,17 @@ fn what_drafts_cost_is_kept_by_setup_and_the_text_is_the_same_with_it() {
     let by_model = all.strip_suffix(&[ngram(32), ngram(62)]).unwrap();
     assert!(by_model.iter().all(|(drafter, _)| drafter.contains("draft.gguf (")), "{all:?}");
     // Nothing to be learned: a fixed length, no draft. What is there stays.
-    assert_eq!(tokens(&flags(&["--draft", "ngram", "--draft-len", "2", "--slots", "64"])), plain);
+    let fixed = ["--draft", "ngram", "--draft-len", "2", "--slots", "62", "--prefetch", "off"];
+    assert_eq!(tokens(&flags(&fixed)), plain);
     assert_eq!(tokens(&flags(&["--draft", "none"])), plain);
     assert_eq!(setups(&file), all);
+    // Nor of drafts where reading ahead is: they are noted together.
+    assert_eq!(tokens(&flags(&[&fixed[..6], &["--prefetch", "auto"]].concat())), plain);
+    let mut noted = setups(&file);
+    noted.sort();
+    let mut sorted = all.clone();
+    sorted.sort();
+    assert_eq!(noted, sorted);
 }
 
 #[test]
@@ -106,6 +140,10 @@ fn lessons_that_cannot_be_are_said_so_and_counts_are_used_all_the_same() {
     for (notes, reason) in [
         ("what is this", "expected value"),
         (r#"[{"setup":{"drafter":"ngram"},"lessons":{}}]"#, "missing field"),
+        (
+            r#"[{"setup":{"drafter":"x","machine":"y","slots":1},"prefetch":{"gain":-2.0,"error":0.1}}]"#,
+            "reading ahead that gains -2",
+        ),
         (
             r#"[{"setup":{"drafter":"x","machine":"y","slots":1},"lessons":{"passes":[],"drafts":[],"catch_up_s":null,
               "survival":{"offered":[],"stands":[],"all":{"value":0,"weight":0}},"calibration":{"sources":[]}}}]"#,

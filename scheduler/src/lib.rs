@@ -36,5 +36,7 @@ pub use elastic::{ElasticMode, RowRule, RowsSeen};
 pub use error::SchedulerError;
 pub use explain::{Explanation, LengthReport};
 pub use lessons::Lessons;
-pub use prefetch::{PREFETCH_RANKS_MAX, PrefetchController, PrefetchOutcome, PrefetchPlan, RankOutcome};
+pub use prefetch::{
+    PREFETCH_RANKS_MAX, PrefetchController, PrefetchLessons, PrefetchOutcome, PrefetchPlan, RankOutcome,
+};
 pub use prefetch_mode::PrefetchMode;

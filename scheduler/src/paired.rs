@@ -23,6 +23,19 @@ pub(crate) struct Gain {
     pub(crate) error: f64,
 }
 
+impl Gain {
+    /// Both together: what two measurements of one thing say, by how sure they are.
+    pub(crate) fn and(self, other: Gain) -> Gain {
+        let (a, b) = (self.error.powi(-2), other.error.powi(-2));
+        Gain { mean: (self.mean * a + other.mean * b) / (a + b), error: (a + b).sqrt().recip() }
+    }
+
+    /// The same, believed less: things may have changed by `doubt` since.
+    pub(crate) fn doubted(self, doubt: f64) -> Gain {
+        Gain { error: self.error.hypot(doubt), ..self }
+    }
+}
+
 /// A comparison under way of "on" and "off".
 #[derive(Clone, Debug)]
 pub(crate) struct Comparison {
@@ -135,6 +148,14 @@ mod tests {
         assert!(error(32, 1.0) > 1.5 * error(32, 0.1), "{} {}", error(32, 1.0), error(32, 0.1));
         assert!(error(64, 1.0) < 0.8 * error(16, 1.0));
         assert!(error(1, 0.0) > 0.05, "a unit alone is not believed for agreeing with itself");
+    }
+
+    #[test]
+    fn two_measurements_are_weighed_by_how_sure_they_are() {
+        let (sure, unsure) = (Gain { mean: 0.1, error: 0.01 }, Gain { mean: 0.0, error: 0.03 });
+        let both = sure.and(unsure);
+        assert!((both.mean - 0.09).abs() < 1e-12 && both.error < 0.01, "{both:?}");
+        assert!((sure.doubted(0.03).error - 0.001f64.sqrt()).abs() < 1e-12);
     }
 
     #[test]

@@ -9,7 +9,7 @@
 use crate::estimate::{CostCurve, Mean};
 use crate::normal::expected_above;
 use crate::paired::{Comparison, EACH_WAY, Gain};
-use crate::{DRAFT_LEN_LIMIT, PrefetchMode};
+use crate::{DRAFT_LEN_LIMIT, PrefetchMode, SchedulerError};
 
 /// Predicted experts of a layer, best first, whose fate is told apart; none beyond is asked for.
 pub const PREFETCH_RANKS_MAX: usize = 8;
@@ -27,6 +27,12 @@ const WORTH: f64 = 1.0;
 /// Units of a comparison, of four steps each: the least, as long as it can be paid for, and the most.
 const UNITS_MIN: usize = 2;
 const UNITS_MAX: usize = 32;
+/// By how much a gain may have changed until another run, until the next comparison, and where steps have.
+const DOUBT_RECALLED: f64 = 0.02;
+const DOUBT_AGED: f64 = 0.1;
+const DOUBT_DRIFTED: f64 = 0.3;
+/// What a gain and its error can be at most.
+const GAIN_LIMIT: f64 = 100.0;
 /// Steps without prefetch before the disk's idle time is believed.
 const IDLE_STEPS: f64 = 4.0;
 /// Experts missing in a step below which there is nothing to read ahead.
@@ -90,6 +96,31 @@ pub struct PrefetchOutcome {
     pub by_rank: [RankOutcome; PREFETCH_RANKS_MAX],
 }
 
+/// What prefetch was found to gain, for another run of the same model and machine, as data (serde).
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrefetchLessons {
+    /// Tokens per second with it over those without, less 1.
+    gain: f64,
+    /// Standard error of that.
+    error: f64,
+}
+
+impl PrefetchLessons {
+    /// Checks what was read from somewhere.
+    ///
+    /// # Errors
+    /// [`SchedulerError::Lessons`] with what no controller writes.
+    pub fn validate(&self) -> Result<(), SchedulerError> {
+        let is_gain = self.gain > -1.0 && self.gain <= GAIN_LIMIT;
+        if is_gain && self.error > 0.0 && self.error <= GAIN_LIMIT {
+            return Ok(());
+        }
+        let what = format!("reading ahead that gains {} with an error of {}", self.gain, self.error);
+        Err(SchedulerError::Lessons { what })
+    }
+}
+
 /// Decides whether to prefetch. One per loaded model.
 #[derive(Clone, Debug)]
 pub struct PrefetchController {
@@ -103,6 +134,8 @@ pub struct PrefetchController {
     gap: u64,
     account: f64,
     trial: Option<Comparison>,
+    /// What earlier comparisons found, as far as that still holds.
+    known: Option<Gain>,
     verdict: Option<Verdict>,
     step_s: CostCurve,
     /// The costs when the last comparison ended, and how the present ones relate to them.
@@ -138,6 +171,7 @@ impl PrefetchController {
             gap: WARM_UP,
             account: ACCOUNT_START,
             trial: None,
+            known: None,
             verdict: None,
             step_s: CostCurve::new(DRAFT_LEN_LIMIT + 1),
             settled_s: None,
@@ -148,6 +182,23 @@ impl PrefetchController {
             used: 0.0,
             precision: [Mean::prior(1.0, 1.0); PREFETCH_RANKS_MAX],
         }
+    }
+
+    /// What holds for another run of the same model and machine; `None` before anything was compared, and where the mode
+    /// leaves nothing to find out.
+    pub fn lessons(&self) -> Option<PrefetchLessons> {
+        let measured = self.trial.as_ref().and_then(Comparison::gain);
+        let gain = measured.map_or(self.known, |gain| Some(self.believed(gain)))?;
+        let lessons = PrefetchLessons { gain: gain.mean, error: gain.error };
+        (self.mode == PrefetchMode::Auto && lessons.validate().is_ok()).then_some(lessons)
+    }
+
+    /// Begins with the lessons of an earlier run, which have passed [`PrefetchLessons::validate`].
+    pub fn recall(&mut self, lessons: PrefetchLessons) {
+        let gain = Gain { mean: lessons.gain, error: lessons.error };
+        self.known = Some(gain.doubted(DOUBT_RECALLED));
+        self.on = gain.mean > GAIN_MIN;
+        self.verdict = Some(Verdict::NoGain { gain, steps: 0 });
     }
 
     /// The plan for the next decode step.
@@ -223,6 +274,11 @@ impl PrefetchController {
         }
     }
 
+    /// What a comparison found, with what those before it did.
+    fn believed(&self, measured: Gain) -> Gain {
+        self.known.map_or(measured, |known| known.and(measured))
+    }
+
     /// A reason to stop, or not to begin, that needs no comparison.
     fn senseless(&self) -> Option<Verdict> {
         let used = self.used / self.issued.max(1.0);
@@ -248,8 +304,16 @@ impl PrefetchController {
         senseless.is_none()
     }
 
-    /// Starts a comparison.
+    /// Starts a comparison, unless what is known makes none worth it.
     fn begin(&mut self) {
+        if self.settled_s.is_some() {
+            let doubt = if self.since < self.gap { DOUBT_DRIFTED } else { DOUBT_AGED };
+            self.known = self.known.map(|known| known.doubted(doubt));
+        }
+        if let Some(known) = self.known.filter(|known| !self.is_worth_comparing(*known)) {
+            self.settle(self.is_better_on(known), Some(Verdict::NoGain { gain: known, steps: 0 }));
+            return;
+        }
         self.trial = Some(Comparison::new(self.on));
         if !self.on {
             (self.issued, self.used) = (0.0, 0.0);
@@ -262,24 +326,29 @@ impl PrefetchController {
         if !trial.push(seconds / expected) {
             return;
         }
-        let (units, steps, gain) = (trial.units(), trial.steps_on(), trial.gain());
-        let Some(gain) = gain else { return };
+        let (units, steps, measured) = (trial.units(), trial.steps_on(), trial.gain());
+        let Some(gain) = measured.map(|gain| self.believed(gain)) else { return };
         let lost = if self.on { gain.mean } else { -gain.mean }.max(0.0);
         self.account -= lost * EACH_WAY as f64;
-        if self.is_settled(gain, units) {
-            // What gains as good as nothing is not turned on for a guess.
-            let doubt = if self.on { 0.0 } else { gain.error };
-            self.settle(gain.mean - doubt > GAIN_MIN, Some(Verdict::NoGain { gain, steps }));
+        let is_worth = units < UNITS_MIN || (units < UNITS_MAX && self.is_worth_comparing(gain));
+        if self.account <= 0.0 || !is_worth {
+            self.known = Some(gain);
+            self.settle(self.is_better_on(gain), Some(Verdict::NoGain { gain, steps }));
         }
     }
 
-    /// Whether going on comparing is not worth it, or cannot be paid for: what it may show of the way that seems worse,
-    /// for as long as nothing will be compared again, against running that way in half of the steps.
-    fn is_settled(&self, gain: Gain, units: usize) -> bool {
+    /// Whether to run with prefetch. What gains as good as nothing is not turned on for a guess.
+    fn is_better_on(&self, gain: Gain) -> bool {
+        let doubt = if self.on { 0.0 } else { gain.error };
+        gain.mean - doubt > GAIN_MIN
+    }
+
+    /// Whether comparing (on) is worth it: what it may show of the way that seems worse, for as long as nothing will be
+    /// compared again, against running that way in half of the steps.
+    fn is_worth_comparing(&self, gain: Gain) -> bool {
         let ahead = (gain.mean - GAIN_MIN).abs();
         let promise = self.gap_after(true) as f64 * expected_above(-ahead, gain.error, 0.0);
-        let is_worth = promise > WORTH * ahead * EACH_WAY as f64;
-        self.account <= 0.0 || units >= UNITS_MAX || (units >= UNITS_MIN && !is_worth)
+        promise > WORTH * ahead * EACH_WAY as f64
     }
 
     /// Steps to the next comparison after one that confirms what is in use, or does not.
@@ -323,10 +392,11 @@ impl std::fmt::Display for Verdict {
             }
             Verdict::NoGain { gain, steps } => {
                 let (mean, error, least) = (100.0 * gain.mean, 100.0 * gain.error, 100.0 * GAIN_MIN);
-                write!(
-                    f,
-                    "{steps} steps with prefetch gained {mean:+.1} % +- {error:.1} over steps without, "
-                )?;
+                match steps {
+                    0 => f.write_str("earlier steps")?,
+                    _ => write!(f, "{steps} steps")?,
+                }
+                write!(f, " with prefetch gained {mean:+.1} % +- {error:.1} over steps without, ")?;
                 write!(f, "not surely {least:.0} %")
             }
         }

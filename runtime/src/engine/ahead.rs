@@ -8,7 +8,8 @@ use std::time::Instant;
 use drafthorse_draft::{LogitRows, TokenId};
 use drafthorse_offload::{CacheStats, ExpertCache};
 use drafthorse_scheduler::{
-    PREFETCH_RANKS_MAX, PrefetchController, PrefetchMode, PrefetchOutcome, RankOutcome, RowRule,
+    PREFETCH_RANKS_MAX, PrefetchController, PrefetchLessons, PrefetchMode, PrefetchOutcome, RankOutcome,
+    RowRule,
 };
 
 use super::Engine;
@@ -30,6 +31,16 @@ impl ReadAhead {
             .then(|| format!("{slots} slots are too few to keep some for predictions"));
         let mode = if layers == 0 || impossible.is_some() { PrefetchMode::Off } else { mode };
         ReadAhead { controller: PrefetchController::new(mode), impossible }
+    }
+
+    /// Begins with what an earlier run of this setup learned.
+    pub(super) fn recall(&mut self, lessons: PrefetchLessons) {
+        self.controller.recall(lessons);
+    }
+
+    /// What this one has, for a later one.
+    pub(super) fn lessons(&self) -> Option<PrefetchLessons> {
+        self.controller.lessons()
     }
 
     /// One line on why nothing is read ahead.

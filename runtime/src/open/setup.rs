@@ -19,7 +19,10 @@ pub(super) fn setup(options: &EngineOptions, slots: usize, threads: usize, devic
         gpu.unwrap_or_default(),
         disk.unwrap_or_default()
     );
-    let drafter = format!("{}, at most {} tokens", drafters.join(", "), options.draft_len_max);
+    let drafter = match drafters.is_empty() {
+        true => "none".to_owned(),
+        false => format!("{}, at most {} tokens", drafters.join(", "), options.draft_len_max),
+    };
     Setup { drafter, machine, slots }
 }
 
