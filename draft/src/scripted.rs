@@ -1,9 +1,9 @@
 //! A TEST drafter: it knows the answer, and is right as often as it is told to be.
 //!
 //! Owns [`ScriptedDrafter`], by which the eval harness measures what speculation costs and yields at a given
-//! acceptance, without a draft model of that quality. Whether it is right at a position is a hash of (seed,
-//! position): the same for every draft length, cache size and repetition. It must not know files; whoever
-//! builds it has read the script.
+//! acceptance, without a draft model of that quality. Whether it is right at a place is a hash of (seed, position, the
+//! token there): the same for every draft length, cache size and repetition of a text, and another for other texts. It
+//! must not know files; whoever builds it has read the script.
 
 use crate::{Draft, DraftError, Drafter, Request, TokenId};
 use std::time::{Duration, Instant};
@@ -33,7 +33,7 @@ pub struct ScriptConfig {
     /// Microseconds it takes for each drafted token: stands in for the cost of a draft model that runs on
     /// other hardware, since waiting leaves the CPU to others.
     pub us_per_token: u64,
-    /// Decides at which positions it is right.
+    /// Decides at which places it is right.
     pub seed: u64,
     /// What it says of itself.
     pub confidence: ScriptConfidence,
@@ -55,14 +55,14 @@ impl ScriptConfig {
         Ok(())
     }
 
-    /// The chance of being right at `position`.
-    fn acceptance(&self, position: usize) -> f64 {
+    /// The chance of being right at `place`.
+    fn acceptance(&self, place: Place) -> f64 {
         match self.confidence {
             ScriptConfidence::Flat => self.accept,
             ScriptConfidence::Split => {
                 let mean = self.accept;
                 let spread = SPREAD.min(mean / HIGH_SHARE).min((1.0 - mean) / (1.0 - HIGH_SHARE));
-                match unit(self.seed, position, 1) < HIGH_SHARE {
+                match unit(self.seed, place, 1) < HIGH_SHARE {
                     true => mean + (1.0 - HIGH_SHARE) * spread,
                     false => mean - HIGH_SHARE * spread,
                 }
@@ -70,10 +70,13 @@ impl ScriptConfig {
         }
     }
 
-    fn is_right(&self, position: usize) -> bool {
-        unit(self.seed, position, 0) < self.acceptance(position)
+    fn is_right(&self, place: Place) -> bool {
+        unit(self.seed, place, 0) < self.acceptance(place)
     }
 }
+
+/// A position in a text, and the token there.
+type Place = (usize, TokenId);
 
 /// The answer, and how well it is to be known.
 #[derive(Clone, Debug, PartialEq)]
@@ -111,9 +114,10 @@ impl Drafter for ScriptedDrafter {
         }
         let mut draft = Draft::default();
         let mut survival = 1.0;
-        for (position, &token) in tokens.iter().enumerate().skip(from).take(request.max_tokens) {
-            draft.tokens.push(if config.is_right(position) { token } else { other_than(token) });
-            let confidence = config.acceptance(position) as f32;
+        let places = tokens.iter().copied().enumerate().skip(from);
+        for place @ (_, token) in places.take(request.max_tokens) {
+            draft.tokens.push(if config.is_right(place) { token } else { other_than(token) });
+            let confidence = config.acceptance(place) as f32;
             draft.confidence.push(confidence);
             survival = request.stop.survival(survival, confidence);
             if request.stop.stops(survival) {
@@ -141,15 +145,15 @@ fn wait_until(started: Instant, cost: Duration) {
     }
 }
 
-/// A number in [0, 1) from (seed, position, use), by SplitMix64's finalizer.
-fn unit(seed: u64, position: usize, which: u64) -> f64 {
+/// A number in [0, 1) from (seed, place, use), by SplitMix64's finalizer.
+fn unit(seed: u64, (position, token): Place, which: u64) -> f64 {
     let mix = |x: u64| {
         let x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         x ^ (x >> 31)
     };
-    let bits = mix(mix(mix(seed) ^ position as u64) ^ which);
+    let bits = mix(mix(mix(mix(seed) ^ position as u64) ^ u64::from(token)) ^ which);
     (bits >> 11) as f64 / (1u64 << 53) as f64
 }
 
@@ -212,6 +216,19 @@ mod tests {
             assert_eq!(draft.tokens, long.tokens[from - 10..from - 7]);
             assert_eq!(draft.confidence, long.confidence[from - 10..from - 7]);
         }
+    }
+
+    #[test]
+    fn other_texts_meet_other_errors() {
+        let config = config(0.5, ScriptConfidence::Flat);
+        let right = |shift: TokenId| {
+            let tokens: Vec<TokenId> = script().iter().map(|token| token + shift).collect();
+            let errors = |position: usize| config.is_right((position, tokens[position]));
+            (0..400).map(errors).collect::<Vec<bool>>()
+        };
+        let alike = right(0).iter().zip(&right(7)).filter(|(a, b)| a == b).count();
+        assert!((150..250).contains(&alike), "{alike} of 400");
+        assert_eq!(right(3), right(3));
     }
 
     #[test]
