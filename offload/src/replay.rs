@@ -101,11 +101,6 @@ impl Workload {
         Ok(Window { layer, experts, counts })
     }
 
-    /// Layers of the model.
-    pub(crate) fn layers(&self) -> usize {
-        self.experts.len()
-    }
-
     /// The windows in order.
     pub fn windows(&self) -> &[Window] {
         &self.windows

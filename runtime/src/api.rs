@@ -129,7 +129,7 @@ pub struct EngineOptions {
     pub simulate_disk: Option<SimulatedDisk>,
     /// Whether experts are read ahead of need.
     pub prefetch: PrefetchMode,
-    /// Where the experts' counts, and what drafts cost, are kept between runs.
+    /// Where the experts' counts, what drafts cost and what reading ahead gains are kept between runs.
     pub stats_file: Option<PathBuf>,
     /// Overrides the file's expert groups; an error for a model without routed experts.
     pub expert_groups: Option<ExpertGroups>,

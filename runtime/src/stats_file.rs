@@ -16,7 +16,7 @@ use crate::api::Progress;
 use crate::gguf::Gguf;
 use crate::models::{ExpertLayers, Model};
 
-/// Setups whose lessons are kept; the one used longest ago makes room.
+/// Setups whose lessons of a kind are kept; the one used longest ago makes room.
 const SETUPS_MAX: usize = 8;
 /// How far the slots of two runs of one setup may be apart, relative: their number follows the memory that is free.
 const SLOTS_WITHIN: f64 = 0.1;
@@ -51,7 +51,8 @@ pub struct Learned {
     pub prefetch: Option<PrefetchLessons>,
 }
 
-/// The same as it is noted, with the setup.
+/// Lessons of one kind as they are noted, with the setup they were learned in: another kind of the same setup is noted
+/// apart, as the numbers of slots may differ, and programs that know one kind alone find it.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Known {
@@ -71,6 +72,10 @@ impl Setup {
 }
 
 impl Known {
+    fn is_drafting(&self) -> bool {
+        self.lessons.is_some()
+    }
+
     fn validate(&self) -> Result<(), SchedulerError> {
         self.lessons.as_ref().map_or(Ok(()), Lessons::validate)?;
         self.prefetch.as_ref().map_or(Ok(()), PrefetchLessons::validate)
@@ -111,7 +116,7 @@ impl StatsFile {
                 self.known = known;
                 if let Some(problem) = problem {
                     let file = self.path.display();
-                    progress.notice(&format!("{file}: {problem}; what drafting costs is measured anew"));
+                    progress.notice(&format!("{file}: {problem}; what it was to say is measured anew"));
                 }
                 Some(stats)
             }
@@ -131,15 +136,17 @@ impl StatsFile {
         WarmStats::load(&self.path, &self.fingerprint, &self.shape.0, self.shape.1)
     }
 
-    /// What was learned in the last runs of a setup like this one, of those that [`StatsFile::load`] found.
+    /// What was learned in the last runs of setups like this one, of those that [`StatsFile::load`] found.
     pub fn learned(&self, setup: &Setup) -> Learned {
-        let known = self.known.iter().find(|known| known.setup.is_like(setup));
-        let learned = |known: &Known| Learned { lessons: known.lessons.clone(), prefetch: known.prefetch };
-        known.map(learned).unwrap_or_default()
+        let like = || self.known.iter().filter(|known| known.setup.is_like(setup));
+        Learned {
+            lessons: like().find_map(|known| known.lessons.clone()),
+            prefetch: like().find_map(|known| known.prefetch),
+        }
     }
 
     /// Keeps what the model's policy has learned, and the scheduler in this setup, if anything, beside what other
-    /// processes may have noted of theirs meanwhile. What it learned nothing of stays.
+    /// processes may have noted of theirs meanwhile. Where it learned nothing, what was known stays.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -150,13 +157,11 @@ impl StatsFile {
             let (noted, problem) = known(&notes);
             self.known = if problem.is_none() { noted } else { std::mem::take(&mut self.known) };
         }
-        let before = self.learned(setup);
-        let lessons = learned.lessons.filter(|lessons| lessons.validate().is_ok());
-        if lessons.is_some() || learned.prefetch.is_some() {
-            self.known.retain(|known| !known.setup.is_like(setup));
-            let (lessons, prefetch) = (lessons.or(before.lessons), learned.prefetch.or(before.prefetch));
-            self.known.insert(0, Known { setup: setup.clone(), lessons, prefetch });
-            self.known.truncate(SETUPS_MAX);
+        if let Some(prefetch) = learned.prefetch {
+            self.note(Known { setup: setup.clone(), lessons: None, prefetch: Some(prefetch) });
+        }
+        if let Some(lessons) = learned.lessons.filter(|lessons| lessons.validate().is_ok()) {
+            self.note(Known { setup: setup.clone(), lessons: Some(lessons), prefetch: None });
         }
         let notes = if self.known.is_empty() {
             String::new()
@@ -164,6 +169,17 @@ impl StatsFile {
             serde_json::to_string(&self.known).expect("invariant: numbers and strings are JSON")
         };
         Ok(stats.save(&self.path, &self.fingerprint, &notes)?)
+    }
+
+    /// In place of what was known of this kind and setup.
+    fn note(&mut self, known: Known) {
+        self.known.retain(|old| old.is_drafting() != known.is_drafting() || !old.setup.is_like(&known.setup));
+        let (is_drafting, mut kept) = (known.is_drafting(), 0);
+        self.known.insert(0, known);
+        self.known.retain(|known| {
+            kept += usize::from(known.is_drafting() == is_drafting);
+            known.is_drafting() != is_drafting || kept <= SETUPS_MAX
+        });
     }
 }
 

@@ -8,7 +8,7 @@
 
 use crate::estimate::{CostCurve, Mean};
 use crate::normal::expected_above;
-use crate::paired::{Comparison, EACH_WAY, Gain};
+use crate::paired::{Comparison, Gain};
 use crate::{DRAFT_LEN_LIMIT, PrefetchMode, SchedulerError};
 
 /// Predicted experts of a layer, best first, whose fate is told apart; none beyond is asked for.
@@ -27,10 +27,14 @@ const WORTH: f64 = 1.0;
 /// Units of a comparison, of four steps each: the least, as long as it can be paid for, and the most.
 const UNITS_MIN: usize = 2;
 const UNITS_MAX: usize = 32;
+/// Steps that do not count, as they follow others of another kind, after which a comparison ends with what it has.
+const SKIPPED_MAX: usize = 64;
 /// By how much a gain may have changed until another run, until the next comparison, and where steps have.
 const DOUBT_RECALLED: f64 = 0.02;
 const DOUBT_AGED: f64 = 0.1;
 const DOUBT_DRIFTED: f64 = 0.3;
+/// Errors by which another run's gain and this one's may differ before only this one's counts.
+const AGREE_Z: f64 = 2.5;
 /// What a gain and its error can be at most.
 const GAIN_LIMIT: f64 = 100.0;
 /// Steps without prefetch before the disk's idle time is believed.
@@ -45,6 +49,8 @@ const GAP_MAX: u64 = 4096;
 const GAP_DRIFT: u64 = 64;
 /// A change of the time of a step that counts as a change of the text.
 const DRIFT: f64 = 0.15;
+/// Steps after a comparison that say what steps usually take now: before, both ways were mixed.
+const SETTLING: u64 = 16;
 /// The account for losing steps to comparisons, in steps: at the start, for each step, and at most.
 const ACCOUNT_START: f64 = 8.0;
 const ACCOUNT_SHARE: f64 = 0.005;
@@ -102,7 +108,7 @@ pub struct PrefetchOutcome {
 pub struct PrefetchLessons {
     /// Tokens per second with it over those without, less 1.
     gain: f64,
-    /// Standard error of that.
+    /// Standard error of that ratio, in parts of it.
     error: f64,
 }
 
@@ -134,11 +140,14 @@ pub struct PrefetchController {
     gap: u64,
     account: f64,
     trial: Option<Comparison>,
+    /// Of it: steps that did not count, and steps run the other way than `on` that are not yet charged.
+    skipped: usize,
+    uncharged: usize,
     /// What earlier comparisons found, as far as that still holds.
     known: Option<Gain>,
     verdict: Option<Verdict>,
     step_s: CostCurve,
-    /// The costs when the last comparison ended, and how the present ones relate to them.
+    /// The costs shortly after the last comparison ended, and how the present ones relate to them.
     settled_s: Option<CostCurve>,
     drift: Mean,
     /// Experts a step that were not in memory, or are there because of prefetch.
@@ -154,9 +163,18 @@ pub struct PrefetchController {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Verdict {
     NothingMisses,
-    DiskBusy { idle: f64 },
-    Unused { used: f64 },
-    NoGain { gain: Gain, steps: usize },
+    DiskBusy {
+        idle: f64,
+    },
+    Unused {
+        used: f64,
+    },
+    /// As far as `steps` tell, and those of comparisons before them (`and_earlier`).
+    NoGain {
+        gain: Gain,
+        steps: usize,
+        and_earlier: bool,
+    },
 }
 
 impl PrefetchController {
@@ -171,6 +189,8 @@ impl PrefetchController {
             gap: WARM_UP,
             account: ACCOUNT_START,
             trial: None,
+            skipped: 0,
+            uncharged: 0,
             known: None,
             verdict: None,
             step_s: CostCurve::new(DRAFT_LEN_LIMIT + 1),
@@ -189,16 +209,17 @@ impl PrefetchController {
     pub fn lessons(&self) -> Option<PrefetchLessons> {
         let measured = self.trial.as_ref().and_then(Comparison::gain);
         let gain = measured.map_or(self.known, |gain| Some(self.believed(gain)))?;
-        let lessons = PrefetchLessons { gain: gain.mean, error: gain.error };
+        let lessons = PrefetchLessons { gain: gain.share(), error: gain.error() };
         (self.mode == PrefetchMode::Auto && lessons.validate().is_ok()).then_some(lessons)
     }
 
-    /// Begins with the lessons of an earlier run, which have passed [`PrefetchLessons::validate`].
+    /// Begins with the lessons of an earlier run, which have passed [`PrefetchLessons::validate`]: on, as without them,
+    /// unless it was found not to pay. A few steps are compared all the same: the disk may be another.
     pub fn recall(&mut self, lessons: PrefetchLessons) {
-        let gain = Gain { mean: lessons.gain, error: lessons.error };
+        let gain = Gain::new(lessons.gain, lessons.error);
         self.known = Some(gain.doubted(DOUBT_RECALLED));
-        self.on = gain.mean > GAIN_MIN;
-        self.verdict = Some(Verdict::NoGain { gain, steps: 0 });
+        self.on = gain.share() > GAIN_MIN;
+        self.verdict = Some(Verdict::NoGain { gain, steps: 0, and_earlier: true });
     }
 
     /// The plan for the next decode step.
@@ -228,9 +249,10 @@ impl PrefetchController {
             return;
         }
         if outcome.seconds > 0.0 && outcome.rows > 0 {
+            let expected_s = self.step_s.expect(outcome.rows.min(DRAFT_LEN_LIMIT + 1));
             self.learn(outcome);
             if self.mode == PrefetchMode::Auto {
-                self.decide(outcome);
+                self.decide(outcome, expected_s);
             }
         }
     }
@@ -256,7 +278,8 @@ impl PrefetchController {
         }
     }
 
-    fn decide(&mut self, outcome: &PrefetchOutcome) {
+    /// `expected_s` is what a step of as many rows was expected to take before this one.
+    fn decide(&mut self, outcome: &PrefetchOutcome, expected_s: Option<f64>) {
         self.since += 1;
         let last_rows = std::mem::replace(&mut self.last_rows, outcome.rows);
         self.account = (self.account + ACCOUNT_SHARE).min(ACCOUNT_MAX);
@@ -264,19 +287,21 @@ impl PrefetchController {
         if senseless.is_some() {
             self.settle(false, senseless);
         } else if self.trial.is_some() {
+            self.uncharged += usize::from(self.enabled() != self.on);
             // A plain step behind a drafted one, or the other way round, pays for what the other left behind.
-            if (outcome.rows > 1) != (last_rows > 1) {
-                return;
-            }
-            self.advance(outcome.rows.min(DRAFT_LEN_LIMIT + 1), outcome.seconds);
-        } else if self.is_due() {
-            self.begin();
+            let is_like = (outcome.rows > 1) == (last_rows > 1);
+            self.advance(expected_s.filter(|_| is_like).map(|expected_s| outcome.seconds / expected_s));
+        } else if let Some(has_drifted) = self.is_due() {
+            self.begin(has_drifted);
+        } else if self.since == SETTLING {
+            self.settled_s = Some(self.step_s.clone());
         }
     }
 
-    /// What a comparison found, with what those before it did.
+    /// What a comparison found, with what those before it did, as long as that may be one thing.
     fn believed(&self, measured: Gain) -> Gain {
-        self.known.map_or(measured, |known| known.and(measured))
+        let known = self.known.filter(|known| known.agrees(measured, AGREE_Z));
+        known.map_or(measured, |known| known.and(measured))
     }
 
     /// A reason to stop, or not to begin, that needs no comparison.
@@ -293,62 +318,77 @@ impl PrefetchController {
         (is_known && idle < IDLE_MIN).then_some(Verdict::DiskBusy { idle })
     }
 
-    /// Whether it is time for a comparison, and it can be paid for and makes sense.
-    fn is_due(&mut self) -> bool {
-        let drifted = self.since >= GAP_DRIFT && (self.drift.value() - 1.0).abs() > DRIFT;
-        if self.account <= 0.0 || (self.since < self.gap && !drifted) {
-            return false;
+    /// Whether the text has changed, if it is time for a comparison, which can be paid for and makes sense.
+    fn is_due(&mut self) -> Option<bool> {
+        let has_drifted = self.since >= GAP_DRIFT && (self.drift.value() - 1.0).abs() > DRIFT;
+        if self.account <= 0.0 || (self.since < self.gap && !has_drifted) {
+            return None;
         }
         let senseless = self.senseless();
         self.verdict = senseless.or(self.verdict);
-        senseless.is_none()
+        senseless.is_none().then_some(has_drifted)
     }
 
-    /// Starts a comparison, unless what is known makes none worth it.
-    fn begin(&mut self) {
-        if self.settled_s.is_some() {
-            let doubt = if self.since < self.gap { DOUBT_DRIFTED } else { DOUBT_AGED };
+    /// Starts a comparison, unless what this run knows makes none worth it.
+    fn begin(&mut self, has_drifted: bool) {
+        let is_first = self.gap < GAP_MIN;
+        if !is_first {
+            let doubt = if has_drifted { DOUBT_DRIFTED } else { DOUBT_AGED };
             self.known = self.known.map(|known| known.doubted(doubt));
         }
-        if let Some(known) = self.known.filter(|known| !self.is_worth_comparing(*known)) {
-            self.settle(self.is_better_on(known), Some(Verdict::NoGain { gain: known, steps: 0 }));
+        if let Some(known) = self.known.filter(|known| !is_first && !self.is_worth_comparing(*known)) {
+            let verdict = Verdict::NoGain { gain: known, steps: 0, and_earlier: true };
+            self.settle(self.is_better_on(known), Some(verdict));
             return;
         }
         self.trial = Some(Comparison::new(self.on));
+        (self.skipped, self.uncharged) = (0, 0);
         if !self.on {
             (self.issued, self.used) = (0.0, 0.0);
         }
     }
 
-    fn advance(&mut self, rows: usize, seconds: f64) {
-        let expected = self.step_s.expect(rows).unwrap_or(seconds);
+    /// Takes in a step of a comparison, by what it took of what was expected; `None` for one that does not count.
+    fn advance(&mut self, relative: Option<f64>) {
         let Some(trial) = &mut self.trial else { return };
-        if !trial.push(seconds / expected) {
+        let is_complete = relative.is_some_and(|relative| trial.push(relative));
+        self.skipped += usize::from(relative.is_none());
+        let is_stuck = self.skipped >= SKIPPED_MAX;
+        if !is_complete && !is_stuck {
             return;
         }
-        let (units, steps, measured) = (trial.units(), trial.steps_on(), trial.gain());
-        let Some(gain) = measured.map(|gain| self.believed(gain)) else { return };
-        let lost = if self.on { gain.mean } else { -gain.mean }.max(0.0);
-        self.account -= lost * EACH_WAY as f64;
+        let (units, steps) = (trial.units(), trial.steps_on());
+        let Some(measured) = trial.gain() else {
+            self.settle(self.on, self.verdict);
+            return;
+        };
+        let gain = self.believed(measured);
+        self.charge(gain);
         let is_worth = units < UNITS_MIN || (units < UNITS_MAX && self.is_worth_comparing(gain));
-        if self.account <= 0.0 || !is_worth {
-            self.known = Some(gain);
-            self.settle(self.is_better_on(gain), Some(Verdict::NoGain { gain, steps }));
+        if self.account <= 0.0 || !is_worth || is_stuck {
+            let verdict = Verdict::NoGain { gain, steps, and_earlier: self.known.is_some() };
+            self.settle(self.is_better_on(gain), Some(verdict));
         }
+    }
+
+    /// Books what the steps lost that were run the other way, if that is the slower one.
+    fn charge(&mut self, gain: Gain) {
+        let slower = if self.on { gain.share() } else { gain.reverse() };
+        self.account -= slower.max(0.0) * std::mem::take(&mut self.uncharged) as f64;
     }
 
     /// Whether to run with prefetch. What gains as good as nothing is not turned on for a guess.
     fn is_better_on(&self, gain: Gain) -> bool {
-        let doubt = if self.on { 0.0 } else { gain.error };
-        gain.mean - doubt > GAIN_MIN
+        let doubt = if self.on { 0.0 } else { gain.error() };
+        gain.above(GAIN_MIN) > doubt
     }
 
     /// Whether comparing (on) is worth it: what it may show of the way that seems worse, for as long as nothing will be
     /// compared again, against running that way in half of the steps.
     fn is_worth_comparing(&self, gain: Gain) -> bool {
-        let ahead = (gain.mean - GAIN_MIN).abs();
-        let promise = self.gap_after(true) as f64 * expected_above(-ahead, gain.error, 0.0);
-        promise > WORTH * ahead * EACH_WAY as f64
+        let ahead = gain.above(GAIN_MIN).abs();
+        let promise = self.gap_after(true) as f64 * expected_above(-ahead, gain.error(), 0.0);
+        promise > WORTH * ahead * Comparison::EACH_WAY as f64
     }
 
     /// Steps to the next comparison after one that confirms what is in use, or does not.
@@ -356,18 +396,19 @@ impl PrefetchController {
         if is_confirmed { (2 * self.gap).clamp(GAP_MIN, GAP_MAX) } else { GAP_MIN }
     }
 
-    /// Ends a comparison. The longer its outcome stands, the rarer the next.
+    /// Ends a comparison, with what it has measured. The longer its outcome stands, the rarer the next.
     fn settle(&mut self, on: bool, verdict: Option<Verdict>) {
+        let measured = self.trial.take().and_then(|trial| trial.gain());
+        self.known = measured.map_or(self.known, |gain| Some(self.believed(gain)));
         self.gap = self.gap_after(on == self.on);
         self.on = on;
         self.verdict = verdict;
-        self.trial = None;
         self.since = 0;
-        self.settled_s = Some(self.step_s.clone());
+        self.settled_s = None;
         self.drift = Mean::prior(1.0, DRIFT_MEMORY);
     }
 
-    /// One line on why prefetch is off at the moment; `None` while it is on or still being measured.
+    /// One line on why prefetch is off, but for steps that are compared; `None` while it is on.
     pub fn off_reason(&self) -> Option<String> {
         match self.mode {
             PrefetchMode::Off => Some("prefetch is set to off".to_owned()),
@@ -390,14 +431,18 @@ impl std::fmt::Display for Verdict {
                 let (used, least) = (100.0 * used, 100.0 * USED_MIN);
                 write!(f, "{used:.0} % of what was read ahead was used, short of {least:.0} %")
             }
-            Verdict::NoGain { gain, steps } => {
-                let (mean, error, least) = (100.0 * gain.mean, 100.0 * gain.error, 100.0 * GAIN_MIN);
-                match steps {
-                    0 => f.write_str("earlier steps")?,
-                    _ => write!(f, "{steps} steps")?,
+            Verdict::NoGain { gain, steps, and_earlier } => {
+                let (share, error) = (gain.share(), (1.0 + gain.share()) * gain.error());
+                let (share, error, least) = (100.0 * share, 100.0 * error, 100.0 * GAIN_MIN);
+                match (steps, and_earlier) {
+                    (0, _) => f.write_str("earlier steps")?,
+                    (_, true) => write!(f, "{steps} steps and earlier ones")?,
+                    (_, false) => write!(f, "{steps} steps")?,
                 }
-                write!(f, " with prefetch gained {mean:+.1} % +- {error:.1} over steps without, ")?;
-                write!(f, "not surely {least:.0} %")
+                write!(
+                    f,
+                    " with prefetch gained {share:+.1} % +- {error:.1} over steps without, not surely {least:.0} %"
+                )
             }
         }
     }

@@ -95,8 +95,8 @@ pub struct Bank {
 pub enum Start {
     /// The files not in the page cache, no statistics of earlier runs.
     Cold,
-    /// The files as the run before left them, and statistics (`--stats-file`) of one run of this prompt; what the
-    /// scheduler learned in one, where it chooses lengths.
+    /// The files as the run before left them, and statistics (`--stats-file`) of one run of this prompt; and what
+    /// the scheduler learned in one of that drafter, or without a draft, with that cache.
     Warm,
 }
 

@@ -45,8 +45,9 @@ impl Environment {
             commit: commit(Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap_or_else(|| "unknown".to_owned()),
             program: runner.program.display().to_string(),
             cold,
-            warm: "--stats-file of one earlier run of the same prompt, without a draft; with length auto, of one more with \
-                   that drafter and cache, which its costs are remembered from; page cache as it was"
+            warm: "--stats-file of one earlier run of the same prompt, without a draft; of one more with that \
+                   drafter, length auto, and that cache, from which costs and what reading ahead gains are remembered; page \
+                   cache as it was"
                 .to_owned(),
             energy,
             simulated_disk: runner.sweep.simulate_disk.clone(),

@@ -131,20 +131,43 @@ impl Plan {
         block.start == Start::Warm && self.needs_stats()
     }
 
-    /// Whether a variant has an untimed run in that block, whose lessons its timed ones begin with.
-    pub fn learns(&self, block: &Block, variant: usize) -> bool {
-        self.is_warm(block) && self.variants[variant].len == DraftLen::Auto
+    /// Slots of the runs by which references are made.
+    pub fn reference_slots(&self) -> Option<u64> {
+        self.blocks.iter().filter_map(|block| block.slots).max()
+    }
+
+    /// The variants that have an untimed run in that block, with whose lessons timed ones begin; `None` is the run
+    /// without a draft, which needs one where its slots are not those of the reference.
+    pub fn learners(&self, block: &Block) -> Vec<Option<usize>> {
+        if !self.is_warm(block) {
+            return Vec::new();
+        }
+        let off = (block.slots != self.reference_slots()).then_some(None);
+        let autos = (0..self.variants.len()).filter(|at| self.variants[*at].len == DraftLen::Auto);
+        off.into_iter().chain(autos.map(Some)).collect()
+    }
+
+    /// Whose lessons a variant's runs in that block begin with, if any's: its own, or where its length is fixed those of
+    /// the same drafter with length auto. Lengths are not learned from it then, but what reading ahead gains is.
+    pub fn learner_of(&self, block: &Block, variant: Option<usize>) -> Option<Option<usize>> {
+        let is_like = |learner: &Option<usize>| match (variant, *learner) {
+            (Some(variant), Some(learner)) => {
+                let (variant, learner) = (&self.variants[variant], &self.variants[learner]);
+                variant == learner || (variant.len != DraftLen::Auto && variant.drafter == learner.drafter)
+            }
+            (variant, learner) => variant == learner,
+        };
+        self.learners(block).into_iter().find(is_like)
     }
 
     /// Key of such a run.
-    pub fn learning_key(&self, block: &Block, variant: usize) -> String {
-        self.key_of(block, "learning", Some(variant))
+    pub fn learning_key(&self, block: &Block, learner: Option<usize>) -> String {
+        self.key_of(block, "learning", learner)
     }
 
     /// All runs.
     pub fn runs(&self) -> usize {
-        let learns = |block| (0..self.variants.len()).filter(|at| self.learns(block, *at)).count();
-        let learning: usize = self.blocks.iter().map(learns).sum();
+        let learning: usize = self.blocks.iter().map(|block| self.learners(block).len()).sum();
         let timed = self.blocks.len() * self.turns.len();
         learning + timed + self.prompts.len() * self.sweep.temperatures.len()
     }

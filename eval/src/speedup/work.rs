@@ -1,9 +1,9 @@
 //! Making the runs: first one untimed run of every prompt and temperature, then the blocks, round by round.
 //!
 //! The untimed run writes nothing of the table but what the others need: the ids that scripted drafters
-//! follow, the routing that LRU and Belady are replayed on, and the statistics that warm runs begin with. Where the
-//! scheduler chooses lengths, a warm run begins with what it learned before, too: from one more untimed run, of that
-//! drafter and cache.
+//! follow, the routing that LRU and Belady are replayed on, and the statistics that warm runs begin with. They
+//! begin with what the scheduler learned before, too, in one more untimed run of that drafter (or without a draft) and
+//! cache: so all of them know as much of the machine.
 //! Owns the order of the work, the files beside it, and stopping between two rounds.
 
 use std::fs;
@@ -65,8 +65,8 @@ impl Work<'_> {
         }
         let plan = self.plan;
         for (at, block) in plan.blocks.iter().enumerate() {
-            for variant in (0..plan.variants.len()).filter(|at| plan.learns(block, *at)) {
-                self.learn((at, block), variant, &mut pace)?;
+            for learner in plan.learners(block) {
+                self.learn((at, block), learner, &mut pace)?;
             }
             for round in plan.rounds() {
                 self.round((at, block), round, &mut pace)?;
@@ -87,7 +87,7 @@ impl Work<'_> {
         }
         // Statistics add up over runs: these are to be of one.
         let _ = fs::remove_file(&files.stats);
-        let slots = self.plan.blocks.iter().filter_map(|block| block.slots).max();
+        let slots = self.plan.reference_slots();
         let task = Task {
             key,
             prompt: &self.plan.prompts[prompt].ids,
@@ -120,15 +120,15 @@ impl Work<'_> {
         fs::write(&path, words.join(" ") + "\n").map_err(|source| SpeedupError::io("write", &path, source))
     }
 
-    /// The untimed run of a variant whose lengths are the scheduler's, for what it learns.
+    /// The untimed run of a variant, or without a draft, for what it learns.
     fn learn(
         &mut self,
         (at, block): (usize, &Block),
-        variant: usize,
+        learner: Option<usize>,
         pace: &mut Pace,
     ) -> Result<(), SpeedupError> {
-        let key = self.plan.learning_key(block, variant);
-        let stats = self.learned(at, variant);
+        let key = self.plan.learning_key(block, learner);
+        let stats = self.learned(at, learner);
         if self.journal.find(&key).is_some() && stats.is_file() {
             pace.done += 1;
             return Ok(());
@@ -137,7 +137,7 @@ impl Work<'_> {
         // Under another name until it has learned: half of it would be taken for the whole.
         let learning = stats.with_extension("learning");
         copy_stats(&files.stats, &learning)?;
-        let task = Task { key, stats: Some(&learning), ..self.task(block, Some(variant), &files.script) };
+        let task = Task { key, stats: Some(&learning), ..self.task(block, learner, &files.script) };
         let record = self.runner.run(&task)?;
         if let Some(problem) = record.failure.clone().filter(|_| !self.is_interrupted()) {
             return Err(SpeedupError::Reference { command: record.command, problem });
@@ -148,9 +148,10 @@ impl Work<'_> {
         self.keep(vec![record], pace)
     }
 
-    /// What a variant's untimed run in a block has learned.
-    fn learned(&self, block: usize, variant: usize) -> PathBuf {
-        self.scratch.join(format!("block{block}-variant{variant}.stats"))
+    /// What an untimed run in a block has learned.
+    fn learned(&self, block: usize, learner: Option<usize>) -> PathBuf {
+        let who = learner.map_or_else(|| "off".to_owned(), |variant| format!("variant{variant}"));
+        self.scratch.join(format!("block{block}-{who}.stats"))
     }
 
     /// A run in a block, without a key and statistics.
@@ -191,8 +192,8 @@ impl Work<'_> {
         for (turn, own_stats) in round.zip(&own_stats) {
             let variant = self.plan.turns[turn].variant;
             if is_warm {
-                let learned = variant.filter(|variant| self.plan.learns(block, *variant));
-                let from = learned.map_or_else(|| files.stats.clone(), |variant| self.learned(at, variant));
+                let learner = self.plan.learner_of(block, variant);
+                let from = learner.map_or_else(|| files.stats.clone(), |learner| self.learned(at, learner));
                 copy_stats(&from, own_stats)?;
             }
             let (key, stats) = (self.plan.key(block, turn), is_warm.then_some(own_stats.as_path()));

@@ -317,6 +317,31 @@ fn a_scripted_drafter_gets_the_ids_of_the_run_without_a_draft() {
 }
 
 #[test]
+fn warm_runs_know_as_much_of_the_machine_whatever_they_draft() {
+    let bench = Bench::new();
+    let script = "script:accept=0.6,us=300";
+    let settings = "cache = [4, 8]\nstarts = [\"warm\"]\ndraft_lens = [\"auto\", 2]";
+    let sweep = bench.sweep(&format!("drafters = [\"{script}\"]\n{settings}"));
+    let count = "set -- $all; while [ $# -gt 0 ]; do case \"$1\" in --draft-len | --slots) key=\"$key$1 $2 \";; \
+                 --stats-file) file=$2;; esac; shift; done; echo \"$key$(wc -l <\"$file\")\" >>COUNTS";
+    let count = count.replace("COUNTS", &format!("'{}'", bench.text("counts")));
+    let output = bench.run(&sweep, &bench.engine(&count), &[]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let counts = fs::read_to_string(bench.path("counts")).unwrap();
+    // Runs whose statistics a run's file held when it ended, its own among them, by slots and length.
+    let of = |key: &str| {
+        let runs: Vec<&str> = counts.lines().filter_map(|line| line.strip_prefix(key)).collect();
+        runs.iter().filter_map(|run| run.trim().parse::<u32>().ok()).collect::<Vec<_>>()
+    };
+    assert_eq!(of("--slots 8 "), [1, 2, 2, 2], "the reference has as many, and taught the others\n{counts}");
+    assert_eq!(of("--slots 4 "), [2, 3, 3, 3], "an untimed one, and those that begin with it\n{counts}");
+    for slots in [4, 8] {
+        assert_eq!(of(&format!("--slots {slots} --draft-len auto ")), [2, 3, 3], "\n{counts}");
+        assert_eq!(of(&format!("--slots {slots} --draft-len 2 ")), [3, 3], "\n{counts}");
+    }
+}
+
+#[test]
 fn what_cannot_be_run_is_refused_before_or_at_the_first_run() {
     let bench = Bench::new();
     let good = bench.engine("");

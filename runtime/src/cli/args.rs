@@ -86,7 +86,8 @@ pub struct EngineArgs {
     /// Read expected experts while the disk is idle: auto, on or off
     #[arg(long, value_name = "WHEN", help_heading = "Engine")]
     pub prefetch: Option<String>,
-    /// Remember which experts were wanted and what drafts cost, for a warm start; none does not
+    /// Remember which experts were wanted, what drafts cost and what reading ahead gained, for a warm
+    /// start; none does not
     #[arg(long, value_name = "FILE|none", help_heading = "Engine")]
     pub stats_file: Option<String>,
     /// Write which experts every token chose to this file
