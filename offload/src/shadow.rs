@@ -277,8 +277,14 @@ mod tests {
     fn numbers_of_windows_may_come_round() {
         let mut cache = Recency::new(4, 2);
         cache.window = u32::MAX - 1;
-        let misses: Vec<u64> = (0..4).map(|_| cache.serve([0, 1, 0].into_iter())).collect();
-        assert_eq!(misses, [2, 0, 0, 0]);
+        assert_eq!(cache.serve([0, 1].into_iter()), 2);
+        assert_eq!(
+            cache.serve([3].into_iter()),
+            1,
+            "the first window of all, were its number one that stands for none"
+        );
+        let misses: Vec<u64> = (0..3).map(|_| cache.serve([0, 1, 0].into_iter())).collect();
+        assert_eq!(misses, [1, 0, 0]);
         assert_eq!(cache.serve([2, 0].into_iter()), 1);
         assert_eq!(cache.serve([1].into_iter()), 1, "the oldest made room");
     }

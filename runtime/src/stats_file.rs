@@ -77,6 +77,9 @@ impl Known {
     }
 
     fn validate(&self) -> Result<(), SchedulerError> {
+        if self.lessons.is_some() == self.prefetch.is_some() {
+            return Err(SchedulerError::Lessons { what: "not of one kind".into() });
+        }
         self.lessons.as_ref().map_or(Ok(()), Lessons::validate)?;
         self.prefetch.as_ref().map_or(Ok(()), PrefetchLessons::validate)
     }

@@ -151,6 +151,8 @@ pub struct Controller {
     knows_second_row: bool,
     looks_left: u64,     // drafts that show what this text is like, against those before it
     texts_unlooked: u32, // in a row, on which nothing was drafted
+    texts_vain: u32,     // among the last that were drafted on, in a row: those that gained nothing by it
+    text_gain_s: f64,    // by drafts of this text
     /// Whether drafts of this text were verified and none had a token that stood.
     is_astray: bool,
     last_stood: Option<u64>, // pass in which a token of this text did
@@ -220,6 +222,8 @@ impl Controller {
             knows_second_row: false,
             looks_left: 0,
             texts_unlooked: 0,
+            texts_vain: 0,
+            text_gain_s: 0.0,
             is_astray: false,
             last_stood: None,
             account: Account::default(),
@@ -238,7 +242,10 @@ impl Controller {
     /// may have `tokens_max` tokens. What the drafter will take to read it says nothing of what drafting costs, and
     /// what stood in other texts is believed less.
     pub fn begin_text(&mut self, (prefill_s, compute_s): (f64, f64), tokens_max: usize) {
-        self.texts_unlooked = if self.reads_text { self.texts_unlooked.saturating_add(1) } else { 0 };
+        if self.passes > 0 {
+            (self.texts_unlooked, self.texts_vain) = self.texts_with_this();
+        }
+        self.text_gain_s = 0.0;
         self.reads_text = true;
         self.probe = None;
         self.looks_left = if self.planned_max > 0 { measuring::LOOKS } else { 0 };

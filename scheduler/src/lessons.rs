@@ -25,6 +25,9 @@ pub struct Lessons {
     /// Texts in a row, the last among them, on which nothing was drafted.
     #[serde(default)]
     pub(crate) texts_unlooked: u32,
+    /// Of the texts on which something was, the last in a row that gained nothing by it.
+    #[serde(default)]
+    pub(crate) texts_vain: u32,
     /// Extra seconds for each pass before a draft that had none.
     pub(crate) catch_up_s: Option<f64>,
     pub(crate) survival: Survival,

@@ -9,6 +9,9 @@
 /// Which way the steps of a unit run: as it begins, the other one twice, and back, so that a steady trend favours
 /// neither.
 const TURNS: [bool; 4] = [true, false, false, true];
+/// How many times as long, or as short, as was expected a step counts at most: one that stalls decides nothing, be it
+/// among the first.
+const STEP_RATIO_MAX: f64 = 2.0;
 /// One unit in so many is cut off at either end.
 const TRIM: usize = 8;
 /// Standard deviation of what a unit says before any are known, and for how many of them.
@@ -95,7 +98,7 @@ impl Comparison {
     /// Counts the step that [`Comparison::is_on`] told of: seconds over those expected, more than 0. Returns whether it
     /// completed a unit.
     pub(crate) fn push(&mut self, relative: f64) -> bool {
-        self.unit.push(relative.ln());
+        self.unit.push(relative.clamp(STEP_RATIO_MAX.recip(), STEP_RATIO_MAX).ln());
         if self.unit.len() < TURNS.len() {
             return false;
         }
@@ -172,6 +175,17 @@ mod tests {
         let on: Vec<bool> = (0..17 * TURNS.len()).map(|step| TURNS[step % TURNS.len()]).collect();
         assert!(on[7] && on[40]);
         assert!((gain(&stalls) - 0.1).abs() < 0.04, "{}", gain(&stalls));
+        let early = compared(2, true, |step, on| {
+            if step == 1 {
+                50.0
+            } else if on {
+                1.0
+            } else {
+                1.1
+            }
+        });
+        let gain_early = early.gain().expect("units");
+        assert!(gain_early.share() < 0.3 && gain_early.error() > 0.08, "{gain_early:?}");
         // A third slower from one end to the other, and by steps of many passes.
         assert!((gain(&|step, _| (0.005 * step as f64).exp()) - 0.1).abs() < 1e-9);
         assert!((gain(&|step, _| if step / 22 % 2 == 0 { 1.0 } else { 1.3 }) - 0.1).abs() < 0.02);

@@ -33,7 +33,7 @@ const SKIPPED_MAX: usize = 64;
 const DOUBT_RECALLED: f64 = 0.02;
 const DOUBT_AGED: f64 = 0.1;
 const DOUBT_DRIFTED: f64 = 0.3;
-/// Errors by which another run's gain and this one's may differ before only this one's counts.
+/// Errors by which what was found before (by another run, too) and what is found now may differ before only this counts.
 const AGREE_Z: f64 = 2.5;
 /// What a gain and its error can be at most.
 const GAIN_LIMIT: f64 = 100.0;
@@ -55,6 +55,8 @@ const SETTLING: u64 = 16;
 const ACCOUNT_START: f64 = 8.0;
 const ACCOUNT_SHARE: f64 = 0.005;
 const ACCOUNT_MAX: f64 = 16.0;
+/// What it owes at most: one comparison that went wrong does not end all others.
+const ACCOUNT_MIN: f64 = -8.0;
 /// Steps that a mean remembers, and that of how steps compare with those of the last comparison.
 const MEMORY: f64 = 64.0;
 const DRIFT_MEMORY: f64 = 32.0;
@@ -143,12 +145,15 @@ pub struct PrefetchController {
     /// Of it: steps that did not count, and steps run the other way than `on` that are not yet charged.
     skipped: usize,
     uncharged: usize,
-    /// What earlier comparisons found, as far as that still holds.
+    /// What earlier comparisons found, as far as that still holds, and whether this run made any of them.
     known: Option<Gain>,
+    has_compared: bool,
+    /// What another run handed on, until this one has compared.
+    recalled: Option<PrefetchLessons>,
     verdict: Option<Verdict>,
     step_s: CostCurve,
     /// The costs shortly after the last comparison ended, and how the present ones relate to them.
-    settled_s: Option<CostCurve>,
+    settled_s: CostCurve,
     drift: Mean,
     /// Experts a step that were not in memory, or are there because of prefetch.
     wanted: Mean,
@@ -192,9 +197,11 @@ impl PrefetchController {
             skipped: 0,
             uncharged: 0,
             known: None,
+            has_compared: false,
+            recalled: None,
             verdict: None,
             step_s: CostCurve::new(DRAFT_LEN_LIMIT + 1),
-            settled_s: None,
+            settled_s: CostCurve::new(DRAFT_LEN_LIMIT + 1),
             drift: Mean::prior(1.0, 1.0),
             wanted: unknown,
             idle: unknown,
@@ -208,8 +215,13 @@ impl PrefetchController {
     /// leaves nothing to find out.
     pub fn lessons(&self) -> Option<PrefetchLessons> {
         let measured = self.trial.as_ref().and_then(Comparison::gain);
-        let gain = measured.map_or(self.known, |gain| Some(self.believed(gain)))?;
-        let lessons = PrefetchLessons { gain: gain.share(), error: gain.error() };
+        let lessons = match (measured.map(|gain| self.believed(gain).0), self.known) {
+            (None, _) if self.recalled.is_some() => self.recalled?,
+            (measured, known) => {
+                let gain = measured.or(known)?;
+                PrefetchLessons { gain: gain.share(), error: gain.error() }
+            }
+        };
         (self.mode == PrefetchMode::Auto && lessons.validate().is_ok()).then_some(lessons)
     }
 
@@ -218,6 +230,7 @@ impl PrefetchController {
     pub fn recall(&mut self, lessons: PrefetchLessons) {
         let gain = Gain::new(lessons.gain, lessons.error);
         self.known = Some(gain.doubted(DOUBT_RECALLED));
+        self.recalled = Some(lessons);
         self.on = gain.share() > GAIN_MIN;
         self.verdict = Some(Verdict::NoGain { gain, steps: 0, and_earlier: true });
     }
@@ -260,7 +273,9 @@ impl PrefetchController {
     fn learn(&mut self, outcome: &PrefetchOutcome) {
         let rows = outcome.rows.min(DRAFT_LEN_LIMIT + 1);
         self.step_s.add(rows, outcome.seconds);
-        if let Some(expected) = self.settled_s.as_ref().and_then(|settled| settled.expect(rows)) {
+        if self.trial.is_none() && self.since < SETTLING {
+            self.settled_s.add(rows, outcome.seconds);
+        } else if let Some(expected) = self.settled_s.expect(rows) {
             self.drift.add((outcome.seconds / expected).min(2.0), DRIFT_MEMORY);
         }
         self.wanted.add((outcome.misses + outcome.used) as f64, MEMORY);
@@ -293,15 +308,13 @@ impl PrefetchController {
             self.advance(expected_s.filter(|_| is_like).map(|expected_s| outcome.seconds / expected_s));
         } else if let Some(has_drifted) = self.is_due() {
             self.begin(has_drifted);
-        } else if self.since == SETTLING {
-            self.settled_s = Some(self.step_s.clone());
         }
     }
 
-    /// What a comparison found, with what those before it did, as long as that may be one thing.
-    fn believed(&self, measured: Gain) -> Gain {
+    /// What a comparison found, with what those before it did, as long as that may be one thing; and whether it is.
+    fn believed(&self, measured: Gain) -> (Gain, bool) {
         let known = self.known.filter(|known| known.agrees(measured, AGREE_Z));
-        known.map_or(measured, |known| known.and(measured))
+        (known.map_or(measured, |known| known.and(measured)), known.is_some())
     }
 
     /// A reason to stop, or not to begin, that needs no comparison.
@@ -331,12 +344,12 @@ impl PrefetchController {
 
     /// Starts a comparison, unless what this run knows makes none worth it.
     fn begin(&mut self, has_drifted: bool) {
-        let is_first = self.gap < GAP_MIN;
-        if !is_first {
+        if self.has_compared {
             let doubt = if has_drifted { DOUBT_DRIFTED } else { DOUBT_AGED };
             self.known = self.known.map(|known| known.doubted(doubt));
         }
-        if let Some(known) = self.known.filter(|known| !is_first && !self.is_worth_comparing(*known)) {
+        if let Some(known) = self.known.filter(|known| self.has_compared && !self.is_worth_comparing(*known))
+        {
             let verdict = Verdict::NoGain { gain: known, steps: 0, and_earlier: true };
             self.settle(self.is_better_on(known), Some(verdict));
             return;
@@ -362,11 +375,13 @@ impl PrefetchController {
             self.settle(self.on, self.verdict);
             return;
         };
-        let gain = self.believed(measured);
+        let (gain, and_earlier) = self.believed(measured);
         self.charge(gain);
         let is_worth = units < UNITS_MIN || (units < UNITS_MAX && self.is_worth_comparing(gain));
-        if self.account <= 0.0 || !is_worth || is_stuck {
-            let verdict = Verdict::NoGain { gain, steps, and_earlier: self.known.is_some() };
+        if is_stuck && units < UNITS_MIN {
+            self.settle(self.on, self.verdict);
+        } else if self.account <= 0.0 || !is_worth || is_stuck {
+            let verdict = Verdict::NoGain { gain, steps, and_earlier };
             self.settle(self.is_better_on(gain), Some(verdict));
         }
     }
@@ -374,7 +389,8 @@ impl PrefetchController {
     /// Books what the steps lost that were run the other way, if that is the slower one.
     fn charge(&mut self, gain: Gain) {
         let slower = if self.on { gain.share() } else { gain.reverse() };
-        self.account -= slower.max(0.0) * std::mem::take(&mut self.uncharged) as f64;
+        let lost = slower.max(0.0) * std::mem::take(&mut self.uncharged) as f64;
+        self.account = (self.account - lost).max(ACCOUNT_MIN);
     }
 
     /// Whether to run with prefetch. What gains as good as nothing is not turned on for a guess.
@@ -399,12 +415,16 @@ impl PrefetchController {
     /// Ends a comparison, with what it has measured. The longer its outcome stands, the rarer the next.
     fn settle(&mut self, on: bool, verdict: Option<Verdict>) {
         let measured = self.trial.take().and_then(|trial| trial.gain());
-        self.known = measured.map_or(self.known, |gain| Some(self.believed(gain)));
+        if let Some(measured) = measured {
+            let (gain, _) = self.believed(measured);
+            (self.known, self.recalled, self.has_compared) = (Some(gain), None, true);
+        }
+        self.known.into_iter().for_each(|known| self.charge(known));
         self.gap = self.gap_after(on == self.on);
         self.on = on;
         self.verdict = verdict;
         self.since = 0;
-        self.settled_s = None;
+        self.settled_s = CostCurve::new(DRAFT_LEN_LIMIT + 1);
         self.drift = Mean::prior(1.0, DRIFT_MEMORY);
     }
 

@@ -211,6 +211,41 @@ fn a_length_whose_unlucky_pass_cannot_be_paid_yet_waits_and_says_so() {
     assert!(auto.seconds_a_token() < 0.7 * off.seconds_a_token(), "{}", auto.seconds_a_token());
 }
 
+/// Where a draft of one costs half a pass and nothing stands.
+const VAIN: World =
+    World { verify: |n| 1.0 + 0.5 * n as f64, draft_s: 0.06, acceptance: 0.0, tokens: 192, ..WORLD };
+
+/// Share of these texts' time that drafting lost, each text by a run that begins with the lessons of the one before;
+/// and the lessons of the last.
+fn lost_in(
+    texts: std::ops::Range<u64>,
+    world: World,
+    mut lessons: Option<Lessons>,
+) -> (f64, Option<Lessons>) {
+    let count = (texts.end - texts.start) as f64;
+    let mut lost = 0.0;
+    for seed in texts {
+        let run = World { seed, ..world }.run_after(DraftLen::Auto, lessons.as_ref());
+        let off = World { seed, ..world }.run(DraftLen::Fixed(0));
+        lost += (run.seconds_a_token() / off.seconds_a_token() - 1.0) / count;
+        lessons = run.controller.lessons();
+    }
+    (lost, lessons)
+}
+
+#[test]
+fn a_drafter_that_never_gains_anything_costs_less_and_less() {
+    let (early, lessons) = lost_in(1..17, VAIN, lost_in(0..1, VAIN, None).1);
+    let (late, lessons) = lost_in(100..164, VAIN, lost_in(17..100, VAIN, lessons).1);
+    assert!((0.002..0.015).contains(&early), "{early}");
+    assert!(late < 0.4 * early, "{late} after {early}");
+    // Who gains all of a sudden is found out within nine texts, and then drafts on each.
+    let gains = World { verify: |n| 1.0 + 0.1 * n as f64, acceptance: 0.9, ..VAIN };
+    let (_, lessons) = lost_in(164..173, gains, lessons);
+    let (gained, _) = lost_in(173..181, gains, lessons);
+    assert!(gained < -0.4, "{gained}");
+}
+
 #[test]
 fn lessons_of_before_what_is_usual_was_kept_are_read() {
     let mut value = serde_json::to_value(lessons()).unwrap();

@@ -131,33 +131,33 @@ impl Plan {
         block.start == Start::Warm && self.needs_stats()
     }
 
-    /// Slots of the runs by which references are made.
-    pub fn reference_slots(&self) -> Option<u64> {
-        self.blocks.iter().filter_map(|block| block.slots).max()
-    }
-
     /// The variants that have an untimed run in that block, with whose lessons timed ones begin; `None` is the run
-    /// without a draft, which needs one where its slots are not those of the reference.
+    /// without a draft. Those of length auto have one each, and a drafter without any its first.
     pub fn learners(&self, block: &Block) -> Vec<Option<usize>> {
         if !self.is_warm(block) {
             return Vec::new();
         }
-        let off = (block.slots != self.reference_slots()).then_some(None);
-        let autos = (0..self.variants.len()).filter(|at| self.variants[*at].len == DraftLen::Auto);
-        off.into_iter().chain(autos.map(Some)).collect()
+        let learns = |at: &usize| {
+            let same = |other: &&Variant| other.drafter == self.variants[*at].drafter;
+            let has_auto = self.variants.iter().filter(same).any(|other| other.len == DraftLen::Auto);
+            let is_first = !self.variants[..*at].iter().any(|other| same(&other));
+            if has_auto { self.variants[*at].len == DraftLen::Auto } else { is_first }
+        };
+        let variants = (0..self.variants.len()).filter(learns);
+        std::iter::once(None).chain(variants.map(Some)).collect()
     }
 
-    /// Whose lessons a variant's runs in that block begin with, if any's: its own, or where its length is fixed those of
-    /// the same drafter with length auto. Lengths are not learned from it then, but what reading ahead gains is.
+    /// Whose lessons a variant's runs in that block begin with, if any's: its own, or those of the same drafter, rather
+    /// with the same verification. A fixed length learns no length from it, but what reading ahead gains.
     pub fn learner_of(&self, block: &Block, variant: Option<usize>) -> Option<Option<usize>> {
-        let is_like = |learner: &Option<usize>| match (variant, *learner) {
-            (Some(variant), Some(learner)) => {
-                let (variant, learner) = (&self.variants[variant], &self.variants[learner]);
-                variant == learner || (variant.len != DraftLen::Auto && variant.drafter == learner.drafter)
-            }
-            (variant, learner) => variant == learner,
+        let learners = self.learners(block);
+        let Some(own) = variant.filter(|_| !learners.contains(&variant)) else {
+            return learners.contains(&variant).then_some(variant);
         };
-        self.learners(block).into_iter().find(is_like)
+        let own = &self.variants[own];
+        let of_drafter =
+            learners.into_iter().flatten().filter(|at| self.variants[*at].drafter == own.drafter);
+        of_drafter.min_by_key(|at| self.variants[*at].verify != own.verify).map(Some)
     }
 
     /// Key of such a run.

@@ -87,7 +87,7 @@ impl Work<'_> {
         }
         // Statistics add up over runs: these are to be of one.
         let _ = fs::remove_file(&files.stats);
-        let slots = self.plan.reference_slots();
+        let slots = self.plan.blocks.iter().filter_map(|block| block.slots).max();
         let task = Task {
             key,
             prompt: &self.plan.prompts[prompt].ids,

@@ -128,6 +128,7 @@ impl Controller {
         self.prospect.tokens_written += (1 + outcome.accepted) as f64;
         self.account.earn(share * spent);
         if self.planned > 0 {
+            self.text_gain_s += as_plain - spent;
             self.account.book(if is_first { 0.0 } else { as_plain - self.charged(outcome) });
             self.last_probe = if self.probe.is_some() { self.passes } else { self.last_probe };
         }

@@ -27,6 +27,11 @@ pub(super) const LOOKS: u64 = 6;
 const OFF_PASSES: u64 = 8;
 /// Texts in a row without a look after which one is taken on trust.
 const TEXTS_UNLOOKED_MAX: u32 = 8;
+/// Texts in a row whose drafts gained less than this share of their time, after which, and for as many more each time, one
+/// more text goes by between two looks. A look costs a hundredth of a text, and a text that gains brings a fifth or more:
+/// until some sixteen have gained nothing, the next may be expected to be worth its look.
+const TEXTS_VAIN: u32 = 16;
+const VAIN_GAIN: f64 = 0.01;
 /// What longer drafts must gain if they cost no more than those tried, to be tried where these lose, and how many
 /// passes after the last measurement.
 const LONGER_GAIN: f64 = 0.25;
@@ -89,9 +94,21 @@ impl Controller {
     /// Whether it is time for a look at a text that is not the first. What other texts showed is no reason not to: what
     /// seemed too dear may not have been. Unless something longer is being saved up for.
     fn look_due(&self) -> bool {
-        let waits = self.best().0 > 0;
+        let waits =
+            self.best().0 > 0 || self.texts_unlooked < (self.texts_vain / TEXTS_VAIN).min(TEXTS_UNLOOKED_MAX);
         let is_paid = self.account.balance() >= self.prospect.reading_s() || self.look_is_owed();
         !waits && self.passes - self.last_drafted >= OFF_PASSES && self.account.balance() >= 0.0 && is_paid
+    }
+
+    /// Texts in a row on which nothing was drafted, and of those on which something was, that gained nothing by it: with
+    /// this one.
+    pub(super) fn texts_with_this(&self) -> (u32, u32) {
+        if self.reads_text {
+            return (self.texts_unlooked.saturating_add(1), self.texts_vain);
+        }
+        let text_s = self.prospect.tokens_written * self.plain_s().unwrap_or(0.0);
+        let has_gained = self.text_gain_s > VAIN_GAIN * text_s;
+        (0, if has_gained { 0 } else { self.texts_vain.saturating_add(1) })
     }
 
     /// Whether so many texts went by without a look that one is taken even if the account will never pay for reading, as

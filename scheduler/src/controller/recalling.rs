@@ -17,10 +17,12 @@ impl Controller {
         };
         let is_whole = self.config.mode == DraftLen::Auto && self.verify_s.is_measured(0);
         (is_whole && self.planned_max > 0).then(drafts).filter(|drafts| !drafts.is_empty()).map(|drafts| {
+            let (texts_unlooked, texts_vain) = self.texts_with_this();
             Lessons {
                 passes: self.verify_s.lessons(),
                 drafts,
-                texts_unlooked: if self.reads_text { self.texts_unlooked } else { 0 },
+                texts_unlooked,
+                texts_vain,
                 catch_up_s: self.catch_up_s.map(|mean| mean.value()),
                 survival: self.survival.clone(),
                 calibration: self.calibration.clone(),
@@ -41,7 +43,7 @@ impl Controller {
             return;
         };
         self.planned_max = longest.draft_len;
-        self.texts_unlooked = lessons.texts_unlooked;
+        (self.texts_unlooked, self.texts_vain) = (lessons.texts_unlooked, lessons.texts_vain);
         drafts.iter().for_each(|draft| self.draft_s.add(draft.draft_len, draft.seconds));
         self.verify_s.recall(&lessons.passes);
         self.catch_up_s = lessons.catch_up_s.map(|seconds| Mean::prior(seconds, 1.0));
