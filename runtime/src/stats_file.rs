@@ -212,3 +212,75 @@ fn fingerprint(gguf: &Gguf) -> String {
     }
     format!("{:016x}", checksum(table.as_bytes()))
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test may stop at what it does not expect")]
+    use super::*;
+
+    fn setup(slots: usize) -> Setup {
+        Setup { drafter: "ngram".into(), machine: "2 threads".into(), slots }
+    }
+
+    fn file() -> StatsFile {
+        StatsFile {
+            path: PathBuf::new(),
+            fingerprint: String::new(),
+            shape: (Vec::new(), 0),
+            known: Vec::new(),
+        }
+    }
+
+    /// What a run noted of drafting, or of reading ahead, told apart by a figure.
+    fn drafting(slots: usize, seconds: f64) -> Known {
+        let survival = r#"{"offered":[],"stands":[],"all":{"value":0.5,"weight":1}}"#;
+        let passes = r#"[{"width":0,"passes":1,"compute_s":1.0,"stall_s":0.0,"experts":6,"misses":1}]"#;
+        let text = format!(
+            r#"{{"passes":{passes},"drafts":[{{"draft_len":1,"seconds":{seconds}}}],"catch_up_s":null,
+            "survival":{survival},"calibration":{{"sources":[]}}}}"#
+        );
+        Known { setup: setup(slots), lessons: Some(serde_json::from_str(&text).unwrap()), prefetch: None }
+    }
+
+    fn reading_ahead(slots: usize, gain: f64) -> Known {
+        let prefetch = serde_json::from_str(&format!(r#"{{"gain":{gain},"error":0.1}}"#)).unwrap();
+        Known { setup: setup(slots), lessons: None, prefetch: Some(prefetch) }
+    }
+
+    #[test]
+    fn each_kind_of_a_setup_is_its_latest_whatever_the_other_was_learned_with() {
+        let mut file = file();
+        let known =
+            [drafting(64, 0.1), reading_ahead(62, 0.2), reading_ahead(66, 0.3), reading_ahead(32, 0.4)];
+        known.iter().for_each(|known| file.note(known.clone()));
+        let learned = file.learned(&setup(63));
+        assert_eq!((learned.lessons, learned.prefetch), (known[0].lessons.clone(), known[2].prefetch));
+        assert_eq!(file.learned(&setup(33)).prefetch, known[3].prefetch);
+        assert!(file.learned(&setup(33)).lessons.is_none() && file.learned(&setup(128)).prefetch.is_none());
+        let slots: Vec<usize> = file.known.iter().map(|known| known.setup.slots).collect();
+        assert_eq!(slots, [32, 66, 64], "the latest first, none twice");
+    }
+
+    #[test]
+    fn the_setup_used_longest_ago_makes_room_among_its_kind() {
+        let mut file = file();
+        file.note(drafting(64, 0.1));
+        (1..=SETUPS_MAX + 1).for_each(|n| file.note(reading_ahead(100 * n, 0.1)));
+        assert_eq!(file.known.len(), 1 + SETUPS_MAX);
+        assert!(file.learned(&setup(100)).prefetch.is_none() && file.learned(&setup(200)).prefetch.is_some());
+        assert!(file.learned(&setup(64)).lessons.is_some());
+    }
+
+    #[test]
+    fn what_was_noted_is_known_again_and_what_is_of_no_kind_or_of_two_is_refused() {
+        let both = Known { prefetch: reading_ahead(64, 0.1).prefetch, ..drafting(64, 0.1) };
+        let none = Known { lessons: None, ..drafting(64, 0.1) };
+        let notes = |known: &[Known]| serde_json::to_string(known).unwrap();
+        let (read, problem) = known(&notes(&[drafting(64, 0.1), reading_ahead(64, 0.2)]));
+        assert!(read.len() == 2 && problem.is_none(), "{problem:?}");
+        for odd in [both, none] {
+            let (read, problem) = known(&notes(&[odd, reading_ahead(64, 0.2)]));
+            assert!(read.len() == 1 && problem.is_some_and(|problem| problem.contains("not of one kind")));
+        }
+    }
+}

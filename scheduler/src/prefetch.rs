@@ -215,12 +215,12 @@ impl PrefetchController {
     /// leaves nothing to find out.
     pub fn lessons(&self) -> Option<PrefetchLessons> {
         let measured = self.trial.as_ref().and_then(Comparison::gain);
-        let lessons = match (measured.map(|gain| self.believed(gain).0), self.known) {
-            (None, _) if self.recalled.is_some() => self.recalled?,
-            (measured, known) => {
-                let gain = measured.or(known)?;
+        let lessons = match (measured.map(|gain| self.believed(gain).0), self.recalled, self.known) {
+            (None, Some(recalled), _) => recalled,
+            (Some(gain), _, _) | (None, None, Some(gain)) => {
                 PrefetchLessons { gain: gain.share(), error: gain.error() }
             }
+            (None, None, None) => return None,
         };
         (self.mode == PrefetchMode::Auto && lessons.validate().is_ok()).then_some(lessons)
     }
