@@ -145,10 +145,9 @@ pub struct PrefetchController {
     /// Of it: steps that did not count, and steps run the other way than `on` that are not yet charged.
     skipped: usize,
     uncharged: usize,
-    /// What earlier comparisons found, as far as that still holds, and whether this run made any of them.
+    /// What earlier comparisons found, as far as that still holds.
     known: Option<Gain>,
-    has_compared: bool,
-    /// What another run handed on, until this one has compared.
+    /// What another run handed on, as long as that is all there is to it.
     recalled: Option<PrefetchLessons>,
     verdict: Option<Verdict>,
     step_s: CostCurve,
@@ -197,7 +196,6 @@ impl PrefetchController {
             skipped: 0,
             uncharged: 0,
             known: None,
-            has_compared: false,
             recalled: None,
             verdict: None,
             step_s: CostCurve::new(DRAFT_LEN_LIMIT + 1),
@@ -344,15 +342,14 @@ impl PrefetchController {
 
     /// Starts a comparison, unless what this run knows makes none worth it.
     fn begin(&mut self, has_drifted: bool) {
-        if self.has_compared {
+        if self.recalled.is_none() {
             let doubt = if has_drifted { DOUBT_DRIFTED } else { DOUBT_AGED };
             self.known = self.known.map(|known| known.doubted(doubt));
-        }
-        if let Some(known) = self.known.filter(|known| self.has_compared && !self.is_worth_comparing(*known))
-        {
-            let verdict = Verdict::NoGain { gain: known, steps: 0, and_earlier: true };
-            self.settle(self.is_better_on(known), Some(verdict));
-            return;
+            if let Some(known) = self.known.filter(|known| !self.is_worth_comparing(*known)) {
+                let verdict = Verdict::NoGain { gain: known, steps: 0, and_earlier: true };
+                self.settle(self.is_better_on(known), Some(verdict));
+                return;
+            }
         }
         self.trial = Some(Comparison::new(self.on));
         (self.skipped, self.uncharged) = (0, 0);
@@ -371,16 +368,14 @@ impl PrefetchController {
             return;
         }
         let (units, steps) = (trial.units(), trial.steps_on());
-        let Some(measured) = trial.gain() else {
+        let Some(measured) = trial.gain().filter(|_| units >= UNITS_MIN || !is_stuck) else {
             self.settle(self.on, self.verdict);
             return;
         };
         let (gain, and_earlier) = self.believed(measured);
         self.charge(gain);
         let is_worth = units < UNITS_MIN || (units < UNITS_MAX && self.is_worth_comparing(gain));
-        if is_stuck && units < UNITS_MIN {
-            self.settle(self.on, self.verdict);
-        } else if self.account <= 0.0 || !is_worth || is_stuck {
+        if self.account <= 0.0 || !is_worth || is_stuck {
             let verdict = Verdict::NoGain { gain, steps, and_earlier };
             self.settle(self.is_better_on(gain), Some(verdict));
         }
@@ -417,7 +412,7 @@ impl PrefetchController {
         let measured = self.trial.take().and_then(|trial| trial.gain());
         if let Some(measured) = measured {
             let (gain, _) = self.believed(measured);
-            (self.known, self.recalled, self.has_compared) = (Some(gain), None, true);
+            (self.known, self.recalled) = (Some(gain), None);
         }
         self.known.into_iter().for_each(|known| self.charge(known));
         self.gap = self.gap_after(on == self.on);

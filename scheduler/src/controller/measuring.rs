@@ -92,7 +92,7 @@ impl Controller {
     }
 
     /// Whether it is time for a look at a text that is not the first. What other texts showed is no reason not to: what
-    /// seemed too dear may not have been. Unless something longer is being saved up for.
+    /// seemed too dear may not have been. Unless something longer is being saved up for, or many texts gained nothing.
     fn look_due(&self) -> bool {
         let waits =
             self.best().0 > 0 || self.texts_unlooked < (self.texts_vain / TEXTS_VAIN).min(TEXTS_UNLOOKED_MAX);
