@@ -8,7 +8,7 @@ use crate::block::{BlockOdds, residual};
 use crate::{Choice, Draft, History, Sampler, TokenId};
 
 /// What the target made of a draft.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Verdict {
     /// How many drafted tokens stand, from the first one on.
     pub accepted: usize,
@@ -17,6 +17,8 @@ pub struct Verdict {
     pub next: TokenId,
     /// The target's probability of `next`, as [`Choice::probability`].
     pub probability: f32,
+    /// How sure the target was of each of the tokens that come, `next` being the last, as [`Choice::certainty`].
+    pub certainty: Vec<f32>,
 }
 
 impl Verdict {
@@ -49,17 +51,25 @@ impl Sampler {
         }
         let law = |row: usize| self.law(logits(row), history(row));
         let (seed, len) = (self.config().seed, committed.len());
-        let odds = BlockOdds::new(draft, law);
+        let mut certainty = Vec::with_capacity(draft.tokens.len() + 1);
+        let odds = BlockOdds::new(draft, |row| {
+            let law = law(row);
+            certainty.push(law.greatest() as f32);
+            law
+        });
         let accepted = odds.draw(seed, len);
+        certainty.truncate(accepted + 1);
         if accepted < draft.tokens.len() {
             let (target, drafted) = (law(accepted), draft.law(accepted));
             let next = residual(odds.ratios[accepted], (&target, &drafted), (seed, len));
             if let Some(next) = next {
-                return Verdict { accepted, next, probability: target.probability(next) as f32 };
+                return Verdict { accepted, next, probability: target.probability(next) as f32, certainty };
             }
         }
-        let Choice { token, probability } = choose(accepted);
-        Verdict { accepted, next: token, probability }
+        let choice = choose(accepted);
+        certainty.truncate(accepted);
+        certainty.push(choice.certainty);
+        Verdict { accepted, next: choice.token, probability: choice.probability, certainty }
     }
 }
 
@@ -72,11 +82,14 @@ impl Sampler {
 fn longest_equal(draft: &Draft, mut choose: impl FnMut(usize) -> Choice) -> Verdict {
     let mut accepted = 0;
     let mut choice = choose(0);
+    let mut certainty = Vec::with_capacity(draft.tokens.len() + 1);
+    certainty.push(choice.certainty);
     while draft.tokens.get(accepted) == Some(&choice.token) {
         accepted += 1;
         choice = choose(accepted);
+        certainty.push(choice.certainty);
     }
-    Verdict { accepted, next: choice.token, probability: choice.probability }
+    Verdict { accepted, next: choice.token, probability: choice.probability, certainty }
 }
 
 #[cfg(test)]
@@ -89,7 +102,7 @@ mod tests {
         let mut rows = Vec::new();
         let verdict = longest_equal(&draft, |row| {
             rows.push(row);
-            Choice { token: target[row], probability: 0.5 }
+            Choice { token: target[row], probability: 0.5, certainty: 0.6 }
         });
         assert_eq!(rows, (0..rows.len()).collect::<Vec<_>>(), "rows are asked for in order");
         (verdict, rows.len())
@@ -110,7 +123,7 @@ mod tests {
 
     #[test]
     fn an_empty_draft_is_a_plain_step() {
-        assert_eq!(run(&[], &[7]), (Verdict { accepted: 0, next: 7, probability: 0.5 }, 1));
+        assert_eq!(run(&[], &[7]), (Verdict { accepted: 0, next: 7, probability: 0.5, certainty: vec![0.6] }, 1));
     }
 
     #[test]
@@ -150,7 +163,7 @@ mod tests {
         for laws in [Vec::new(), vec![Law::new([(0, 0.5), (2, 0.5)]); 2]] {
             draft.laws = laws;
             let verdict = block(0.8).verify(&[5], &draft, |_| &row);
-            assert_eq!(verdict, Verdict { accepted: 0, next: 1, probability: 1.0 });
+            assert_eq!(verdict, Verdict { accepted: 0, next: 1, probability: 1.0, certainty: vec![1.0] });
         }
     }
 
@@ -158,7 +171,7 @@ mod tests {
     fn broken_rows_show_in_the_verdict_and_never_panic() {
         let draft = Draft::new(vec![1, 2], vec![0.5; 2]);
         let verdict = block(0.8).verify(&[5], &draft, |_| &[f32::NAN; 3]);
-        assert_eq!(verdict, Verdict { accepted: 0, next: 0, probability: 0.0 });
+        assert_eq!(verdict, Verdict { accepted: 0, next: 0, probability: 0.0, certainty: vec![0.0] });
     }
 
     #[test]

@@ -208,6 +208,7 @@ impl Engine {
                 draft_len: draft.tokens.len(),
                 dropped,
                 accepted: verdict.accepted,
+                certainty: &verdict.certainty,
                 unverified,
                 draft_s: (drafted - started).as_secs_f64(),
                 verify_s: drafted.elapsed().as_secs_f64(),

@@ -70,7 +70,8 @@ mod tests {
         let mut sequence = Sequence::new(&[5, 6], Sampler::new(SamplerConfig::plain(0.0, 0)));
         let draft = Draft::new(vec![7, 8, 9], vec![1.0; 3]);
         assert_eq!(sequence.pending(&draft), [6, 7, 8, 9]);
-        assert_eq!(sequence.commit(&draft, &Verdict { accepted: 1, next: 4, probability: 0.5 }), 2);
+        let verdict = Verdict { accepted: 1, next: 4, probability: 0.5, certainty: vec![0.5; 2] };
+        assert_eq!(sequence.commit(&draft, &verdict), 2);
         assert_eq!(sequence.tokens(), [5, 6, 7, 4]);
         assert_eq!(sequence.generated(), [7, 4]);
         sequence.truncate(0);

@@ -17,6 +17,7 @@ mod recalling;
 
 use crate::account::Account;
 use crate::calibration::Calibration;
+use crate::certainty::Certainty;
 use crate::cost::CostModel;
 use crate::elastic::{DropCosts, RowRule};
 use crate::estimate::{CostCurve, Mean, Survival};
@@ -96,13 +97,16 @@ impl Plan {
 
 /// What one pass took and gave, measured by the engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct StepOutcome {
+pub struct StepOutcome<'a> {
     /// Drafted tokens that were verified: what [`Controller::keep`] and [`Controller::row_rule`] left.
     pub draft_len: usize,
     /// Drafted tokens whose rows the rule dropped while the pass ran.
     pub dropped: usize,
     /// How many of them stood.
     pub accepted: usize,
+    /// How probable the target's likeliest token was at the place of each token that came, the accepted ones and the
+    /// target's own behind them; empty where nobody tells.
+    pub certainty: &'a [f32],
     /// Where all of them did, and the draft had gone on with a token that was not verified: whether that is the one that
     /// came there. `None` where there is none, or where a token may stand without being the one that comes.
     pub unverified: Option<bool>,
@@ -141,6 +145,7 @@ pub struct Controller {
     catch_up_s: Option<Mean>, // extra drafting time for each pass before it without a draft
     survival: Survival,
     calibration: Calibration,
+    certainty: Certainty,
     plain: PassMean,
     drafted: PassMean,
     planned_max: usize, // longest draft planned so far
@@ -149,12 +154,12 @@ pub struct Controller {
     reads_text: bool,
     prospect: Prospect,
     knows_second_row: bool,
+    gap: u64,            // passes without a draft right before the last one that had one
+    made: Made,
     looks_left: u64,     // drafts that show what this text is like, against those before it
     texts_unlooked: u32, // in a row, on which nothing was drafted
     texts_vain: u32,     // among the last that were drafted on, in a row: those that gained nothing by it
     text_gain_s: f64,    // by drafts of this text
-    /// Whether drafts of this text were verified and none had a token that stood.
-    is_astray: bool,
     last_stood: Option<u64>, // pass in which a token of this text did
     account: Account,
     spent_s: f64,
@@ -176,6 +181,13 @@ struct Probe {
     is_look: bool,
     /// Whether it was made longer, as what it found is far less than was expected.
     is_repeated: bool,
+}
+
+/// What the last passes that were to draft brought, the older the less.
+#[derive(Clone, Copy, Debug, Default)]
+struct Made {
+    tokens: f64,
+    seconds: f64,
 }
 
 /// What a kind of pass loads and waits for.
@@ -213,6 +225,7 @@ impl Controller {
             catch_up_s: None,
             survival: Survival::new(),
             calibration: Calibration::new(),
+            certainty: Certainty::new(),
             plain: PassMean::new(),
             drafted: PassMean::new(),
             planned_max: 0,
@@ -220,11 +233,12 @@ impl Controller {
             reads_text: true,
             prospect: Prospect { token_share, unread_max: unread_max as u64, ..Prospect::default() },
             knows_second_row: false,
+            gap: 0,
+            made: Made::default(),
             looks_left: 0,
             texts_unlooked: 0,
             texts_vain: 0,
             text_gain_s: 0.0,
-            is_astray: false,
             last_stood: None,
             account: Account::default(),
             spent_s: 0.0,
@@ -251,8 +265,11 @@ impl Controller {
         self.looks_left = if self.planned_max > 0 { measuring::LOOKS } else { 0 };
         self.last_drafted = self.passes;
         self.survival.loosen(TEXT_WEIGHT);
-        (self.is_astray, self.last_stood) = (false, None);
+        self.last_stood = None;
+        self.made = Made::default();
         self.calibration.loosen(TEXT_WEIGHT_BY_CONFIDENCE);
+        self.certainty.begin_text(TEXT_WEIGHT);
+        self.survival.expect_fails(self.certainty.fails_ratio());
         let Prospect { token_share, unread_max, .. } = self.prospect;
         self.prospect = Prospect {
             token_share,
@@ -292,7 +309,7 @@ impl Controller {
         };
         let each_s = (draft + (wide - plain).max(0.0)) / width as f64;
         let stands = self.calibration.overall(self.source).max(ACCEPTANCE_FLOOR);
-        let survival_min = (each_s * self.best_affordable().1 / stands).min(SURVIVAL_MIN_MAX) as f32;
+        let survival_min = (each_s * self.going_rate() / stands).min(SURVIVAL_MIN_MAX) as f32;
         StopRule {
             acceptance: std::array::from_fn(|source| self.calibration.table(source)),
             source: 0,
@@ -316,7 +333,7 @@ impl Controller {
     /// Which rows of what was kept are to be dropped while the pass runs; `None` where all go through, in
     /// measurements and before anything is known.
     pub fn row_rule(&self) -> Option<RowRule> {
-        let (best, rate) = self.best_affordable();
+        let (best, rate) = (self.best_affordable().0, self.going_rate());
         if self.probe.is_some() || self.kept == 0 || rate <= 0.0 {
             return None;
         }
@@ -334,7 +351,8 @@ impl Controller {
     pub fn observe(&mut self, outcome: &StepOutcome) {
         let valid = |seconds: f64| seconds.is_finite() && seconds >= 0.0;
         let times_valid = valid(outcome.draft_s) && valid(outcome.verify_s) && outcome.verify_s > 0.0;
-        let tells_valid = outcome.unverified.is_none() || outcome.accepted == outcome.draft_len;
+        let tells_valid = (outcome.unverified.is_none() || outcome.accepted == outcome.draft_len)
+            && (outcome.certainty.is_empty() || outcome.certainty.len() == outcome.accepted + 1);
         let lengths_valid = outcome.accepted <= outcome.draft_len && outcome.rows_drafted() <= self.planned;
         if !times_valid || !lengths_valid || !tells_valid {
             return;
@@ -345,15 +363,25 @@ impl Controller {
         if !self.is_blank {
             self.learn_acceptance(outcome);
         }
+        self.survival.expect_fails(self.certainty.fails_ratio());
         self.settle(outcome);
         self.reads_text &= self.planned == 0 || self.is_blank;
     }
 }
 
-impl StepOutcome {
+impl StepOutcome<'_> {
     /// Drafted tokens that the pass began with.
     fn rows_drafted(&self) -> usize {
         self.draft_len + self.dropped
+    }
+}
+
+impl Made {
+    const KEEP: f64 = 7.0 / 8.0;
+
+    fn add(&mut self, tokens: f64, seconds: f64) {
+        self.tokens = Made::KEEP * self.tokens + tokens;
+        self.seconds = Made::KEEP * self.seconds + seconds;
     }
 }
 

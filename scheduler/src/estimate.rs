@@ -138,10 +138,13 @@ pub(crate) struct Survival {
     /// The same over many texts.
     #[serde(default = "Survival::usual_at_first")]
     usual: Mean,
+    /// How many times as often as then tokens are expected to fail now: [`crate::certainty`].
+    #[serde(skip, default = "Survival::as_then")]
+    fails_ratio: f64,
 }
 
 impl Survival {
-    const MEMORY: f64 = 48.0;
+    pub(crate) const MEMORY: f64 = 48.0;
     /// What is believed before anything is measured, and for how many samples.
     const PRIOR_ACCEPTANCE: f64 = 0.7;
     const PRIOR_WEIGHT: f64 = 2.0;
@@ -157,7 +160,17 @@ impl Survival {
 
     pub(crate) fn new() -> Survival {
         let all = Mean::prior(Survival::PRIOR_ACCEPTANCE, Survival::PRIOR_WEIGHT);
-        Survival { offered: Vec::new(), stands: Vec::new(), all, usual: Survival::usual_at_first() }
+        let usual = Survival::usual_at_first();
+        Survival { offered: Vec::new(), stands: Vec::new(), all, usual, fails_ratio: Survival::as_then() }
+    }
+
+    fn as_then() -> f64 {
+        1.0
+    }
+
+    /// From now on tokens are expected to fail so many times as often as those counted did.
+    pub(crate) fn expect_fails(&mut self, ratio: f64) {
+        self.fails_ratio = ratio;
     }
 
     fn usual_at_first() -> Mean {
@@ -263,6 +276,11 @@ impl Survival {
     /// Share of the passes in which it stands among those in which all before it do. Few samples of a position
     /// lean on the tokens of all.
     fn stands(&self, position: usize) -> f64 {
+        1.0 - ((1.0 - self.stood(position)) * self.fails_ratio).min(1.0)
+    }
+
+    /// The same as it was when it was counted.
+    fn stood(&self, position: usize) -> f64 {
         let own = self.stands.get(position - 1).copied().unwrap_or(Mean::prior(0.0, 0.0));
         if position == 1 && own.weight > 0.0 {
             return own.value;

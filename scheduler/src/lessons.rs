@@ -5,6 +5,7 @@
 //! files.
 
 use crate::calibration::Calibration;
+use crate::certainty::Certainty;
 use crate::estimate::Survival;
 use crate::{DRAFT_LEN_LIMIT, SchedulerError};
 
@@ -32,6 +33,8 @@ pub struct Lessons {
     pub(crate) catch_up_s: Option<f64>,
     pub(crate) survival: Survival,
     pub(crate) calibration: Calibration,
+    #[serde(default = "Certainty::new")]
+    pub(crate) certainty: Certainty,
 }
 
 /// What passes of one width took.
@@ -94,7 +97,7 @@ impl Lessons {
         if let Some(seconds) = drafts.chain(self.catch_up_s).find(|seconds| !is_time(*seconds)) {
             return refuse(format!("{seconds} seconds of drafting"));
         }
-        if !self.survival.is_sound() || !self.calibration.is_sound() {
+        if !self.survival.is_sound() || !self.calibration.is_sound() || !self.certainty.is_sound() {
             return refuse("shares of tokens that stand outside 0 to 1".into());
         }
         Ok(())

@@ -11,6 +11,7 @@
 mod account;
 mod budget;
 mod calibration;
+mod certainty;
 mod controller;
 mod cost;
 mod draft_len;

@@ -53,7 +53,7 @@ mod tests {
     use super::*;
     use drafthorse_offload::ShadowMisses;
 
-    fn pass(misses: u64, (as_run, plain): (u64, u64), accepted: usize) -> StepOutcome {
+    fn pass(misses: u64, (as_run, plain): (u64, u64), accepted: usize) -> StepOutcome<'static> {
         let shadow = Some(ShadowMisses { as_run, plain });
         StepOutcome { misses, accepted, draft_len: accepted, shadow, ..StepOutcome::default() }
     }

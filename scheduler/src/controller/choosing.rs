@@ -66,6 +66,7 @@ impl Controller {
         } else if self.passes - self.last_drafted >= STALE_PASSES {
             self.survival.loosen(RETRY_WEIGHT);
             self.calibration.loosen(RETRY_WEIGHT);
+            self.certainty.loosen(RETRY_WEIGHT);
         }
         if draft_len > 0 && best == 0 {
             self.survival.grow_old((self.passes - self.last_drafted) as f64);
@@ -128,11 +129,11 @@ impl Controller {
         self.best_among(|draft_len| draft_len == 1 || self.unlucky_s(draft_len) <= self.account.balance())
     }
 
-    /// Seconds that a pass is expected to lose of which no more stands than of a draft of one; and where nothing has
-    /// stood on this text yet, nothing.
+    /// Seconds that a pass is expected to lose of which no more stands than of a draft of one; and as long as nothing has
+    /// stood on this text, nothing.
     pub(super) fn unlucky_s(&self, draft_len: usize) -> f64 {
         let costs = self.seconds(draft_len).zip(self.plain_s());
-        let tokens = if self.is_astray { 1.0 } else { self.survival.tokens(1) };
+        let tokens = if self.last_stood.is_none() { 1.0 } else { self.survival.tokens(1) };
         costs.map_or(f64::INFINITY, |(seconds, plain_s)| seconds - plain_s * tokens)
     }
 
@@ -178,7 +179,7 @@ impl Controller {
 
     /// The prefix that maximises (expected tokens) - (seconds added) x (tokens per second we get anyway).
     pub(super) fn worth_verifying(&self, draft: &Draft) -> usize {
-        let rate = self.best_affordable().1;
+        let rate = self.going_rate();
         let plain = self.verify_s.expect(0).unwrap_or(0.0);
         let (mut stands, mut tokens, mut best) = (1.0, 0.0, (0, 0.0));
         for (i, &confidence) in draft.confidence.iter().enumerate().take(self.planned) {

@@ -28,6 +28,8 @@ const ACCOUNT_MAX_PASSES: f64 = 16.0;
 const CHARGE_MAX: f64 = 3.0;
 /// and the first of its length in a run hardly more than that: what it finds cold is paid for once, whatever is done after.
 const CHARGE_FIRST_MAX: f64 = 1.25;
+/// A draft is believed to take so many times what the model's size says, and more only by and by.
+const DRAFT_MAX: f64 = 2.0;
 /// Passes after a drafted one in which plain passes do not count, where drafting takes more than this share of a plain
 /// pass: it leaves the processor's caches to the draft model and the target's threads asleep.
 const PLAIN_SETTLING: u64 = 2;
@@ -48,7 +50,8 @@ impl Controller {
         if self.planned == 0 || self.is_blank {
             return;
         }
-        let unread = (self.passes - 1 - self.last_drafted).min(self.prospect.unread_max);
+        self.gap = self.passes - 1 - self.last_drafted;
+        let unread = self.gap.min(self.prospect.unread_max);
         let expected_s = self.draft_s.expect(self.planned).unwrap_or(0.0);
         if (self.reads_text || unread > 0) && outcome.draft_s < expected_s {
             // With reading it took less than was expected without.
@@ -59,15 +62,28 @@ impl Controller {
         } else if self.reads_text {
             // Reading, mostly: teaches nothing.
         } else if unread == 0 {
-            // Drafts of a chain cost next to nothing or a model's time: a dear one is believed up to a pass.
-            self.draft_s.add_above(self.planned, outcome.draft_s, self.verify_s.expect(0).unwrap_or(0.0));
+            self.learn_drafting(outcome.draft_s);
         } else {
+            // A model reads many tokens at once: none takes longer than one that it drafts.
             let each = (outcome.draft_s - expected_s) / unread as f64;
+            let each = each.min(self.draft_s.expect(1).unwrap_or(each));
             self.catch_up_s.get_or_insert(Mean::prior(each, 1.0)).add(each, 4.0);
         }
         self.last_drafted = self.passes;
         self.looks_left = self.looks_left.saturating_sub(1);
         self.planned_max = self.planned_max.max(self.planned);
+    }
+
+    fn learn_drafting(&mut self, draft_s: f64) {
+        let plain_s = self.verify_s.expect(0).unwrap_or(0.0);
+        // Drafts of a chain cost next to nothing or a model's time: a dear one is believed, but for one that stalled, which
+        // would keep the drafter from being asked again. A model's size says what it may take.
+        let compute_s = plain_s * (1.0 - self.plain.stall_share.value());
+        let by_size_s = DRAFT_MAX * self.planned as f64 * self.prospect.token_share * compute_s;
+        let most_s = if by_size_s > 0.0 { by_size_s } else { plain_s };
+        let is_first = self.draft_s.expect(self.planned).is_none_or(|seconds| seconds == 0.0);
+        let draft_s = if is_first && by_size_s > 0.0 { draft_s.min(most_s) } else { draft_s };
+        self.draft_s.add_above(self.planned, draft_s, most_s);
     }
 
     /// Plain passes after a drafted one that do not count.
@@ -95,8 +111,8 @@ impl Controller {
 
     pub(super) fn learn_acceptance(&mut self, outcome: &StepOutcome) {
         self.survival.add(self.planned, outcome.draft_len, outcome.accepted);
+        self.certainty.add(outcome.certainty, outcome.draft_len, outcome.accepted);
         self.last_stood = if outcome.accepted > 0 { Some(self.passes) } else { self.last_stood };
-        self.is_astray = self.last_stood.is_none() && (self.is_astray || outcome.draft_len > 0);
         let verified = outcome.draft_len.min(outcome.accepted + 1);
         for (i, &confidence) in self.confidence.iter().enumerate().take(verified) {
             self.calibration.add(self.source, i, confidence, i < outcome.accepted);
@@ -129,6 +145,7 @@ impl Controller {
         self.account.earn(share * spent);
         if self.planned > 0 {
             self.text_gain_s += as_plain - spent;
+            self.made.add((1 + outcome.accepted) as f64, outcome.verify_s + if self.reads_text { 0.0 } else { outcome.draft_s });
             self.account.book(if is_first { 0.0 } else { as_plain - self.charged(outcome) });
             self.last_probe = if self.probe.is_some() { self.passes } else { self.last_probe };
         }
@@ -160,6 +177,10 @@ impl Controller {
         let is_look = self.probe.is_some_and(|probe| probe.is_look);
         let drafting = if self.reads_text && !is_look { 0.0 } else { outcome.draft_s };
         let most = if self.ledger.passes(self.planned) == 1 { CHARGE_FIRST_MAX } else { CHARGE_MAX };
+        let drafting = match self.draft_s.expect(self.planned) {
+            Some(expected_s) if self.gap == 0 && !self.reads_text => drafting.min(most * expected_s),
+            _ => drafting,
+        };
         (outcome.verify_s + drafting).min(most * expected)
     }
 }

@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use super::learning::LOSS_SHARE_EARLY;
+use super::learning::{LOSS_SHARE, LOSS_SHARE_EARLY};
 use super::{Controller, EARLY_PASSES, GAIN_MIN, RETRY_PASSES, STALE_PASSES};
 use crate::estimate::Survival;
 use crate::normal::expected_above;
@@ -39,6 +39,9 @@ const LONGER_PASSES: u64 = 4;
 
 /// How many times what is at stake a measurement must be worth for the account to lend that.
 const LEND_WORTH: f64 = 8.0;
+
+/// A text has become easier if drafts are expected to fail so much less often than those verified did.
+const EASIER_RATIO: f64 = 0.5;
 
 /// Plain passes in one measurement, behind those that settle.
 pub(super) const PLAIN_PROBE_LEN: usize = 1;
@@ -210,9 +213,12 @@ impl Controller {
         self.price(draft_len, reference).max(self.unlucky_s(draft_len))
     }
 
-    /// Seconds that the rest of the text is going to bring in, and that were not lent yet.
+    /// Seconds that the rest of the text is going to bring in, and that were not lent yet; all that may be lost where the
+    /// text is no longer the one in which drafts failed.
     pub(super) fn credit(&self) -> f64 {
-        let coming_s = LOSS_SHARE_EARLY * self.prospect.tokens_left() / self.rate(0);
+        let is_easier = self.certainty.fails_ratio() <= EASIER_RATIO;
+        let share = if is_easier { LOSS_SHARE } else { LOSS_SHARE_EARLY };
+        let coming_s = share * self.prospect.tokens_left() / self.rate(0);
         (coming_s - self.account.lent()).max(0.0)
     }
 

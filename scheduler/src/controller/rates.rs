@@ -4,6 +4,9 @@
 
 use super::Controller;
 
+/// Passes of the length in use that what is expected of it is worth beside what the last ones made.
+const GOING_PASSES: f64 = 2.0;
+
 impl Controller {
     pub(super) fn hoped(&self) -> Option<f64> {
         let plain_s = self.verify_s.expect(0)?;
@@ -33,6 +36,17 @@ impl Controller {
     /// Expected tokens per second; 0 before anything is measured.
     pub(super) fn rate(&self, draft_len: usize) -> f64 {
         self.seconds(draft_len).map_or(0.0, |seconds| self.survival.tokens(draft_len) / seconds)
+    }
+
+    /// Tokens a second that a drafted token's time is weighed against: what the length in use is expected to make, unless
+    /// what it made lately is less. Drafts that are cut to nothing, as dearer than a rate that is believed too high, would
+    /// be cut for ever.
+    pub(super) fn going_rate(&self) -> f64 {
+        let (best, rate) = self.best_affordable();
+        let Some(seconds) = self.seconds(best).filter(|_| best > 0) else { return rate };
+        let expected_s = GOING_PASSES * seconds;
+        let made = (self.made.tokens + expected_s * rate) / (self.made.seconds + expected_s);
+        made.min(rate).max(self.rate(0))
     }
 
     /// Seconds of a pass planned with `draft_len`; of a length never tried, hoping halfway that its widths cost no more

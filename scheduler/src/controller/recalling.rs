@@ -26,6 +26,7 @@ impl Controller {
                 catch_up_s: self.catch_up_s.map(|mean| mean.value()),
                 survival: self.survival.clone(),
                 calibration: self.calibration.clone(),
+                certainty: self.certainty.clone(),
             }
         })
     }
@@ -49,6 +50,7 @@ impl Controller {
         self.catch_up_s = lessons.catch_up_s.map(|seconds| Mean::prior(seconds, 1.0));
         self.survival = lessons.survival.clone();
         self.calibration = lessons.calibration.clone();
+        self.certainty = lessons.certainty.clone();
         self.plain_first = 0;
     }
 }

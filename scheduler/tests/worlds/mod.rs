@@ -150,7 +150,7 @@ impl World {
     }
 
     /// A pass over `width` drafted tokens at `at` in the text, after `passes`.
-    fn pass(&self, width: usize, at: usize, passes: &[(usize, usize)]) -> StepOutcome {
+    fn pass(&self, width: usize, at: usize, passes: &[(usize, usize)]) -> StepOutcome<'static> {
         let Machine { drift, cold, filling, first, after_draft, misses, miss_s, .. } = self.machine;
         let phase = self.chance(5, 0) + at as f64 / DRIFT_TOKENS;
         let level = 1.0 + drift * (std::f64::consts::TAU * phase).sin();

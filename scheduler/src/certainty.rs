@@ -1,0 +1,116 @@
+//! What the target's own certainty says of a drafter: how much of its drafts will stand in the text as it is now.
+//!
+//! Owns [`Certainty`]. Every pass, with or without a draft, shows how probable the target's likeliest token was, and where
+//! that is much a drafter mostly agrees: what it may miss is bounded by the distance of both laws (Leviathan, Kalman and
+//! Matias 2023, arXiv 2211.17192, theorem 3.5). How much stands at which certainty is learned from what was verified, so
+//! a drafter that agrees anywhere alike is told nothing by it. It must not know costs or plans.
+
+use crate::estimate::Survival;
+
+/// Where bins of certainty begin: text that repeats itself is told from other text at the lower end by small models, at
+/// the upper end by large ones.
+const BOUNDS: [f64; 8] = [0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.97, 0.99];
+const BINS: usize = BOUNDS.len() + 1;
+/// Tokens of a bin over which is counted what stands,
+const SHARE_MEMORY: f64 = 128.0;
+/// and what is believed before, from the middle of the lowest bin to that of the highest, and for how many tokens.
+const PRIOR: (f64, f64) = (0.4, 0.9);
+const PRIOR_WEIGHT: f64 = 4.0;
+/// Tokens that show what the text is like now.
+const NOW_MEMORY: f64 = 16.0;
+/// Tokens that another text, whose certainty says nothing of this one's, is worth.
+const OTHER_TEXT_WEIGHT: f64 = 4.0;
+/// A share of tokens that do not stand is taken to be at least this.
+const FAILS_MIN: f64 = 0.01;
+/// Drafts fail at most this many times as often as they did, or as rarely.
+const RATIO_MAX: f64 = 8.0;
+
+/// What stands by the target's certainty, and how certain it was when drafts were verified and is now.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Certainty {
+    stood: [f64; BINS],
+    trials: [f64; BINS],
+    /// Tokens verified from which acceptance is known, as old ones fade there.
+    verified: [f64; BINS],
+    /// The last tokens of the text.
+    #[serde(skip)]
+    now: [f64; BINS],
+}
+
+impl Certainty {
+    pub(crate) fn new() -> Certainty {
+        Certainty { stood: [0.0; BINS], trials: [0.0; BINS], verified: [0.0; BINS], now: [0.0; BINS] }
+    }
+
+    /// Counts a pass whose tokens came with `certainty`, of which the first `accepted` of `verified` drafted ones.
+    pub(crate) fn add(&mut self, certainty: &[f32], verified: usize, accepted: usize) {
+        for (i, &certainty) in certainty.iter().enumerate() {
+            let bin = bin(f64::from(certainty));
+            count(&mut self.now, bin, NOW_MEMORY);
+            if i < verified {
+                count(&mut self.verified, bin, Survival::MEMORY);
+                let keep = (SHARE_MEMORY / (self.trials[bin] + 1.0)).min(1.0);
+                self.trials[bin] = keep * (self.trials[bin] + 1.0);
+                self.stood[bin] = keep * (self.stood[bin] + f64::from(i < accepted));
+            }
+        }
+    }
+
+    /// Another text begins: what stood before is believed as far as `weight` tokens, and this one is like that so far.
+    pub(crate) fn begin_text(&mut self, weight: f64) {
+        fade(&mut self.verified, weight);
+        self.now = self.verified;
+        fade(&mut self.now, OTHER_TEXT_WEIGHT);
+    }
+
+    /// What stood before is believed as far as `weight` tokens.
+    pub(crate) fn loosen(&mut self, weight: f64) {
+        fade(&mut self.verified, weight);
+    }
+
+    /// How many times as often drafts may be expected to fail now as when they were verified.
+    pub(crate) fn fails_ratio(&self) -> f64 {
+        match (self.fails(&self.now), self.fails(&self.verified)) {
+            (Some(now), Some(then)) => (now / then).clamp(1.0 / RATIO_MAX, RATIO_MAX),
+            _ => 1.0,
+        }
+    }
+
+    /// The share of `tokens` that does not stand; `None` of no tokens.
+    fn fails(&self, tokens: &[f64; BINS]) -> Option<f64> {
+        let all: f64 = tokens.iter().sum();
+        let each = tokens.iter().enumerate().map(|(bin, count)| count * (1.0 - self.share(bin)));
+        (all > 0.0).then(|| (each.sum::<f64>() / all).max(FAILS_MIN))
+    }
+
+    fn share(&self, bin: usize) -> f64 {
+        let prior = PRIOR.0 + (PRIOR.1 - PRIOR.0) * bin as f64 / (BINS - 1) as f64;
+        (self.stood[bin] + PRIOR_WEIGHT * prior) / (self.trials[bin] + PRIOR_WEIGHT)
+    }
+
+    /// Whether it can have been counted: it may come from a file.
+    pub(crate) fn is_sound(&self) -> bool {
+        // A last digit may have been lost on the way through text.
+        let is_count = |most: f64| move |count: &f64| (0.0..=most * (1.0 + 1e-9)).contains(count);
+        let stood = self.stood.iter().zip(&self.trials).all(|(stood, trials)| is_count(*trials)(stood));
+        let verified = self.verified.iter().all(is_count(Survival::MEMORY));
+        stood && verified && self.trials.iter().all(is_count(SHARE_MEMORY))
+    }
+}
+
+fn bin(certainty: f64) -> usize {
+    BOUNDS.iter().take_while(|bound| certainty >= **bound).count()
+}
+
+/// Counts one in `bin`, all fading so that they are at most `memory`.
+fn count(bins: &mut [f64; BINS], bin: usize, memory: f64) {
+    fade(bins, memory - 1.0);
+    bins[bin] += 1.0;
+}
+
+/// Scales to at most `weight` in all.
+fn fade(bins: &mut [f64; BINS], weight: f64) {
+    let keep = weight / bins.iter().sum::<f64>().max(weight);
+    bins.iter_mut().for_each(|count| *count *= keep);
+}
