@@ -11,6 +11,7 @@ mod forced;
 mod report;
 mod routes;
 mod shown;
+mod watch;
 
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -35,6 +36,7 @@ use crate::tokenizer::{AddSpecial, Tokenizer};
 use ahead::ReadAhead;
 use draft_len::Lengths;
 use routes::Routes;
+use watch::Watch;
 
 pub use crate::ids::{ids_hash, parse_ids, read_ids};
 pub use forced::Replay;
@@ -49,6 +51,7 @@ pub struct Engine {
     /// What a drafted token takes of a plain pass, by size.
     effort: DraftEffort,
     lengths: Lengths,
+    watch: Watch,
     tokenizer: Option<Tokenizer>,
     plan: MemoryPlan,
     /// The GPU's name and memory.
@@ -128,6 +131,7 @@ impl Engine {
             controller,
             effort,
             lengths: Lengths::new(config),
+            watch: Watch::default(),
             tokenizer: prepared.tokenizer,
             plan: prepared.plan,
             gpu,
@@ -159,7 +163,7 @@ impl Engine {
         room: usize,
         (tally, progress): (&mut Tally, &mut dyn Progress),
     ) -> Result<usize, Error> {
-        let Plan { draft_len: wanted, stop, run_ahead, is_blank } = match self.drafter {
+        let Plan { draft_len: wanted, stop, run_ahead, is_blank, watch } = match self.drafter {
             Some(_) => self.controller.plan(&self.residency()),
             None => Plan::PLAIN,
         };
@@ -168,7 +172,7 @@ impl Engine {
         let most = wanted.min(room - 1);
         self.make_feature_room((sequence, sequence.len()), 1 + most, progress);
         let mut draft = match most {
-            0 => self.draft_nothing(),
+            0 => self.draft_to_watch(sequence, watch, progress),
             _ if is_blank => self.draft_blank(sequence.tokens()),
             most => self.ask(sequence, (most, stop), progress),
         };
@@ -193,6 +197,7 @@ impl Engine {
         let verdict = sequence.sampler.verify(sequence.tokens(), &draft, logits);
         let unverified = verdict.tells_of_next(&guesses, draft.tokens.len());
         let committed = sequence.commit(&draft, &verdict);
+        let watched = self.watch.told(sequence.tokens(), &verdict.certainty);
         self.target.truncate(sequence.len() - 1);
 
         // A token that was nobody's guess counts if it stands: it is one pass less.
@@ -210,6 +215,7 @@ impl Engine {
                 accepted: verdict.accepted,
                 certainty: &verdict.certainty,
                 unverified,
+                watched: &watched,
                 draft_s: (drafted - started).as_secs_f64(),
                 verify_s: drafted.elapsed().as_secs_f64(),
                 stall_s: after.stall_s - before.stall_s,
@@ -244,6 +250,7 @@ impl Engine {
         let hooks = Hooks { progress, on_tokens };
         let outcome = self.run(&mut sequence, options, &mut tally, hooks);
         self.drafter.iter_mut().for_each(|drafter| drafter.rest());
+        self.watch.end();
         // Every committed token but the last has its row in the cache, an end token taken back too.
         self.cached = sequence.tokens().to_vec();
         self.cached.truncate(self.target.len());

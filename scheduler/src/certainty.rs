@@ -43,17 +43,20 @@ impl Certainty {
         Certainty { stood: [0.0; BINS], trials: [0.0; BINS], verified: [0.0; BINS], now: [0.0; BINS] }
     }
 
-    /// Counts a pass whose tokens came with `certainty`, of which the first `accepted` of `verified` drafted ones.
-    pub(crate) fn add(&mut self, certainty: &[f32], verified: usize, accepted: usize) {
-        for (i, &certainty) in certainty.iter().enumerate() {
-            let bin = bin(f64::from(certainty));
-            count(&mut self.now, bin, NOW_MEMORY);
-            if i < verified {
-                count(&mut self.verified, bin, Survival::MEMORY);
-                let keep = (SHARE_MEMORY / (self.trials[bin] + 1.0)).min(1.0);
-                self.trials[bin] = keep * (self.trials[bin] + 1.0);
-                self.stood[bin] = keep * (self.stood[bin] + f64::from(i < accepted));
-            }
+    /// Counts tokens of the text, by how certain the target was.
+    pub(crate) fn see(&mut self, certainty: &[f32]) {
+        certainty.iter().for_each(|certainty| count(&mut self.now, bin(*certainty), NOW_MEMORY));
+    }
+
+    /// Counts what became of `drafted` tokens: the first `stood` of them did, where the target was that certain. Behind the
+    /// first that did not, nothing is known.
+    pub(crate) fn learn(&mut self, certainty: &[f32], drafted: usize, stood: usize) {
+        for (i, &certainty) in certainty.iter().enumerate().take(drafted.min(stood + 1)) {
+            let bin = bin(certainty);
+            count(&mut self.verified, bin, Survival::MEMORY);
+            let keep = (SHARE_MEMORY / (self.trials[bin] + 1.0)).min(1.0);
+            self.trials[bin] = keep * (self.trials[bin] + 1.0);
+            self.stood[bin] = keep * (self.stood[bin] + f64::from(i < stood));
         }
     }
 
@@ -99,8 +102,8 @@ impl Certainty {
     }
 }
 
-fn bin(certainty: f64) -> usize {
-    BOUNDS.iter().take_while(|bound| certainty >= **bound).count()
+fn bin(certainty: f32) -> usize {
+    BOUNDS.iter().take_while(|bound| f64::from(certainty) >= **bound).count()
 }
 
 /// Counts one in `bin`, all fading so that they are at most `memory`.
@@ -113,4 +116,73 @@ fn count(bins: &mut [f64; BINS], bin: usize, memory: f64) {
 fn fade(bins: &mut [f64; BINS], weight: f64) {
     let keep = weight / bins.iter().sum::<f64>().max(weight);
     bins.iter_mut().for_each(|count| *count *= keep);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// After `tokens` verified one by one at each certainty, of which that share stood.
+    fn after(tokens: usize, shares: [(f32, f64); 2]) -> Certainty {
+        let mut certainty = Certainty::new();
+        for i in 0..tokens {
+            for (at, share) in shares {
+                let stands = (i as f64 * share).fract() + share >= 1.0;
+                certainty.see(&[at]);
+                certainty.learn(&[at], 1, usize::from(stands));
+            }
+        }
+        certainty
+    }
+
+    #[test]
+    fn a_drafter_that_stands_where_the_target_is_certain_is_expected_to_when_it_becomes_so() {
+        let mut certainty = after(100, [(0.15, 0.5), (0.95, 0.9)]);
+        // Verified at both alike, half and a tenth fail: 0.3.
+        certainty.see(&[0.95; 64]);
+        assert!((certainty.fails_ratio() - 0.1 / 0.3).abs() < 0.06, "{}", certainty.fails_ratio());
+        certainty.see(&[0.15; 64]);
+        assert!((certainty.fails_ratio() - 0.5 / 0.3).abs() < 0.1, "{}", certainty.fails_ratio());
+    }
+
+    #[test]
+    fn a_drafter_that_stands_anywhere_alike_is_told_nothing() {
+        let mut certainty = after(128, [(0.15, 0.5), (0.95, 0.5)]);
+        certainty.see(&[0.95; 64]);
+        assert!((certainty.fails_ratio() - 1.0).abs() < 0.06, "{}", certainty.fails_ratio());
+    }
+
+    #[test]
+    fn nothing_is_said_before_a_text_was_seen_and_verified() {
+        let mut certainty = Certainty::new();
+        assert_eq!(certainty.fails_ratio(), 1.0);
+        certainty.see(&[0.95; 64]);
+        assert_eq!(certainty.fails_ratio(), 1.0, "nothing was verified");
+        let mut another = after(100, [(0.15, 0.5), (0.95, 0.9)]);
+        another.see(&[0.95; 64]);
+        another.begin_text(4.0);
+        assert_eq!(another.fails_ratio(), 1.0, "of the new text nothing is known");
+    }
+
+    #[test]
+    fn behind_the_first_token_that_does_not_stand_nothing_is_counted() {
+        let mut certainty = Certainty::new();
+        certainty.learn(&[0.95, 0.95, 0.95, 0.95], 4, 1);
+        assert_eq!(certainty.trials.iter().sum::<f64>(), 2.0);
+        assert_eq!(certainty.stood.iter().sum::<f64>(), 1.0);
+    }
+
+    #[test]
+    fn what_was_counted_is_sound_and_what_cannot_have_been_is_not() {
+        let certainty = after(1000, [(0.15, 0.5), (0.95, 1.0)]);
+        assert!(certainty.is_sound() && Certainty::new().is_sound());
+        for broken in [f64::NAN, -1.0, 1e6] {
+            let mut other = certainty.clone();
+            other.stood[0] = broken;
+            assert!(!other.is_sound());
+            let mut other = certainty.clone();
+            other.verified[0] = broken;
+            assert!(!other.is_sound());
+        }
+    }
 }

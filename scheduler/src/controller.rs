@@ -88,11 +88,28 @@ pub struct Plan {
     /// The drafter is not to be asked: the draft is any token, for what verifying one costs. It tells whether a
     /// drafter that would have to read a long text first has a chance.
     pub is_blank: bool,
+    /// Of a pass without a draft: the drafter may be asked for so many tokens that nobody verifies. What comes tells what
+    /// would have stood ([`StepOutcome::watched`]). Only drafters that take next to no time are watched.
+    pub watch: usize,
 }
 
 impl Plan {
     /// A pass without a draft.
-    pub const PLAIN: Plan = Plan { draft_len: 0, stop: StopRule::NEVER, run_ahead: false, is_blank: false };
+    pub const PLAIN: Plan =
+        Plan { draft_len: 0, stop: StopRule::NEVER, run_ahead: false, is_blank: false, watch: 0 };
+}
+
+/// A draft that was compared with what the target wrote alone.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Watched {
+    /// How many tokens the drafter was asked for.
+    pub asked: usize,
+    /// What it said.
+    pub draft: Draft,
+    /// How many of its tokens came as it said, from the first one on.
+    pub stood: usize,
+    /// How certain the target was of the tokens that came ([`StepOutcome::certainty`]), from the first one on.
+    pub certainty: Vec<f32>,
 }
 
 /// What one pass took and gave, measured by the engine.
@@ -110,6 +127,8 @@ pub struct StepOutcome<'a> {
     /// Where all of them did, and the draft had gone on with a token that was not verified: whether that is the one that
     /// came there. `None` where there is none, or where a token may stand without being the one that comes.
     pub unverified: Option<bool>,
+    /// Drafts that nobody verified, of which it has become known what would have stood.
+    pub watched: &'a [Watched],
     /// Seconds spent drafting.
     pub draft_s: f64,
     /// Seconds of the target's pass, waiting for experts included.
@@ -150,6 +169,8 @@ pub struct Controller {
     drafted: PassMean,
     planned_max: usize, // longest draft planned so far
     last_drafted: u64,
+    last_told: u64, // what stands: by a draft that was verified or watched
+    watch_s: Option<Mean>,
     /// The drafter has not drafted on this text yet: what it takes first is reading.
     reads_text: bool,
     prospect: Prospect,
@@ -230,6 +251,8 @@ impl Controller {
             drafted: PassMean::new(),
             planned_max: 0,
             last_drafted: 0,
+            last_told: 0,
+            watch_s: None,
             reads_text: true,
             prospect: Prospect { token_share, unread_max: unread_max as u64, ..Prospect::default() },
             knows_second_row: false,
@@ -263,7 +286,8 @@ impl Controller {
         self.reads_text = true;
         self.probe = None;
         self.looks_left = if self.planned_max > 0 { measuring::LOOKS } else { 0 };
-        self.last_drafted = self.passes;
+        (self.last_drafted, self.last_told) = (self.passes, self.passes);
+        self.watch_s = None;
         self.survival.loosen(TEXT_WEIGHT);
         self.last_stood = None;
         self.made = Made::default();
@@ -295,7 +319,8 @@ impl Controller {
             self.planned > 0 && self.config.mode == DraftLen::Auto && self.looks_without_drafter();
         let run_ahead =
             self.planned > 0 && !self.is_blank && self.drafted.stall_share.value() >= RUN_AHEAD_STALL_MIN;
-        Plan { draft_len: self.planned, stop: self.stop_rule(), run_ahead, is_blank: self.is_blank }
+        let watch = if self.planned == 0 && self.watches() { self.planned_max } else { 0 };
+        Plan { draft_len: self.planned, stop: self.stop_rule(), run_ahead, is_blank: self.is_blank, watch }
     }
 
     /// A draft is continued while the next token, if it stands as often as this drafter's do, is worth the
@@ -352,7 +377,8 @@ impl Controller {
         let valid = |seconds: f64| seconds.is_finite() && seconds >= 0.0;
         let times_valid = valid(outcome.draft_s) && valid(outcome.verify_s) && outcome.verify_s > 0.0;
         let tells_valid = (outcome.unverified.is_none() || outcome.accepted == outcome.draft_len)
-            && (outcome.certainty.is_empty() || outcome.certainty.len() == outcome.accepted + 1);
+            && (outcome.certainty.is_empty() || outcome.certainty.len() == outcome.accepted + 1)
+            && outcome.watched.iter().all(Watched::is_sound);
         let lengths_valid = outcome.accepted <= outcome.draft_len && outcome.rows_drafted() <= self.planned;
         if !times_valid || !lengths_valid || !tells_valid {
             return;
@@ -363,9 +389,17 @@ impl Controller {
         if !self.is_blank {
             self.learn_acceptance(outcome);
         }
+        outcome.watched.iter().for_each(|watched| self.learn_watched(watched));
         self.survival.expect_fails(self.certainty.fails_ratio());
         self.settle(outcome);
         self.reads_text &= self.planned == 0 || self.is_blank;
+    }
+}
+
+impl Watched {
+    fn is_sound(&self) -> bool {
+        let drafted = self.draft.tokens.len();
+        self.stood <= drafted && drafted <= self.asked && self.asked <= DRAFT_LEN_LIMIT
     }
 }
 

@@ -177,8 +177,9 @@ impl Survival {
         Mean::prior(Survival::USUAL_PRIOR, Survival::USUAL_PRIOR_WEIGHT)
     }
 
-    /// Counts a pass planned with `planned` drafted tokens that verified `width` and accepted `accepted`.
-    pub(crate) fn add(&mut self, planned: usize, width: usize, accepted: usize) {
+    /// Counts a pass planned with `planned` drafted tokens that verified `width` and accepted `accepted`, as one of the last
+    /// `memory`.
+    pub(crate) fn add(&mut self, planned: usize, (width, accepted): (usize, usize), memory: f64) {
         while self.offered.len() < planned {
             let offered = self.offered(self.offered.len() + 1);
             let first = self.stands.is_empty();
@@ -187,12 +188,12 @@ impl Survival {
             self.stands.push(Mean::prior(Survival::PRIOR_ACCEPTANCE, weight));
         }
         for position in 1..=planned {
-            self.offered[position - 1].add(f64::from(position <= width), Survival::MEMORY);
+            self.offered[position - 1].add(f64::from(position <= width), memory);
             if position <= accepted + 1 {
-                self.stands[position - 1].add(f64::from(position <= accepted), Survival::MEMORY);
+                self.stands[position - 1].add(f64::from(position <= accepted), memory);
             }
             if position <= width.min(accepted + 1) {
-                self.all.add(f64::from(position <= accepted), Survival::MEMORY);
+                self.all.add(f64::from(position <= accepted), memory);
                 self.usual.add(f64::from(position <= accepted), Survival::USUAL_MEMORY);
             }
         }
@@ -340,7 +341,7 @@ mod tests {
         let mut survival = Survival::new();
         for i in 0..400 {
             let width = if i % 2 == 0 { 2 } else { 0 }; // abstains every other time
-            survival.add(2, width, width.min(1));
+            survival.add(2, (width, width.min(1)), Survival::MEMORY);
         }
         assert!((survival.offered(1) - 0.5).abs() < 0.02 && (survival.offered(2) - 0.5).abs() < 0.02);
         assert!((survival.accepted(1) - 0.5).abs() < 0.02 && survival.accepted(2) < 1e-3);
@@ -352,7 +353,7 @@ mod tests {
     #[test]
     fn what_stands_elsewhere_comes_back_where_it_is_more_and_a_place_never_reached_is_none() {
         let mut survival = Survival::new();
-        (0..8).for_each(|_| survival.add(8, 8, 0));
+        (0..8).for_each(|_| survival.add(8, (8, 0), Survival::MEMORY));
         survival.usual = Mean::prior(0.9, 8.0);
         let before = survival.clone();
         survival.grow_old(0.0);
@@ -361,7 +362,7 @@ mod tests {
         assert!(survival.tokens(8).is_finite() && survival.is_sound());
         assert!(survival.tokens(8) > before.tokens(8), "{} {}", survival.tokens(8), before.tokens(8));
         let mut better = Survival { usual: Mean::prior(0.1, 8.0), ..Survival::new() };
-        (0..8).for_each(|_| better.add(8, 8, 8));
+        (0..8).for_each(|_| better.add(8, (8, 8), Survival::MEMORY));
         let mut aged = better.clone();
         aged.grow_old(64.0);
         assert_eq!(aged, better, "what stands here is more");
@@ -371,7 +372,7 @@ mod tests {
     fn positions_never_tried_follow_the_last_step_measured() {
         let mut survival = Survival::new();
         assert!((survival.accepted(2) - 0.49).abs() < 1e-12);
-        (0..500).for_each(|_| survival.add(2, 2, 2));
+        (0..500).for_each(|_| survival.add(2, (2, 2), Survival::MEMORY));
         assert!(survival.accepted(8) > 0.999);
     }
 }

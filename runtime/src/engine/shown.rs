@@ -63,6 +63,20 @@ impl Engine {
         Draft::default()
     }
 
+    /// A plain pass, beside which the drafter says for comparison how the next `watch` tokens would go on.
+    pub(super) fn draft_to_watch(
+        &mut self,
+        sequence: &Sequence,
+        watch: usize,
+        progress: &mut dyn Progress,
+    ) -> Draft {
+        if watch > 0 && sequence.sampler.config().stands_by_equality() {
+            let draft = self.ask(sequence, (watch, StopRule::NEVER), progress);
+            self.watch.begin(sequence.len(), watch, draft);
+        }
+        self.draft_nothing()
+    }
+
     /// Any token, for what verifying one takes; the drafter works no further.
     pub(super) fn draft_blank(&mut self, context: &[TokenId]) -> Draft {
         self.draft_nothing();

@@ -8,6 +8,7 @@ use drafthorse_draft::Draft;
 
 use super::measuring::PRICE_MIN;
 use super::{Controller, GAIN_MIN, Probe, STALE_PASSES};
+use crate::DraftLen;
 use crate::prospect::{Prospect, READ_SHARE};
 
 /// Part of [`READ_SHARE`] that reading is taken to need before it is measured: a guess that is too high keeps itself
@@ -17,6 +18,8 @@ const READ_HOPE: f64 = 0.75;
 const PAYBACK_PASSES: f64 = 16.0;
 /// Loss it may make in passes in which the drafter abstains.
 const ABSTAIN_LOSS_MAX: f64 = 0.005;
+/// Share of a plain pass that a draft takes at most if it is made for nothing but to be compared with what comes.
+const WATCH_SHARE: f64 = 0.005;
 /// How many samples the past is worth when drafting is measured again after having been off for long.
 const RETRY_WEIGHT: f64 = 8.0;
 
@@ -63,13 +66,13 @@ impl Controller {
         }
         if draft_len == 0 {
             self.plain_lost_s += self.plain_price(reference);
-        } else if self.passes - self.last_drafted >= STALE_PASSES {
+        } else if self.passes - self.last_told >= STALE_PASSES {
             self.survival.loosen(RETRY_WEIGHT);
             self.calibration.loosen(RETRY_WEIGHT);
             self.certainty.loosen(RETRY_WEIGHT);
         }
         if draft_len > 0 && best == 0 {
-            self.survival.grow_old((self.passes - self.last_drafted) as f64);
+            self.survival.grow_old((self.passes - self.last_told) as f64);
         }
         let is_look = best == 0 && self.reads_text && self.looks_left > 0 && !self.look_is_owed();
         self.probe = Some(Probe { draft_len, passes_left, is_look, is_repeated: false });
@@ -160,6 +163,16 @@ impl Controller {
     pub(super) fn looks_without_drafter(&self) -> bool {
         let plain_s = self.verify_s.expect(0).unwrap_or(0.0);
         self.planned_max == 0 && self.prospect.reads_much(plain_s) && !self.knows_second_row
+    }
+
+    /// Whether the drafter takes so little that it may be asked in every pass, for what its drafts would have brought.
+    pub(super) fn watches(&self) -> bool {
+        if self.planned_max == 0 || self.probe.is_some() || self.config.mode != DraftLen::Auto {
+            return false;
+        }
+        let costs = self.draft_s.expect(1).zip(self.plain_s());
+        let takes = self.watch_s.map_or(0.0, |mean| mean.value());
+        costs.is_some_and(|(draft_s, plain_s)| draft_s.max(takes) <= WATCH_SHARE * plain_s)
     }
 
     /// Whether what `draft_len` gains over off in the near future is worth reading up on the text.

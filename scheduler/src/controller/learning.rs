@@ -3,9 +3,9 @@
 //! Owns what comes into the account from which drafted passes are paid, and what they take out. It must not plan.
 
 use super::measuring::PLAIN_PROBE_LEN;
-use super::{Controller, StepOutcome};
+use super::{Controller, StepOutcome, Watched};
 use crate::cost::PassSample;
-use crate::estimate::Mean;
+use crate::estimate::{Mean, Survival};
 
 /// Passes that do not count: the first finds caches, pages and threads cold, and a plain pass that seems dear makes
 /// drafting seem cheap.
@@ -28,6 +28,11 @@ const ACCOUNT_MAX_PASSES: f64 = 16.0;
 const CHARGE_MAX: f64 = 3.0;
 /// and the first of its length in a run hardly more than that: what it finds cold is paid for once, whatever is done after.
 const CHARGE_FIRST_MAX: f64 = 1.25;
+/// Passes without a draft over which is measured what watching takes,
+const WATCH_MEMORY: f64 = 16.0;
+/// and what stands of what is watched: a pass brings one token, so many of them are as long a part of a text as more that
+/// draft.
+const WATCHED_MEMORY: f64 = 24.0;
 /// A draft is believed to take so many times what the model's size says, and more only by and by.
 const DRAFT_MAX: f64 = 2.0;
 /// Passes after a drafted one in which plain passes do not count, where drafting takes more than this share of a plain
@@ -46,6 +51,9 @@ impl Controller {
             self.learn_pass(outcome);
             let mean = if outcome.rows_drafted() == 0 { &mut self.plain } else { &mut self.drafted };
             mean.add(outcome);
+        }
+        if self.planned == 0 {
+            self.watch_s.get_or_insert(Mean::prior(0.0, 0.0)).add(outcome.draft_s, WATCH_MEMORY);
         }
         if self.planned == 0 || self.is_blank {
             return;
@@ -110,9 +118,11 @@ impl Controller {
     }
 
     pub(super) fn learn_acceptance(&mut self, outcome: &StepOutcome) {
-        self.survival.add(self.planned, outcome.draft_len, outcome.accepted);
-        self.certainty.add(outcome.certainty, outcome.draft_len, outcome.accepted);
+        self.survival.add(self.planned, (outcome.draft_len, outcome.accepted), Survival::MEMORY);
+        self.certainty.see(outcome.certainty);
+        self.certainty.learn(outcome.certainty, outcome.draft_len, outcome.accepted);
         self.last_stood = if outcome.accepted > 0 { Some(self.passes) } else { self.last_stood };
+        self.last_told = if self.planned > 0 { self.passes } else { self.last_told };
         let verified = outcome.draft_len.min(outcome.accepted + 1);
         for (i, &confidence) in self.confidence.iter().enumerate().take(verified) {
             self.calibration.add(self.source, i, confidence, i < outcome.accepted);
@@ -121,6 +131,19 @@ impl Controller {
         if let Some((&confidence, stands)) = next {
             self.calibration.add_by_confidence(self.source, outcome.draft_len, confidence, stands);
         }
+    }
+
+    /// Learns what stands from a draft that cost nothing.
+    pub(super) fn learn_watched(&mut self, watched: &Watched) {
+        let Watched { asked, draft, stood, certainty } = watched;
+        let drafted = draft.tokens.len();
+        self.survival.add(*asked, (drafted, *stood), WATCHED_MEMORY);
+        self.certainty.learn(certainty, drafted, *stood);
+        for (i, &confidence) in draft.confidence.iter().enumerate().take(drafted.min(stood + 1)) {
+            self.calibration.add(draft.source, i, confidence, i < *stood);
+        }
+        self.last_stood = if *stood > 0 { Some(self.passes) } else { self.last_stood };
+        self.last_told = self.passes;
     }
 
     /// Books the pass and ends a measurement that has run its passes.

@@ -77,7 +77,7 @@ impl Controller {
             return self.first_look();
         }
         let affordable = |draft_len: &usize| self.is_affordable(*draft_len, reference);
-        if best == 0 && self.reads_text {
+        if best == 0 && self.reads_text && !self.watches() {
             return self.look_due().then_some(1);
         }
         if best == 0 && self.passes - self.last_drafted >= RETRY_PASSES {
@@ -213,11 +213,11 @@ impl Controller {
         self.price(draft_len, reference).max(self.unlucky_s(draft_len))
     }
 
-    /// Seconds that the rest of the text is going to bring in, and that were not lent yet; all that may be lost where the
-    /// text is no longer the one in which drafts failed.
+    /// Seconds that the rest of the text is going to bring in, and that were not lent yet; all that may be lost where it is
+    /// known that the text is no longer the one in which drafts failed.
     pub(super) fn credit(&self) -> f64 {
-        let is_easier = self.certainty.fails_ratio() <= EASIER_RATIO;
-        let share = if is_easier { LOSS_SHARE } else { LOSS_SHARE_EARLY };
+        let is_told = self.watches() || self.certainty.fails_ratio() <= EASIER_RATIO;
+        let share = if is_told { LOSS_SHARE } else { LOSS_SHARE_EARLY };
         let coming_s = share * self.prospect.tokens_left() / self.rate(0);
         (coming_s - self.account.lent()).max(0.0)
     }
@@ -266,7 +266,7 @@ impl Controller {
     fn survival_after(&self, best: usize) -> Cow<'_, Survival> {
         let mut survival = Cow::Borrowed(&self.survival);
         if best == 0 {
-            survival.to_mut().grow_old((self.passes - self.last_drafted) as f64);
+            survival.to_mut().grow_old((self.passes - self.last_told) as f64);
         }
         survival
     }
@@ -274,7 +274,7 @@ impl Controller {
     /// Relative standard deviation of what `draft_len` gains over `best`. While something is drafted, what stands
     /// comes to be known anyway.
     fn gain_error(&self, draft_len: usize, best: usize) -> f64 {
-        let age = (self.passes - self.last_drafted) as f64;
+        let age = (self.passes - self.last_told) as f64;
         let tokens = if best == 0 { self.survival.error(draft_len, age) } else { 0.0 };
         self.verify_s.error(draft_len, best).hypot(tokens)
     }

@@ -5,7 +5,9 @@
 
 use drafthorse_draft::{Draft, UNREAD_MAX};
 use drafthorse_offload::Residency;
-use drafthorse_scheduler::{Controller, ControllerConfig, DraftEffort, DraftLen, Lessons, Plan, StepOutcome};
+use drafthorse_scheduler::{
+    Controller, ControllerConfig, DraftEffort, DraftLen, Lessons, Plan, StepOutcome, Watched,
+};
 
 pub const DRAFT_LEN_MAX: usize = 8;
 
@@ -21,6 +23,8 @@ pub struct World {
     pub acceptance: f64,
     /// but for so many tokens at the start of the text, of which none does.
     pub astray: usize,
+    /// How certain the target is of a token there, and behind it; `None` where nobody tells.
+    pub certainty: Option<(f32, f32)>,
     /// Chance that the drafter has something to say.
     pub offered: f64,
     /// Tokens of the prompt, which the target read in a quarter of a pass each.
@@ -68,6 +72,7 @@ pub const WORLD: World = World {
     draft_s: 0.0,
     acceptance: 0.0,
     astray: 0,
+    certainty: None,
     offered: 1.0,
     prompt: 0,
     tokens: 2000,
@@ -89,6 +94,9 @@ pub struct Run {
     /// Tokens written: the last pass may go beyond the text.
     tokens: usize,
     pub controller: Controller,
+    /// Tokens drafted and verified before the place up to which none stands.
+    #[allow(dead_code, reason = "not every file of tests asks")]
+    pub drafted_astray: usize,
 }
 
 impl Run {
@@ -116,6 +124,11 @@ impl World {
         let (mut tokens, mut seconds) = (0, 0.0);
         let (mut prompt_left, mut unread) = (self.prompt, 0);
         let mut passes = Vec::new(); // tokens planned and kept
+        let (mut pending, mut drafted_astray): (Vec<(usize, Watched)>, _) = (Vec::new(), 0);
+        let certain = |from: usize, to: usize| -> Vec<f32> {
+            let (before, behind) = self.certainty.unzip();
+            (from..to).filter_map(|at| if at < self.astray { before } else { behind }).collect()
+        };
         while tokens < self.tokens {
             // A fixed length needs no controller, and these worlds are many.
             let plan = match mode {
@@ -128,6 +141,11 @@ impl World {
             let (planned, asked) = (plan.draft_len, plan.draft_len > 0 && !plan.is_blank);
             let speaks = plan.is_blank || self.chance(1, tokens) < self.offered;
             let offered = if speaks { planned } else { 0 };
+            if plan.watch > 0 {
+                let len = if speaks { plan.watch } else { 0 };
+                let draft = Draft::new(vec![1; len], vec![0.8; len]);
+                pending.push((tokens, Watched { asked: plan.watch, draft, ..Watched::default() }));
+            }
             let draft = Draft::new(vec![1; offered], vec![0.8; offered]);
             let kept = if mode == DraftLen::Auto { controller.keep(&draft) } else { offered };
             let stands = |at: usize| at >= self.astray && self.chance(2, at) < self.acceptance;
@@ -139,14 +157,27 @@ impl World {
             (prompt_left, unread) = if asked { (0, 0) } else { (prompt_left, unread + 1) };
             let is_told = asked && accepted == kept && kept < offered;
             let unverified = is_told.then(|| stands(tokens + kept));
-            let outcome = StepOutcome { accepted, unverified, draft_s, ..self.pass(kept, tokens, &passes) };
+            let came = tokens + accepted + 1;
+            drafted_astray += if tokens < self.astray { kept } else { 0 };
+            let mut watched = Vec::new();
+            pending.retain_mut(|(at, seen)| {
+                let drafted = seen.draft.tokens.len();
+                seen.stood = (0..drafted.min(came - *at)).take_while(|i| stands(*at + i)).count();
+                let is_known = seen.stood < came - *at || seen.stood == drafted;
+                watched.extend(is_known.then(|| Watched { certainty: certain(*at, came), ..seen.clone() }));
+                !is_known
+            });
+            let certainty = &certain(tokens, came);
+            let pass = self.pass(kept, tokens, &passes);
+            let outcome =
+                StepOutcome { accepted, unverified, draft_s, certainty, watched: &watched, ..pass };
             if mode == DraftLen::Auto {
                 controller.observe(&outcome);
             }
             (tokens, seconds) = (tokens + accepted + 1, seconds + draft_s + outcome.verify_s);
             passes.push((planned, kept));
         }
-        Run { seconds, tokens, controller }
+        Run { seconds, tokens, controller, drafted_astray }
     }
 
     /// A pass over `width` drafted tokens at `at` in the text, after `passes`.
