@@ -52,12 +52,6 @@ impl Law {
         self.weights.len()
     }
 
-    /// The probability of the likeliest token; 0 of an empty law.
-    pub fn greatest(&self) -> f64 {
-        let most = self.weights.iter().map(|(_, weight)| *weight).fold(0.0, f32::max);
-        if self.mass > 0.0 { f64::from(most) / self.mass } else { 0.0 }
-    }
-
     /// A token's probability.
     pub fn probability(&self, token: TokenId) -> f64 {
         match self.weights.binary_search_by_key(&token, |(token, _)| *token) {

@@ -23,8 +23,6 @@ pub struct Choice {
     /// Its probability under the law it was drawn from; for the greedy choice, its softmax
     /// probability at temperature 1. 0 only when the row has no logit above -inf: the model is broken.
     pub probability: f32,
-    /// The same of the likeliest token: how sure the model was, whatever the seed made of it.
-    pub certainty: f32,
 }
 
 /// What a drafter guesses at one position.
@@ -75,10 +73,14 @@ impl Sampler {
         let survivors = self.survivors(logits);
         let Some(top) = most_likely(&survivors) else { return NO_CHOICE };
         let chosen = self.gumbel_argmax(&survivors, history.position());
-        let mass = self.mass(&survivors, top);
-        let probability = f64::from(self.weight(chosen, top)) / mass;
-        let certainty = f64::from(self.weight(top, top)) / mass;
-        Choice { token: chosen.token, probability: probability as f32, certainty: certainty as f32 }
+        let probability = f64::from(self.weight(chosen, top)) / self.mass(&survivors, top);
+        Choice { token: chosen.token, probability: probability as f32 }
+    }
+
+    /// How sure the model is of the token after `history`: the softmax probability at temperature 1 of its likeliest one,
+    /// whatever temperature and filters make of it, so that texts sampled in different ways compare.
+    pub fn certainty(&self, logits: &[f32], history: History<'_>) -> f32 {
+        greedy(&penalised(&self.config, logits, history)).probability
     }
 
     /// What a drafter guesses after `history`, from its own row of `[vocab]` logits.
@@ -88,7 +90,7 @@ impl Sampler {
     /// so tells nothing about the token that was drawn (see [`crate::Draft::cut`]).
     pub fn guess(&self, logits: &[f32], history: History<'_>) -> Guess {
         if self.config.stands_by_equality() {
-            let Choice { token, probability, .. } = self.choose(logits, history);
+            let Choice { token, probability } = self.choose(logits, history);
             return Guess { token, confidence: probability, law: None };
         }
         let law = self.limited_law(logits, history, DRAFT_LAW_TOKENS_MAX);
@@ -118,7 +120,7 @@ impl Sampler {
     fn limited_law(&self, logits: &[f32], history: History<'_>, tokens_max: usize) -> Law {
         let logits = &penalised(&self.config, logits, history);
         if self.is_greedy() {
-            let Choice { token, probability, .. } = greedy(logits);
+            let Choice { token, probability } = greedy(logits);
             return if probability > 0.0 { Law::point(token) } else { Law::default() };
         }
         let mut survivors = self.survivors(logits);
@@ -131,7 +133,7 @@ impl Sampler {
         Law::with_mass(weights, self.mass(&survivors, top))
     }
 
-    fn is_greedy(&self) -> bool {
+    pub(crate) fn is_greedy(&self) -> bool {
         self.config.temperature == 0.0
     }
 
@@ -225,13 +227,12 @@ fn candidates(logits: &[f32]) -> impl Iterator<Item = Candidate> {
 }
 
 /// The choice of a row without any logit above -inf.
-const NO_CHOICE: Choice = Choice { token: 0, probability: 0.0, certainty: 0.0 };
+const NO_CHOICE: Choice = Choice { token: 0, probability: 0.0 };
 
 fn greedy(logits: &[f32]) -> Choice {
     let Some(top) = candidates(logits).reduce(likelier) else { return NO_CHOICE };
     let mass: f64 = candidates(logits).map(|c| f64::from(exp(c.logit - top.logit))).sum();
-    let probability = (1.0 / mass) as f32;
-    Choice { token: top.token, probability, certainty: probability }
+    Choice { token: top.token, probability: (1.0 / mass) as f32 }
 }
 
 /// e^x for x <= 0, to 3e-7 of the value; below -87 as at -87. The same bits on every platform, and
@@ -333,7 +334,7 @@ mod tests {
             let sampler = Sampler::new(SamplerConfig { repeat_penalty: 1.2, ..config });
             let text = History::of(&[0, 1, 9]);
             for row in [&[][..], &[f32::NAN; 4], &[f32::NEG_INFINITY, f32::NAN]] {
-                assert_eq!(sampler.choose(row, text), NO_CHOICE);
+                assert_eq!(sampler.choose(row, text), Choice { token: 0, probability: 0.0 });
                 assert!(sampler.law(row, text).is_empty());
                 assert!(sampler.probabilities(row, text).iter().all(|p| *p == 0.0));
                 let block = Sampler::new(SamplerConfig { verify: VerifyRule::Block, ..config });
@@ -353,7 +354,6 @@ mod tests {
             for position in 0..50 {
                 let choice = sampler.choose(&known(), History::of(&vec![0; position]));
                 assert_eq!(choice.probability, law[choice.token as usize]);
-                assert_eq!(choice.certainty, law.iter().copied().fold(0.0, f32::max));
             }
         }
     }

@@ -17,7 +17,7 @@ pub struct Verdict {
     pub next: TokenId,
     /// The target's probability of `next`, as [`Choice::probability`].
     pub probability: f32,
-    /// How sure the target was of each of the tokens that come, `next` being the last, as [`Choice::certainty`].
+    /// How sure the target was of each of the tokens that come, `next` being the last: [`Sampler::certainty`].
     pub certainty: Vec<f32>,
 }
 
@@ -45,49 +45,50 @@ impl Sampler {
         logits: impl Fn(usize) -> &'l [f32],
     ) -> Verdict {
         let history = |row: usize| History { committed, drafted: &draft.tokens[..row] };
-        let choose = |row: usize| self.choose(logits(row), history(row));
+        let certain = |row: usize| self.certainty(logits(row), history(row));
+        let choose = |row: usize| {
+            let choice = self.choose(logits(row), history(row));
+            // Greedy, both are one.
+            (choice, if self.is_greedy() { choice.probability } else { certain(row) })
+        };
         if self.config().stands_by_equality() || draft.tokens.is_empty() {
             return longest_equal(draft, choose);
         }
         let law = |row: usize| self.law(logits(row), history(row));
         let (seed, len) = (self.config().seed, committed.len());
-        let mut certainty = Vec::with_capacity(draft.tokens.len() + 1);
-        let odds = BlockOdds::new(draft, |row| {
-            let law = law(row);
-            certainty.push(law.greatest() as f32);
-            law
-        });
+        let odds = BlockOdds::new(draft, law);
         let accepted = odds.draw(seed, len);
-        certainty.truncate(accepted + 1);
         if accepted < draft.tokens.len() {
             let (target, drafted) = (law(accepted), draft.law(accepted));
             let next = residual(odds.ratios[accepted], (&target, &drafted), (seed, len));
             if let Some(next) = next {
-                return Verdict { accepted, next, probability: target.probability(next) as f32, certainty };
+                let (probability, certainty) = (target.probability(next) as f32, (0..=accepted).map(certain));
+                return Verdict { accepted, next, probability, certainty: certainty.collect() };
             }
         }
-        let choice = choose(accepted);
-        certainty.truncate(accepted);
-        certainty.push(choice.certainty);
-        Verdict { accepted, next: choice.token, probability: choice.probability, certainty }
+        let Choice { token, probability } = choose(accepted).0;
+        Verdict { accepted, next: token, probability, certainty: (0..=accepted).map(certain).collect() }
     }
 }
 
 /// Accepts the longest prefix of `draft` that equals the target's own choices.
 ///
-/// `choose(row)` gives the target's choice after the committed text plus `row` drafted tokens; it is
+/// `choose(row)` gives the target's choice after the committed text plus `row` drafted tokens, and how sure it was; it is
 /// called for rows 0, 1, ... in order, at most `draft.tokens.len() + 1` times and never past the
 /// first rejection. The tokens that result are those the target alone would have chosen
 /// (arXiv 2408.07978: both sides share their noise), whatever was drafted.
-fn longest_equal(draft: &Draft, mut choose: impl FnMut(usize) -> Choice) -> Verdict {
+fn longest_equal(draft: &Draft, mut choose: impl FnMut(usize) -> (Choice, f32)) -> Verdict {
     let mut accepted = 0;
-    let mut choice = choose(0);
     let mut certainty = Vec::with_capacity(draft.tokens.len() + 1);
-    certainty.push(choice.certainty);
+    let mut next = || {
+        let (choice, certain) = choose(certainty.len());
+        certainty.push(certain);
+        choice
+    };
+    let mut choice = next();
     while draft.tokens.get(accepted) == Some(&choice.token) {
         accepted += 1;
-        choice = choose(accepted);
-        certainty.push(choice.certainty);
+        choice = next();
     }
     Verdict { accepted, next: choice.token, probability: choice.probability, certainty }
 }
@@ -102,7 +103,7 @@ mod tests {
         let mut rows = Vec::new();
         let verdict = longest_equal(&draft, |row| {
             rows.push(row);
-            Choice { token: target[row], probability: 0.5, certainty: 0.6 }
+            (Choice { token: target[row], probability: 0.5 }, 0.6)
         });
         assert_eq!(rows, (0..rows.len()).collect::<Vec<_>>(), "rows are asked for in order");
         (verdict, rows.len())
@@ -123,7 +124,8 @@ mod tests {
 
     #[test]
     fn an_empty_draft_is_a_plain_step() {
-        assert_eq!(run(&[], &[7]), (Verdict { accepted: 0, next: 7, probability: 0.5, certainty: vec![0.6] }, 1));
+        let verdict = Verdict { accepted: 0, next: 7, probability: 0.5, certainty: vec![0.6] };
+        assert_eq!(run(&[], &[7]), (verdict, 1));
     }
 
     #[test]
@@ -157,13 +159,36 @@ mod tests {
     }
 
     #[test]
+    fn each_token_that_comes_has_its_certainty_whatever_the_rule_and_the_temperature() {
+        let rows = [[0.0, 9.0, 1.0], [0.0, 1.0, 4.0], [2.0, 0.0, 1.0]];
+        let sharp: Vec<f32> = rows
+            .iter()
+            .map(|row| {
+                let top = row.iter().copied().fold(0.0f32, f32::max);
+                1.0 / row.iter().map(|logit| (logit - top).exp()).sum::<f32>()
+            })
+            .collect();
+        let draft = Draft::new(vec![1, 2], vec![1.0; 2]);
+        for temperature in [0.0, 0.05] {
+            let coupled = Sampler::new(SamplerConfig { top_k: 2, ..SamplerConfig::plain(temperature, 3) });
+            for sampler in [coupled, block(temperature)] {
+                let verdict = sampler.verify(&[5], &draft, |row| &rows[row]);
+                assert_eq!(verdict.accepted, 2, "the logits leave no doubt");
+                assert_eq!(verdict.certainty.len(), 3);
+                assert!(verdict.certainty.iter().zip(&sharp).all(|(a, b)| (a - b).abs() < 1e-5));
+            }
+        }
+    }
+
+    #[test]
     fn a_block_the_target_cannot_have_written_is_replaced_by_its_own_token() {
         let row = [f32::NEG_INFINITY, 1.0, f32::NEG_INFINITY];
         let mut draft = Draft::new(vec![2, 2], vec![0.5; 2]);
         for laws in [Vec::new(), vec![Law::new([(0, 0.5), (2, 0.5)]); 2]] {
             draft.laws = laws;
             let verdict = block(0.8).verify(&[5], &draft, |_| &row);
-            assert_eq!(verdict, Verdict { accepted: 0, next: 1, probability: 1.0, certainty: vec![1.0] });
+            assert_eq!((verdict.accepted, verdict.next, verdict.probability), (0, 1, 1.0));
+            assert_eq!(verdict.certainty, [1.0]);
         }
     }
 
@@ -171,7 +196,8 @@ mod tests {
     fn broken_rows_show_in_the_verdict_and_never_panic() {
         let draft = Draft::new(vec![1, 2], vec![0.5; 2]);
         let verdict = block(0.8).verify(&[5], &draft, |_| &[f32::NAN; 3]);
-        assert_eq!(verdict, Verdict { accepted: 0, next: 0, probability: 0.0, certainty: vec![0.0] });
+        assert_eq!((verdict.accepted, verdict.next, verdict.probability), (0, 0, 0.0));
+        assert_eq!(verdict.certainty, [0.0]);
     }
 
     #[test]

@@ -183,6 +183,9 @@ impl Engine {
             draft.tokens.clone()
         };
         draft.cut(|draft| self.controller.keep(draft));
+        if most > 0 {
+            self.watch.end();
+        }
         if run_ahead {
             self.draft_ahead(sequence, (most, stop), &draft);
         }

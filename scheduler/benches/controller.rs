@@ -40,7 +40,8 @@ fn pass(controller: &mut Controller, stands: bool) {
 #[divan::bench(args = [false, true])]
 fn pass_of_auto(bencher: Bencher, stands: bool) {
     let config = ControllerConfig { mode: DraftLen::Auto, draft_len_max: 8 };
-    let mut controller = Controller::new(config, DraftEffort { token_share: 0.02, unread_max: UNREAD_MAX });
+    let mut controller =
+        Controller::new(config, DraftEffort { token_share: 0.02, unread_max: UNREAD_MAX, is_lookup: false });
     controller.begin_text((0.1, 0.1), 1000);
     (0..PASSES).for_each(|_| pass(&mut controller, stands));
     bencher.bench_local(|| pass(black_box(&mut controller), stands));

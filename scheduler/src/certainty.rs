@@ -1,9 +1,8 @@
 //! What the target's own certainty says of a drafter: how much of its drafts will stand in the text as it is now.
 //!
 //! Owns [`Certainty`]. Every pass, with or without a draft, shows how probable the target's likeliest token was, and where
-//! that is much a drafter mostly agrees: what it may miss is bounded by the distance of both laws (Leviathan, Kalman and
-//! Matias 2023, arXiv 2211.17192, theorem 3.5). How much stands at which certainty is learned from what was verified, so
-//! a drafter that agrees anywhere alike is told nothing by it. It must not know costs or plans.
+//! it is sure a good drafter mostly says the same. How much stands at which certainty is learned from what was verified, so
+//! a drafter that stands anywhere alike is told little by it. It must not know costs or plans.
 
 use crate::estimate::Survival;
 
@@ -13,9 +12,12 @@ const BOUNDS: [f64; 8] = [0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.97, 0.99];
 const BINS: usize = BOUNDS.len() + 1;
 /// Tokens of a bin over which is counted what stands,
 const SHARE_MEMORY: f64 = 128.0;
-/// and what is believed before, from the middle of the lowest bin to that of the highest, and for how many tokens.
+/// and what is believed before, for how many tokens: halfway between these, from the lowest bin to the highest, and what
+/// stands of all.
 const PRIOR: (f64, f64) = (0.4, 0.9);
 const PRIOR_WEIGHT: f64 = 4.0;
+/// Tokens that this is worth beside those of all certainties.
+const ALL_PRIOR_WEIGHT: f64 = 8.0;
 /// Tokens that show what the text is like now.
 const NOW_MEMORY: f64 = 16.0;
 /// Tokens that another text, whose certainty says nothing of this one's, is worth.
@@ -25,14 +27,14 @@ const FAILS_MIN: f64 = 0.01;
 /// Drafts fail at most this many times as often as they did, or as rarely.
 const RATIO_MAX: f64 = 8.0;
 
-/// What stands by the target's certainty, and how certain it was when drafts were verified and is now.
+/// What stands by the target's certainty, and how certain it was when something was to be drafted and is now.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Certainty {
     stood: [f64; BINS],
     trials: [f64; BINS],
-    /// Tokens verified from which acceptance is known, as old ones fade there.
-    verified: [f64; BINS],
+    /// The first tokens of passes that were to draft, as old ones fade in [`Survival`].
+    then: [f64; BINS],
     /// The last tokens of the text.
     #[serde(skip)]
     now: [f64; BINS],
@@ -40,7 +42,7 @@ pub(crate) struct Certainty {
 
 impl Certainty {
     pub(crate) fn new() -> Certainty {
-        Certainty { stood: [0.0; BINS], trials: [0.0; BINS], verified: [0.0; BINS], now: [0.0; BINS] }
+        Certainty { stood: [0.0; BINS], trials: [0.0; BINS], then: [0.0; BINS], now: [0.0; BINS] }
     }
 
     /// Counts tokens of the text, by how certain the target was.
@@ -48,33 +50,40 @@ impl Certainty {
         certainty.iter().for_each(|certainty| count(&mut self.now, bin(*certainty), NOW_MEMORY));
     }
 
-    /// Counts what became of `drafted` tokens: the first `stood` of them did, where the target was that certain. Behind the
-    /// first that did not, nothing is known.
-    pub(crate) fn learn(&mut self, certainty: &[f32], drafted: usize, stood: usize) {
+    /// Counts a pass that was to draft, as one of the last `memory`: what became of the `drafted` tokens that there were.
+    /// The first `stood` of them did, where the target was that certain. Behind the first that did not, nothing is known.
+    pub(crate) fn learn(&mut self, certainty: &[f32], (drafted, stood): (usize, usize), memory: f64) {
+        certainty.first().into_iter().for_each(|first| count(&mut self.then, bin(*first), memory));
         for (i, &certainty) in certainty.iter().enumerate().take(drafted.min(stood + 1)) {
             let bin = bin(certainty);
-            count(&mut self.verified, bin, Survival::MEMORY);
             let keep = (SHARE_MEMORY / (self.trials[bin] + 1.0)).min(1.0);
             self.trials[bin] = keep * (self.trials[bin] + 1.0);
             self.stood[bin] = keep * (self.stood[bin] + f64::from(i < stood));
         }
     }
 
-    /// Another text begins: what stood before is believed as far as `weight` tokens, and this one is like that so far.
+    /// Another text begins: what stood before is believed as far as `weight` passes, and this one is like that so far.
     pub(crate) fn begin_text(&mut self, weight: f64) {
-        fade(&mut self.verified, weight);
-        self.now = self.verified;
+        fade(&mut self.then, weight);
+        self.now = self.then;
         fade(&mut self.now, OTHER_TEXT_WEIGHT);
     }
 
-    /// What stood before is believed as far as `weight` tokens.
+    /// What stood before is believed as far as `weight` passes.
     pub(crate) fn loosen(&mut self, weight: f64) {
-        fade(&mut self.verified, weight);
+        fade(&mut self.then, weight);
     }
 
-    /// How many times as often drafts may be expected to fail now as when they were verified.
+    /// What stood before gives way, but for `keep` of it, to what is believed of the text as it is now.
+    pub(crate) fn grow_old(&mut self, keep: f64) {
+        let (then, now): (f64, f64) = (self.then.iter().sum(), self.now.iter().sum());
+        let scale = if now > 0.0 { (1.0 - keep) * then / now } else { return };
+        self.then.iter_mut().zip(&self.now).for_each(|(then, now)| *then = keep * *then + scale * now);
+    }
+
+    /// How many times as often drafts may be expected to fail now as in the passes that were to draft.
     pub(crate) fn fails_ratio(&self) -> f64 {
-        match (self.fails(&self.now), self.fails(&self.verified)) {
+        match (self.fails(&self.now), self.fails(&self.then)) {
             (Some(now), Some(then)) => (now / then).clamp(1.0 / RATIO_MAX, RATIO_MAX),
             _ => 1.0,
         }
@@ -83,12 +92,15 @@ impl Certainty {
     /// The share of `tokens` that does not stand; `None` of no tokens.
     fn fails(&self, tokens: &[f64; BINS]) -> Option<f64> {
         let all: f64 = tokens.iter().sum();
-        let each = tokens.iter().enumerate().map(|(bin, count)| count * (1.0 - self.share(bin)));
+        let of_all = (self.stood.iter().sum(), self.trials.iter().sum());
+        let each = tokens.iter().enumerate().map(|(bin, count)| count * (1.0 - self.share(bin, of_all)));
         (all > 0.0).then(|| (each.sum::<f64>() / all).max(FAILS_MIN))
     }
 
-    fn share(&self, bin: usize) -> f64 {
+    fn share(&self, bin: usize, (stood, trials): (f64, f64)) -> f64 {
         let prior = PRIOR.0 + (PRIOR.1 - PRIOR.0) * bin as f64 / (BINS - 1) as f64;
+        let of_all = (stood + ALL_PRIOR_WEIGHT * prior) / (trials + ALL_PRIOR_WEIGHT);
+        let prior = 0.5 * (prior + of_all);
         (self.stood[bin] + PRIOR_WEIGHT * prior) / (self.trials[bin] + PRIOR_WEIGHT)
     }
 
@@ -97,8 +109,8 @@ impl Certainty {
         // A last digit may have been lost on the way through text.
         let is_count = |most: f64| move |count: &f64| (0.0..=most * (1.0 + 1e-9)).contains(count);
         let stood = self.stood.iter().zip(&self.trials).all(|(stood, trials)| is_count(*trials)(stood));
-        let verified = self.verified.iter().all(is_count(Survival::MEMORY));
-        stood && verified && self.trials.iter().all(is_count(SHARE_MEMORY))
+        let then = self.then.iter().all(is_count(Survival::MEMORY));
+        stood && then && self.trials.iter().all(is_count(SHARE_MEMORY))
     }
 }
 
@@ -129,7 +141,7 @@ mod tests {
             for (at, share) in shares {
                 let stands = (i as f64 * share).fract() + share >= 1.0;
                 certainty.see(&[at]);
-                certainty.learn(&[at], 1, usize::from(stands));
+                certainty.learn(&[at], (1, usize::from(stands)), Survival::MEMORY);
             }
         }
         certainty
@@ -167,9 +179,20 @@ mod tests {
     #[test]
     fn behind_the_first_token_that_does_not_stand_nothing_is_counted() {
         let mut certainty = Certainty::new();
-        certainty.learn(&[0.95, 0.95, 0.95, 0.95], 4, 1);
+        certainty.learn(&[0.95, 0.95, 0.95, 0.95], (4, 1), Survival::MEMORY);
         assert_eq!(certainty.trials.iter().sum::<f64>(), 2.0);
         assert_eq!(certainty.stood.iter().sum::<f64>(), 1.0);
+    }
+
+    #[test]
+    fn passes_without_a_draft_leave_nothing_to_compare_with_but_the_text_as_it_is() {
+        let mut certainty = after(100, [(0.15, 0.5), (0.95, 0.9)]);
+        certainty.see(&[0.95; 64]);
+        let before = certainty.fails_ratio();
+        certainty.grow_old(0.5);
+        assert!(certainty.fails_ratio() > before && certainty.fails_ratio() < 1.0);
+        certainty.grow_old(0.0);
+        assert!((certainty.fails_ratio() - 1.0).abs() < 1e-9 && certainty.is_sound());
     }
 
     #[test]
@@ -181,7 +204,7 @@ mod tests {
             other.stood[0] = broken;
             assert!(!other.is_sound());
             let mut other = certainty.clone();
-            other.verified[0] = broken;
+            other.then[0] = broken;
             assert!(!other.is_sound());
         }
     }

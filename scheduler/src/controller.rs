@@ -73,6 +73,8 @@ pub struct DraftEffort {
     pub token_share: f64,
     /// Of the tokens decoded without it, the most that it reads before it drafts again.
     pub unread_max: usize,
+    /// Whether it only looks things up in texts: that takes next to nothing, and there is nothing to read first.
+    pub is_lookup: bool,
 }
 
 /// What to do in the next pass.
@@ -170,17 +172,19 @@ pub struct Controller {
     planned_max: usize, // longest draft planned so far
     last_drafted: u64,
     last_told: u64, // what stands: by a draft that was verified or watched
-    watch_s: Option<Mean>,
+    is_lookup: bool,
+    watch: WatchState,
+    stall_left_s: f64, // of drafts, that is not booked
     /// The drafter has not drafted on this text yet: what it takes first is reading.
     reads_text: bool,
     prospect: Prospect,
     knows_second_row: bool,
-    gap: u64,            // passes without a draft right before the last one that had one
+    gap: u64, // passes without a draft right before the last one that had one
     made: Made,
-    looks_left: u64,     // drafts that show what this text is like, against those before it
-    texts_unlooked: u32, // in a row, on which nothing was drafted
-    texts_vain: u32,     // among the last that were drafted on, in a row: those that gained nothing by it
-    text_gain_s: f64,    // by drafts of this text
+    looks_left: u64,         // drafts that show what this text is like, against those before it
+    texts_unlooked: u32,     // in a row, on which nothing was drafted
+    texts_vain: u32,         // among the last that were drafted on, in a row: those that gained nothing by it
+    text_gain_s: f64,        // by drafts of this text
     last_stood: Option<u64>, // pass in which a token of this text did
     account: Account,
     spent_s: f64,
@@ -204,6 +208,19 @@ struct Probe {
     is_repeated: bool,
 }
 
+/// Drafts of this text that are compared with what comes.
+#[derive(Clone, Copy, Debug, Default)]
+struct WatchState {
+    /// In the pass that is planned.
+    is_on: bool,
+    /// It took too long.
+    is_over: bool,
+    /// Seconds a pass.
+    seconds: Option<Mean>,
+    /// Drafts of which it is known what would have stood.
+    told: u32,
+}
+
 /// What the last passes that were to draft brought, the older the less.
 #[derive(Clone, Copy, Debug, Default)]
 struct Made {
@@ -222,7 +239,7 @@ impl Controller {
     /// A controller that has measured nothing yet, for a configuration that has passed
     /// [`ControllerConfig::validate`].
     pub fn new(config: ControllerConfig, effort: DraftEffort) -> Self {
-        let DraftEffort { token_share, unread_max } = effort;
+        let DraftEffort { token_share, unread_max, is_lookup } = effort;
         let draft_len_max = config.draft_len_max.min(DRAFT_LEN_LIMIT);
         // A fixed length is measured too, for `explanation`.
         let width_max = match config.mode {
@@ -252,7 +269,9 @@ impl Controller {
             planned_max: 0,
             last_drafted: 0,
             last_told: 0,
-            watch_s: None,
+            is_lookup,
+            watch: WatchState::default(),
+            stall_left_s: 0.0,
             reads_text: true,
             prospect: Prospect { token_share, unread_max: unread_max as u64, ..Prospect::default() },
             knows_second_row: false,
@@ -287,7 +306,7 @@ impl Controller {
         self.probe = None;
         self.looks_left = if self.planned_max > 0 { measuring::LOOKS } else { 0 };
         (self.last_drafted, self.last_told) = (self.passes, self.passes);
-        self.watch_s = None;
+        self.watch = WatchState::default();
         self.survival.loosen(TEXT_WEIGHT);
         self.last_stood = None;
         self.made = Made::default();
@@ -319,7 +338,8 @@ impl Controller {
             self.planned > 0 && self.config.mode == DraftLen::Auto && self.looks_without_drafter();
         let run_ahead =
             self.planned > 0 && !self.is_blank && self.drafted.stall_share.value() >= RUN_AHEAD_STALL_MIN;
-        let watch = if self.planned == 0 && self.watches() { self.planned_max } else { 0 };
+        let watch = if self.planned == 0 && self.may_watch() { self.planned_max } else { 0 };
+        self.watch.is_on = watch > 0;
         Plan { draft_len: self.planned, stop: self.stop_rule(), run_ahead, is_blank: self.is_blank, watch }
     }
 

@@ -102,6 +102,11 @@ impl CostCurve {
         }
     }
 
+    /// Whether `width` itself was measured.
+    pub(crate) fn is_measured(&self, width: usize) -> bool {
+        self.at[width].is_some()
+    }
+
     /// The widths measured, 0 apart, with their seconds.
     pub(crate) fn measured(&self) -> impl Iterator<Item = (usize, f64)> + '_ {
         let widths = self.at.iter().enumerate().skip(1);
@@ -194,7 +199,9 @@ impl Survival {
             }
             if position <= width.min(accepted + 1) {
                 self.all.add(f64::from(position <= accepted), memory);
-                self.usual.add(f64::from(position <= accepted), Survival::USUAL_MEMORY);
+                if memory >= Survival::MEMORY {
+                    self.usual.add(f64::from(position <= accepted), Survival::USUAL_MEMORY);
+                }
             }
         }
     }
@@ -211,12 +218,17 @@ impl Survival {
 
     /// Nothing was drafted for `age` passes: what stood before them is believed the less, and the more what stands in
     /// other texts, if that is more: who drafts well elsewhere may have been led astray.
-    pub(crate) fn grow_old(&mut self, age: f64) {
+    /// Returns the part of it that is left.
+    pub(crate) fn grow_old(&mut self, age: f64) -> f64 {
         let (usual, grown) = (self.usual.value, age / Survival::USUAL_PASSES);
+        let keep = if grown > 0.0 { self.all.weight / (self.all.weight + grown) } else { 1.0 };
+        // What usually stands knows nothing of what this text was like when it was drafted.
+        self.fails_ratio = self.fails_ratio / (keep + (1.0 - keep) * self.fails_ratio);
         let means = self.stands.iter_mut().chain([&mut self.all]);
         for mean in means.filter(|mean| mean.value < usual && mean.weight > 0.0) {
             mean.value = (mean.value * mean.weight + usual * grown) / (mean.weight + grown);
         }
+        keep
     }
 
     /// Believes the next few passes more than the old ones.
@@ -230,7 +242,8 @@ impl Survival {
     pub(crate) fn error(&self, draft_len: usize, age: f64) -> f64 {
         let trials = self.all.weight() / (1.0 + age / Survival::MEMORY);
         // One more success and one more failure (Agresti and Coull 1998): no share is certain.
-        let share = (self.all.value() * trials + 1.0) / (trials + 2.0);
+        let all = 1.0 - ((1.0 - self.all.value()) * self.fails_ratio).min(1.0);
+        let share = (all * trials + 1.0) / (trials + 2.0);
         let each = ((1.0 - share) / share / (trials + 2.0)).sqrt();
         let off = |position: usize| position as f64 * each * self.accepted(position);
         (1..=draft_len).map(off).sum::<f64>() / self.tokens(draft_len)
@@ -277,7 +290,14 @@ impl Survival {
     /// Share of the passes in which it stands among those in which all before it do. Few samples of a position
     /// lean on the tokens of all.
     fn stands(&self, position: usize) -> f64 {
-        1.0 - ((1.0 - self.stood(position)) * self.fails_ratio).min(1.0)
+        let stood = self.stood(position);
+        if self.fails_ratio == 1.0 {
+            return stood;
+        }
+        // Certainty says nothing of tokens that are not there.
+        let before = if position == 1 { 1.0 } else { self.offered(position - 1) };
+        let there = if before > 0.0 { (self.offered(position) / before).clamp(stood, 1.0) } else { 1.0 };
+        there - ((there - stood) * self.fails_ratio).min(there)
     }
 
     /// The same as it was when it was counted.

@@ -30,7 +30,9 @@ mod prospect;
 mod undrafted;
 
 pub use budget::{BudgetError, MemoryPlan, Needs, PlanLine};
-pub use controller::{Controller, ControllerConfig, DRAFT_LEN_LIMIT, DraftEffort, Plan, StepOutcome, Watched};
+pub use controller::{
+    Controller, ControllerConfig, DRAFT_LEN_LIMIT, DraftEffort, Plan, StepOutcome, Watched,
+};
 pub use cost::CostTerms;
 pub use draft_len::DraftLen;
 pub use elastic::{ElasticMode, RowRule, RowsSeen};

@@ -14,7 +14,7 @@ const RESIDENCY: Residency =
     Residency { slots: 0, resident: 0, experts_total: 0, hit_rate_recent: 1.0, is_filling: false };
 
 fn effort(token_share: f64) -> DraftEffort {
-    DraftEffort { token_share, unread_max: UNREAD_MAX }
+    DraftEffort { token_share, unread_max: UNREAD_MAX, is_lookup: false }
 }
 
 fn controller(mode: DraftLen) -> Controller {

@@ -9,7 +9,7 @@ use drafthorse_scheduler::{
 };
 
 fn effort(token_share: f64) -> DraftEffort {
-    DraftEffort { token_share, unread_max: UNREAD_MAX }
+    DraftEffort { token_share, unread_max: UNREAD_MAX, is_lookup: false }
 }
 
 fn controller(mode: DraftLen) -> Controller {

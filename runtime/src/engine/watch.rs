@@ -74,7 +74,11 @@ mod tests {
         assert_eq!(watch.told(&[1, 2, 7], &[0.9]), []);
         watch.begin(3, 4, Draft::new(vec![6, 6], vec![0.5; 2]));
         let told = watch.told(&[1, 2, 7, 8], &[0.8]);
-        assert_eq!((told.len(), told[0].stood, &told[0].certainty), (1, 0, &vec![0.8]), "the second was wrong");
+        assert_eq!(
+            (told.len(), told[0].stood, &told[0].certainty),
+            (1, 0, &vec![0.8]),
+            "the second was wrong"
+        );
         let told = watch.told(&[1, 2, 7, 8, 9], &[0.7]);
         assert_eq!((told.len(), told[0].stood, told[0].certainty.len()), (1, 3, 3));
     }

@@ -97,7 +97,12 @@ impl DraftFiles {
             }
             _ => 0.0,
         };
-        DraftEffort { token_share, unread_max: if self.head.is_some() { usize::MAX } else { UNREAD_MAX } }
+        let is_lookup = |member: &DraftSource| matches!(member, DraftSource::Ngram | DraftSource::Suffix);
+        DraftEffort {
+            token_share,
+            unread_max: if self.head.is_some() { usize::MAX } else { UNREAD_MAX },
+            is_lookup: options.draft.members().iter().all(is_lookup),
+        }
     }
 }
 

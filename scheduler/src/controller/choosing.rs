@@ -19,7 +19,9 @@ const PAYBACK_PASSES: f64 = 16.0;
 /// Loss it may make in passes in which the drafter abstains.
 const ABSTAIN_LOSS_MAX: f64 = 0.005;
 /// Share of a plain pass that a draft takes at most if it is made for nothing but to be compared with what comes.
-const WATCH_SHARE: f64 = 0.005;
+pub(super) const WATCH_SHARE: f64 = 0.005;
+/// Drafts that were compared before they count for more than what other texts showed.
+const TOLD_MIN: u32 = 8;
 /// How many samples the past is worth when drafting is measured again after having been off for long.
 const RETRY_WEIGHT: f64 = 8.0;
 
@@ -61,7 +63,7 @@ impl Controller {
         };
         // As it was when it was found to be worth it.
         let passes_left = self.probe_passes(draft_len);
-        if draft_len > 0 && best == 0 && !self.reads_text {
+        if draft_len > 0 && best == 0 && (!self.reads_text || self.is_watched()) {
             self.account.lend_up_to(self.at_stake(draft_len, reference));
         }
         if draft_len == 0 {
@@ -72,9 +74,11 @@ impl Controller {
             self.certainty.loosen(RETRY_WEIGHT);
         }
         if draft_len > 0 && best == 0 {
-            self.survival.grow_old((self.passes - self.last_told) as f64);
+            let keep = self.survival.grow_old((self.passes - self.last_told) as f64);
+            self.certainty.grow_old(keep);
         }
-        let is_look = best == 0 && self.reads_text && self.looks_left > 0 && !self.look_is_owed();
+        let is_look =
+            best == 0 && self.reads_text && !self.is_watched() && self.looks_left > 0 && !self.look_is_owed();
         self.probe = Some(Probe { draft_len, passes_left, is_look, is_repeated: false });
         draft_len
     }
@@ -132,10 +136,10 @@ impl Controller {
         self.best_among(|draft_len| draft_len == 1 || self.unlucky_s(draft_len) <= self.account.balance())
     }
 
-    /// Seconds that a pass is expected to lose of which no more stands than of a draft of one; and as long as nothing has
-    /// stood on this text, nothing.
+    /// Seconds that a pass with a whole draft is expected to lose of which no more stands than of a draft of one; and as long
+    /// as nothing has stood on this text, nothing.
     pub(super) fn unlucky_s(&self, draft_len: usize) -> f64 {
-        let costs = self.seconds(draft_len).zip(self.plain_s());
+        let costs = self.whole_seconds(draft_len).zip(self.plain_s());
         let tokens = if self.last_stood.is_none() { 1.0 } else { self.survival.tokens(1) };
         costs.map_or(f64::INFINITY, |(seconds, plain_s)| seconds - plain_s * tokens)
     }
@@ -166,13 +170,18 @@ impl Controller {
     }
 
     /// Whether the drafter takes so little that it may be asked in every pass, for what its drafts would have brought.
-    pub(super) fn watches(&self) -> bool {
-        if self.planned_max == 0 || self.probe.is_some() || self.config.mode != DraftLen::Auto {
+    pub(super) fn may_watch(&self) -> bool {
+        let is_off = self.probe.is_none() && self.config.mode == DraftLen::Auto;
+        if !self.is_lookup || self.watch.is_over || self.planned_max == 0 || !is_off {
             return false;
         }
-        let costs = self.draft_s.expect(1).zip(self.plain_s());
-        let takes = self.watch_s.map_or(0.0, |mean| mean.value());
-        costs.is_some_and(|(draft_s, plain_s)| draft_s.max(takes) <= WATCH_SHARE * plain_s)
+        let costs = self.draft_s.expect(self.planned_max).zip(self.plain_s());
+        costs.is_some_and(|(draft_s, plain_s)| draft_s <= WATCH_SHARE * plain_s)
+    }
+
+    /// Whether it was told of this text what would have stood, while nothing is drafted.
+    pub(super) fn is_watched(&self) -> bool {
+        self.watch.told >= TOLD_MIN && !self.watch.is_over
     }
 
     /// Whether what `draft_len` gains over off in the near future is worth reading up on the text.

@@ -2,6 +2,7 @@
 //!
 //! Owns what comes into the account from which drafted passes are paid, and what they take out. It must not plan.
 
+use super::choosing::WATCH_SHARE;
 use super::measuring::PLAIN_PROBE_LEN;
 use super::{Controller, StepOutcome, Watched};
 use crate::cost::PassSample;
@@ -28,8 +29,11 @@ const ACCOUNT_MAX_PASSES: f64 = 16.0;
 const CHARGE_MAX: f64 = 3.0;
 /// and the first of its length in a run hardly more than that: what it finds cold is paid for once, whatever is done after.
 const CHARGE_FIRST_MAX: f64 = 1.25;
-/// Passes without a draft over which is measured what watching takes,
+/// What of drafts may be taken for stalls in a run, in the time of plain passes.
+const STALL_PASSES: f64 = 2.0;
+/// Passes over which is measured what watching takes, and of which something is known,
 const WATCH_MEMORY: f64 = 16.0;
+const WATCH_PASSES_MIN: f64 = 4.0;
 /// and what stands of what is watched: a pass brings one token, so many of them are as long a part of a text as more that
 /// draft.
 const WATCHED_MEMORY: f64 = 24.0;
@@ -52,8 +56,8 @@ impl Controller {
             let mean = if outcome.rows_drafted() == 0 { &mut self.plain } else { &mut self.drafted };
             mean.add(outcome);
         }
-        if self.planned == 0 {
-            self.watch_s.get_or_insert(Mean::prior(0.0, 0.0)).add(outcome.draft_s, WATCH_MEMORY);
+        if self.watch.is_on {
+            self.learn_watching(outcome.draft_s);
         }
         if self.planned == 0 || self.is_blank {
             return;
@@ -74,7 +78,8 @@ impl Controller {
         } else {
             // A model reads many tokens at once: none takes longer than one that it drafts.
             let each = (outcome.draft_s - expected_s) / unread as f64;
-            let each = each.min(self.draft_s.expect(1).unwrap_or(each));
+            let one_s = self.draft_s.expect(1).filter(|seconds| *seconds > 0.0);
+            let each = one_s.map_or(each, |one_s| each.min(one_s));
             self.catch_up_s.get_or_insert(Mean::prior(each, 1.0)).add(each, 4.0);
         }
         self.last_drafted = self.passes;
@@ -89,9 +94,18 @@ impl Controller {
         let compute_s = plain_s * (1.0 - self.plain.stall_share.value());
         let by_size_s = DRAFT_MAX * self.planned as f64 * self.prospect.token_share * compute_s;
         let most_s = if by_size_s > 0.0 { by_size_s } else { plain_s };
-        let is_first = self.draft_s.expect(self.planned).is_none_or(|seconds| seconds == 0.0);
+        let is_first = !self.draft_s.is_measured(self.planned);
         let draft_s = if is_first && by_size_s > 0.0 { draft_s.min(most_s) } else { draft_s };
         self.draft_s.add_above(self.planned, draft_s, most_s);
+    }
+
+    /// One that takes longer than was thought is not watched any more in this text.
+    fn learn_watching(&mut self, seconds: f64) {
+        let mean = self.watch.seconds.get_or_insert(Mean::prior(0.0, 0.0));
+        mean.add(seconds, WATCH_MEMORY);
+        let most_s = WATCH_SHARE * self.verify_s.expect(0).unwrap_or(0.0);
+        self.watch.is_over = mean.weight() >= WATCH_PASSES_MIN && mean.value() > most_s;
+        self.account.book(-seconds);
     }
 
     /// Plain passes after a drafted one that do not count.
@@ -118,9 +132,12 @@ impl Controller {
     }
 
     pub(super) fn learn_acceptance(&mut self, outcome: &StepOutcome) {
-        self.survival.add(self.planned, (outcome.draft_len, outcome.accepted), Survival::MEMORY);
+        let verified = (outcome.draft_len, outcome.accepted);
+        self.survival.add(self.planned, verified, Survival::MEMORY);
         self.certainty.see(outcome.certainty);
-        self.certainty.learn(outcome.certainty, outcome.draft_len, outcome.accepted);
+        if self.planned > 0 {
+            self.certainty.learn(outcome.certainty, verified, Survival::MEMORY);
+        }
         self.last_stood = if outcome.accepted > 0 { Some(self.passes) } else { self.last_stood };
         self.last_told = if self.planned > 0 { self.passes } else { self.last_told };
         let verified = outcome.draft_len.min(outcome.accepted + 1);
@@ -133,17 +150,19 @@ impl Controller {
         }
     }
 
-    /// Learns what stands from a draft that cost nothing.
+    /// Learns what stands from a draft that cost nothing. Each pass brings one, so each token of the text is the first of one
+    /// and counts by its confidence and certainty there alone.
     pub(super) fn learn_watched(&mut self, watched: &Watched) {
         let Watched { asked, draft, stood, certainty } = watched;
         let drafted = draft.tokens.len();
         self.survival.add(*asked, (drafted, *stood), WATCHED_MEMORY);
-        self.certainty.learn(certainty, drafted, *stood);
-        for (i, &confidence) in draft.confidence.iter().enumerate().take(drafted.min(stood + 1)) {
-            self.calibration.add(draft.source, i, confidence, i < *stood);
+        self.certainty.learn(certainty, (drafted.min(1), (*stood).min(1)), WATCHED_MEMORY);
+        if let Some(&confidence) = draft.confidence.first() {
+            self.calibration.add(draft.source, 0, confidence, *stood > 0);
         }
         self.last_stood = if *stood > 0 { Some(self.passes) } else { self.last_stood };
         self.last_told = self.passes;
+        self.watch.told = self.watch.told.saturating_add(1);
     }
 
     /// Books the pass and ends a measurement that has run its passes.
@@ -159,6 +178,7 @@ impl Controller {
             let start = ACCOUNT_START_PASSES * plain_s;
             let recalled = ACCOUNT_RECALLED_PASSES * outcome.verify_s;
             self.account.open(if is_first { start.min(recalled) } else { start });
+            self.stall_left_s = STALL_PASSES * plain_s;
         }
         self.spent_s += spent;
         self.prospect.compute_s += (outcome.verify_s - outcome.stall_s).max(0.0);
@@ -168,8 +188,12 @@ impl Controller {
         self.account.earn(share * spent);
         if self.planned > 0 {
             self.text_gain_s += as_plain - spent;
-            self.made.add((1 + outcome.accepted) as f64, outcome.verify_s + if self.reads_text { 0.0 } else { outcome.draft_s });
-            self.account.book(if is_first { 0.0 } else { as_plain - self.charged(outcome) });
+            self.made.add(
+                (1 + outcome.accepted) as f64,
+                outcome.verify_s + if self.reads_text { 0.0 } else { outcome.draft_s },
+            );
+            let gain_s = if is_first { 0.0 } else { as_plain - self.charged(outcome) };
+            self.account.book(gain_s);
             self.last_probe = if self.probe.is_some() { self.passes } else { self.last_probe };
         }
         self.account.keep_at_most(ACCOUNT_MAX_PASSES * plain_s + self.catch_up());
@@ -191,19 +215,27 @@ impl Controller {
         self.knows_second_row |= self.probe.is_none() && self.is_blank;
     }
 
+    /// What of a model's draft is taken for a stall of the machine and not booked: what is far beyond what it is expected to
+    /// take, once in a while. A drafter that is dear again and again is charged for it.
+    fn stalled(&mut self, outcome: &StepOutcome) -> f64 {
+        let expected_s = self.draft_s.expect(self.planned).unwrap_or(f64::INFINITY);
+        let is_model_alone = self.prospect.token_share > 0.0 && self.gap == 0 && !self.reads_text;
+        let beyond_s = if is_model_alone { outcome.draft_s - CHARGE_MAX * expected_s } else { 0.0 };
+        let stalled_s = beyond_s.clamp(0.0, self.stall_left_s);
+        self.stall_left_s -= stalled_s;
+        stalled_s
+    }
+
     /// What a drafted pass costs the account. One that stalled counts a few times what is expected, and what
     /// the drafter needs to read a new text counts not at all: neither says what drafting costs. But a look at another
     /// text while drafting is off is paid with its reading: it may be as useless in every text there is.
-    fn charged(&self, outcome: &StepOutcome) -> f64 {
+    fn charged(&mut self, outcome: &StepOutcome) -> f64 {
         let expected = self.seconds(self.planned).unwrap_or(f64::INFINITY);
         let expected = expected.max(self.verify_s.expect(0).unwrap_or(0.0) + outcome.draft_s);
         let is_look = self.probe.is_some_and(|probe| probe.is_look);
-        let drafting = if self.reads_text && !is_look { 0.0 } else { outcome.draft_s };
+        let drafting =
+            if self.reads_text && !is_look { 0.0 } else { outcome.draft_s - self.stalled(outcome) };
         let most = if self.ledger.passes(self.planned) == 1 { CHARGE_FIRST_MAX } else { CHARGE_MAX };
-        let drafting = match self.draft_s.expect(self.planned) {
-            Some(expected_s) if self.gap == 0 && !self.reads_text => drafting.min(most * expected_s),
-            _ => drafting,
-        };
         (outcome.verify_s + drafting).min(most * expected)
     }
 }

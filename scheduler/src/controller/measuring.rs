@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use super::learning::{LOSS_SHARE, LOSS_SHARE_EARLY};
+use super::learning::LOSS_SHARE_EARLY;
 use super::{Controller, EARLY_PASSES, GAIN_MIN, RETRY_PASSES, STALE_PASSES};
 use crate::estimate::Survival;
 use crate::normal::expected_above;
@@ -42,6 +42,9 @@ const LEND_WORTH: f64 = 8.0;
 
 /// A text has become easier if drafts are expected to fail so much less often than those verified did.
 const EASIER_RATIO: f64 = 0.5;
+/// What is lent in all for such a text, in plain passes, or for one of which it is known what would have stood. What it has to
+/// be worth grows with the text, so a short one is lent little of it.
+const TOLD_PASSES: f64 = 8.0;
 
 /// Plain passes in one measurement, behind those that settle.
 pub(super) const PLAIN_PROBE_LEN: usize = 1;
@@ -77,7 +80,7 @@ impl Controller {
             return self.first_look();
         }
         let affordable = |draft_len: &usize| self.is_affordable(*draft_len, reference);
-        if best == 0 && self.reads_text && !self.watches() {
+        if best == 0 && self.reads_text && !self.is_watched() {
             return self.look_due().then_some(1);
         }
         if best == 0 && self.passes - self.last_drafted >= RETRY_PASSES {
@@ -213,12 +216,12 @@ impl Controller {
         self.price(draft_len, reference).max(self.unlucky_s(draft_len))
     }
 
-    /// Seconds that the rest of the text is going to bring in, and that were not lent yet; all that may be lost where it is
-    /// known that the text is no longer the one in which drafts failed.
+    /// Seconds that the rest of the text is going to bring in, and that were not lent yet; more where it is known that the
+    /// text is no longer the one in which drafts failed.
     pub(super) fn credit(&self) -> f64 {
-        let is_told = self.watches() || self.certainty.fails_ratio() <= EASIER_RATIO;
-        let share = if is_told { LOSS_SHARE } else { LOSS_SHARE_EARLY };
-        let coming_s = share * self.prospect.tokens_left() / self.rate(0);
+        let is_told = self.is_watched() || self.certainty.fails_ratio() <= EASIER_RATIO;
+        let passes = LOSS_SHARE_EARLY * self.prospect.tokens_left();
+        let coming_s = if is_told { passes.max(TOLD_PASSES) } else { passes } / self.rate(0);
         (coming_s - self.account.lent()).max(0.0)
     }
 

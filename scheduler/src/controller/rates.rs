@@ -24,6 +24,12 @@ impl Controller {
         Some(verify + self.drop_s.expect(draft_len) + self.draft_s.expect(draft_len)?)
     }
 
+    /// The same where the drafter says as much as it is asked for.
+    pub(super) fn whole_seconds(&self, draft_len: usize) -> Option<f64> {
+        let verify = self.verify_s.expect(draft_len)?;
+        Some(verify + self.drop_s.expect(draft_len) + self.draft_s.expect(draft_len)?)
+    }
+
     /// Expected seconds of a pass of plain decoding. A plain pass amid drafted ones takes longer: drafts have
     /// driven its experts out.
     pub(super) fn plain_s(&self) -> Option<f64> {

@@ -114,8 +114,11 @@ impl World {
     /// The text under `mode`, by a controller that begins with what another one learned.
     pub fn run_after(&self, mode: DraftLen, lessons: Option<&Lessons>) -> Run {
         let config = ControllerConfig { mode, draft_len_max: DRAFT_LEN_MAX };
-        let mut controller =
-            Controller::new(config, DraftEffort { token_share: self.draft_s, unread_max: UNREAD_MAX });
+        let is_lookup = self.draft_s == 0.0;
+        let mut controller = Controller::new(
+            config,
+            DraftEffort { token_share: self.draft_s, unread_max: UNREAD_MAX, is_lookup },
+        );
         lessons.into_iter().for_each(|lessons| controller.recall(lessons));
         let prefill_s = 0.25 * f64::from(self.prompt);
         controller.begin_text((prefill_s, prefill_s), self.tokens);
@@ -169,8 +172,7 @@ impl World {
             });
             let certainty = &certain(tokens, came);
             let pass = self.pass(kept, tokens, &passes);
-            let outcome =
-                StepOutcome { accepted, unverified, draft_s, certainty, watched: &watched, ..pass };
+            let outcome = StepOutcome { accepted, unverified, draft_s, certainty, watched: &watched, ..pass };
             if mode == DraftLen::Auto {
                 controller.observe(&outcome);
             }
