@@ -17,7 +17,8 @@ pub struct Verdict {
     pub next: TokenId,
     /// The target's probability of `next`, as [`Choice::probability`].
     pub probability: f32,
-    /// How sure the target was of each of the tokens that come, `next` being the last: [`Sampler::certainty`].
+    /// How sure the target was of each of the tokens that come, `next` being the last ([`Sampler::certainty`]), where choosing
+    /// them shows it: greedily. Else empty.
     pub certainty: Vec<f32>,
 }
 
@@ -45,14 +46,11 @@ impl Sampler {
         logits: impl Fn(usize) -> &'l [f32],
     ) -> Verdict {
         let history = |row: usize| History { committed, drafted: &draft.tokens[..row] };
-        let certain = |row: usize| self.certainty(logits(row), history(row));
-        let choose = |row: usize| {
-            let choice = self.choose(logits(row), history(row));
-            // Greedy, both are one.
-            (choice, if self.is_greedy() { choice.probability } else { certain(row) })
-        };
+        let choose = |row: usize| self.choose(logits(row), history(row));
         if self.config().stands_by_equality() || draft.tokens.is_empty() {
-            return longest_equal(draft, choose);
+            let verdict = longest_equal(draft, choose);
+            // A greedy choice's probability is the likeliest token's.
+            return if self.is_greedy() { verdict } else { Verdict { certainty: Vec::new(), ..verdict } };
         }
         let law = |row: usize| self.law(logits(row), history(row));
         let (seed, len) = (self.config().seed, committed.len());
@@ -62,27 +60,27 @@ impl Sampler {
             let (target, drafted) = (law(accepted), draft.law(accepted));
             let next = residual(odds.ratios[accepted], (&target, &drafted), (seed, len));
             if let Some(next) = next {
-                let (probability, certainty) = (target.probability(next) as f32, (0..=accepted).map(certain));
-                return Verdict { accepted, next, probability, certainty: certainty.collect() };
+                let probability = target.probability(next) as f32;
+                return Verdict { accepted, next, probability, certainty: Vec::new() };
             }
         }
-        let Choice { token, probability } = choose(accepted).0;
-        Verdict { accepted, next: token, probability, certainty: (0..=accepted).map(certain).collect() }
+        let Choice { token, probability } = choose(accepted);
+        Verdict { accepted, next: token, probability, certainty: Vec::new() }
     }
 }
 
 /// Accepts the longest prefix of `draft` that equals the target's own choices.
 ///
-/// `choose(row)` gives the target's choice after the committed text plus `row` drafted tokens, and how sure it was; it is
+/// `choose(row)` gives the target's choice after the committed text plus `row` drafted tokens; it is
 /// called for rows 0, 1, ... in order, at most `draft.tokens.len() + 1` times and never past the
 /// first rejection. The tokens that result are those the target alone would have chosen
 /// (arXiv 2408.07978: both sides share their noise), whatever was drafted.
-fn longest_equal(draft: &Draft, mut choose: impl FnMut(usize) -> (Choice, f32)) -> Verdict {
+fn longest_equal(draft: &Draft, mut choose: impl FnMut(usize) -> Choice) -> Verdict {
     let mut accepted = 0;
     let mut certainty = Vec::with_capacity(draft.tokens.len() + 1);
     let mut next = || {
-        let (choice, certain) = choose(certainty.len());
-        certainty.push(certain);
+        let choice = choose(certainty.len());
+        certainty.push(choice.probability);
         choice
     };
     let mut choice = next();
@@ -103,7 +101,7 @@ mod tests {
         let mut rows = Vec::new();
         let verdict = longest_equal(&draft, |row| {
             rows.push(row);
-            (Choice { token: target[row], probability: 0.5 }, 0.6)
+            Choice { token: target[row], probability: 0.5 }
         });
         assert_eq!(rows, (0..rows.len()).collect::<Vec<_>>(), "rows are asked for in order");
         (verdict, rows.len())
@@ -124,7 +122,7 @@ mod tests {
 
     #[test]
     fn an_empty_draft_is_a_plain_step() {
-        let verdict = Verdict { accepted: 0, next: 7, probability: 0.5, certainty: vec![0.6] };
+        let verdict = Verdict { accepted: 0, next: 7, probability: 0.5, certainty: vec![0.5] };
         assert_eq!(run(&[], &[7]), (verdict, 1));
     }
 
@@ -159,23 +157,23 @@ mod tests {
     }
 
     #[test]
-    fn each_token_that_comes_has_its_certainty_whatever_the_rule_and_the_temperature() {
-        let rows = [[0.0, 9.0, 1.0], [0.0, 1.0, 4.0], [2.0, 0.0, 1.0]];
-        let sharp: Vec<f32> = rows
-            .iter()
-            .map(|row| {
-                let top = row.iter().copied().fold(0.0f32, f32::max);
-                1.0 / row.iter().map(|logit| (logit - top).exp()).sum::<f32>()
-            })
-            .collect();
+    fn a_greedy_verdict_says_how_sure_the_target_was_and_others_are_asked_at_temperature_one() {
+        let rows = [[0.0f32, 9.0, 1.0], [0.0, 1.0, 4.0], [2.0, 0.0, 1.0]];
+        let softmax = |row: &[f32; 3]| {
+            let top = row.iter().copied().fold(0.0f32, f32::max);
+            1.0 / row.iter().map(|logit| (logit - top).exp()).sum::<f32>()
+        };
         let draft = Draft::new(vec![1, 2], vec![1.0; 2]);
         for temperature in [0.0, 0.05] {
             let coupled = Sampler::new(SamplerConfig { top_k: 2, ..SamplerConfig::plain(temperature, 3) });
             for sampler in [coupled, block(temperature)] {
                 let verdict = sampler.verify(&[5], &draft, |row| &rows[row]);
                 assert_eq!(verdict.accepted, 2, "the logits leave no doubt");
-                assert_eq!(verdict.certainty.len(), 3);
-                assert!(verdict.certainty.iter().zip(&sharp).all(|(a, b)| (a - b).abs() < 1e-5));
+                assert_eq!(verdict.certainty.len(), if temperature == 0.0 { 3 } else { 0 });
+                let asked = rows.map(|row| sampler.certainty(&row, History::of(&[5])));
+                let close = |(a, b): (&f32, &[f32; 3])| (a - softmax(b)).abs() < 1e-5;
+                assert!(verdict.certainty.iter().zip(&rows).all(close));
+                assert!(asked.iter().zip(&rows).all(close));
             }
         }
     }
@@ -188,7 +186,6 @@ mod tests {
             draft.laws = laws;
             let verdict = block(0.8).verify(&[5], &draft, |_| &row);
             assert_eq!((verdict.accepted, verdict.next, verdict.probability), (0, 1, 1.0));
-            assert_eq!(verdict.certainty, [1.0]);
         }
     }
 
@@ -197,7 +194,6 @@ mod tests {
         let draft = Draft::new(vec![1, 2], vec![0.5; 2]);
         let verdict = block(0.8).verify(&[5], &draft, |_| &[f32::NAN; 3]);
         assert_eq!((verdict.accepted, verdict.next, verdict.probability), (0, 0, 0.0));
-        assert_eq!(verdict.certainty, [0.0]);
     }
 
     #[test]

@@ -177,14 +177,11 @@ impl Engine {
             most => self.ask(sequence, (most, stop), progress),
         };
         // What comes tells of the first token that is cut off, too, where tokens stand by being equal.
-        let guesses = if is_blank || !sequence.sampler.config().stands_by_equality() {
-            Vec::new()
-        } else {
-            draft.tokens.clone()
-        };
+        let tells = !is_blank && sequence.sampler.config().stands_by_equality();
+        let guesses = if tells { draft.tokens.clone() } else { Vec::new() };
         draft.cut(|draft| self.controller.keep(draft));
         if most > 0 {
-            self.watch.end();
+            self.watch.end(); // verifying tells the same, and more
         }
         if run_ahead {
             self.draft_ahead(sequence, (most, stop), &draft);
@@ -199,8 +196,9 @@ impl Engine {
         let logits = |row: usize| &self.logits[row * vocab..(row + 1) * vocab];
         let verdict = sequence.sampler.verify(sequence.tokens(), &draft, logits);
         let unverified = verdict.tells_of_next(&guesses, draft.tokens.len());
+        let certainty = &*self.certainty(sequence, &draft, &verdict);
         let committed = sequence.commit(&draft, &verdict);
-        let watched = self.watch.told(sequence.tokens(), &verdict.certainty);
+        let watched = self.watch.told(sequence.tokens(), certainty);
         self.target.truncate(sequence.len() - 1);
 
         // A token that was nobody's guess counts if it stands: it is one pass less.
@@ -216,7 +214,7 @@ impl Engine {
                 draft_len: draft.tokens.len(),
                 dropped,
                 accepted: verdict.accepted,
-                certainty: &verdict.certainty,
+                certainty,
                 unverified,
                 watched: &watched,
                 draft_s: (drafted - started).as_secs_f64(),

@@ -203,3 +203,25 @@ fn a_simulated_disk_takes_its_time_is_named_and_changes_no_text() {
     let bytes = offload["bytes_read"].as_f64().unwrap();
     assert!(took >= bytes / 20e6, "{bytes} bytes in {took} s");
 }
+
+#[test]
+fn lookups_are_compared_with_a_text_that_they_do_not_help_and_leave_it_as_it_is() {
+    // Two rows bring half as many experts again, each from a slow disk, and of prose little stands: drafting is off.
+    let slow =
+        ["--memory", "1GiB", "--slots", "13", "--simulate-disk", "0.5GiB/s,80us", "--draft-len", "auto"];
+    let text = |arguments: &[&str]| run_for("120", &[&slow[..], arguments].concat());
+    let watched = |report: &Value| report["speculation"]["explanation"]["watched"].as_u64().unwrap();
+    for (temperature, rule) in [("0", "coupled"), ("0.8", "coupled"), ("0.8", "block")] {
+        let sampling = ["--temp", temperature, "--seed", "7", "--verify", rule];
+        let drafted = text(&[&sampling[..], &["--draft", "ngram"]].concat());
+        match rule {
+            "coupled" => {
+                assert_eq!(drafted["tokens"], text(&sampling)["tokens"]);
+                assert!(watched(&drafted) > 0, "{}", drafted["speculation"]);
+            }
+            _ => assert_eq!(watched(&drafted), 0, "what is equal is not what would have stood"),
+        }
+    }
+    let chain = text(&["--temp", "0", "--draft", &format!("ngram,{}", local("demo/draft.gguf").display())]);
+    assert_eq!(watched(&chain), 0, "a draft model takes its time");
+}

@@ -33,6 +33,11 @@ impl Account {
         self.balance_s += seconds - repaid_s;
     }
 
+    /// What was lent above `seconds` need not come in any more.
+    pub(crate) fn forgive_above(&mut self, seconds: f64) {
+        self.lent_s = self.lent_s.min(seconds);
+    }
+
     /// A drafted pass gained `seconds`, or lost them (negative).
     pub(crate) fn book(&mut self, seconds: f64) {
         self.balance_s += seconds;
@@ -70,5 +75,8 @@ mod tests {
         assert_eq!(account.lent(), 0.0, "it held that much");
         account.keep_at_most(1.0);
         assert_eq!(account.balance(), 1.0);
+        account.lend_up_to(3.0);
+        account.forgive_above(0.5);
+        assert_eq!((account.balance(), account.lent()), (3.0, 0.5));
     }
 }

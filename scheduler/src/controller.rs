@@ -23,7 +23,7 @@ use crate::elastic::{DropCosts, RowRule};
 use crate::estimate::{CostCurve, Mean, Survival};
 use crate::explain::Ledger;
 use crate::lessons::Lessons;
-use crate::prospect::Prospect;
+use crate::prospect::{Prospect, TEXT_TOKENS};
 use crate::undrafted::Undrafted;
 use crate::{DraftLen, SchedulerError};
 use drafthorse_draft::{Draft, StopRule};
@@ -48,6 +48,8 @@ const STALE_PASSES: u64 = 64;
 const RETRY_PASSES: u64 = 256;
 /// Gain that drafting must promise in passes that verify something.
 const GAIN_MIN: f64 = 0.03;
+/// Longer drafts are not watched: one that is right is known of when it is through, one that is wrong at once.
+const WATCH_LEN_MAX: usize = 8;
 /// Acceptance below which the stop rule does not take a drafter's tokens to be.
 const ACCEPTANCE_FLOOR: f64 = 0.05;
 /// The chance to stand that is asked of no draft, however dear its tokens: an estimate may be wrong.
@@ -174,7 +176,8 @@ pub struct Controller {
     last_told: u64, // what stands: by a draft that was verified or watched
     is_lookup: bool,
     watch: WatchState,
-    stall_left_s: f64, // of drafts, that is not booked
+    stall_left_s: f64,     // of drafts, that is not booked
+    draft_expected_s: f64, // of the draft that was made last, before it was
     /// The drafter has not drafted on this text yet: what it takes first is reading.
     reads_text: bool,
     prospect: Prospect,
@@ -215,8 +218,10 @@ struct WatchState {
     is_on: bool,
     /// It took too long.
     is_over: bool,
-    /// Seconds a pass.
+    /// Seconds a pass, but for the first.
     seconds: Option<Mean>,
+    /// Of the last pass.
+    paid_s: f64,
     /// Drafts of which it is known what would have stood.
     told: u32,
 }
@@ -272,6 +277,7 @@ impl Controller {
             is_lookup,
             watch: WatchState::default(),
             stall_left_s: 0.0,
+            draft_expected_s: 0.0,
             reads_text: true,
             prospect: Prospect { token_share, unread_max: unread_max as u64, ..Prospect::default() },
             knows_second_row: false,
@@ -302,6 +308,9 @@ impl Controller {
             (self.texts_unlooked, self.texts_vain) = self.texts_with_this();
         }
         self.text_gain_s = 0.0;
+        // The last one is not going to bring it in.
+        let usual_s = learning::LOSS_SHARE_EARLY * TEXT_TOKENS * self.plain_s().unwrap_or(0.0);
+        self.account.forgive_above(usual_s);
         self.reads_text = true;
         self.probe = None;
         self.looks_left = if self.planned_max > 0 { measuring::LOOKS } else { 0 };
@@ -338,7 +347,8 @@ impl Controller {
             self.planned > 0 && self.config.mode == DraftLen::Auto && self.looks_without_drafter();
         let run_ahead =
             self.planned > 0 && !self.is_blank && self.drafted.stall_share.value() >= RUN_AHEAD_STALL_MIN;
-        let watch = if self.planned == 0 && self.may_watch() { self.planned_max } else { 0 };
+        let watch =
+            if self.planned == 0 && self.may_watch() { self.planned_max.min(WATCH_LEN_MAX) } else { 0 };
         self.watch.is_on = watch > 0;
         Plan { draft_len: self.planned, stop: self.stop_rule(), run_ahead, is_blank: self.is_blank, watch }
     }
@@ -360,6 +370,11 @@ impl Controller {
             source: 0,
             survival_min,
         }
+    }
+
+    /// Whether it learns from how certain the target is ([`StepOutcome::certainty`]).
+    pub fn wants_certainty(&self) -> bool {
+        self.config.mode == DraftLen::Auto
     }
 
     /// How many of the drafted tokens are worth verifying: those whose chance to stand is worth more

@@ -20,6 +20,10 @@ pub struct Explanation {
     pub speedup: Option<f64>,
     /// T(K) / T(0) as predicted now, averaged over the passes run; `None` before a plain pass was run.
     pub t_ratio: Option<f64>,
+    /// Drafts that nobody verified, of which what came told what would have stood.
+    pub watched: u64,
+    /// Of their first tokens, those that would have.
+    pub watched_stood: u64,
 }
 
 /// A planned draft length: T(K) and tau as predicted now and as measured so far.
@@ -51,6 +55,8 @@ pub(crate) struct Ledger {
     plain_s: f64,
     /// By drafted tokens verified: the passes' seconds, each times its tokens.
     token_seconds: Vec<f64>,
+    /// Drafts that were watched, and those whose first token would have stood.
+    watched: (u64, u64),
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -66,7 +72,18 @@ impl Ledger {
             entries: vec![Entry::default(); draft_len_max + 1],
             plain_s: 0.0,
             token_seconds: vec![0.0; draft_len_max + 1],
+            watched: (0, 0),
         }
+    }
+
+    /// A draft was compared with what came.
+    pub(crate) fn book_watched(&mut self, first_stood: bool) {
+        self.watched = (self.watched.0 + 1, self.watched.1 + u64::from(first_stood));
+    }
+
+    /// Drafts that were, and those whose first token would have stood.
+    pub(crate) fn watched(&self) -> (u64, u64) {
+        self.watched
     }
 
     /// A pass planned with `draft_len` verified `width` drafted tokens and gave `tokens` in `verify_s`, after

@@ -13,7 +13,7 @@ const READING_SHARE: f64 = 0.03;
 /// Part of a text's tokens in which a known gain must make up for reading.
 const PAYBACK_SHARE: f64 = 0.25;
 /// Tokens that a text is taken to have, if it may.
-const TEXT_TOKENS: f64 = 256.0;
+pub(crate) const TEXT_TOKENS: f64 = 256.0;
 /// Gain that must be hoped for.
 const HOPED_GAIN_MIN: f64 = 0.05;
 

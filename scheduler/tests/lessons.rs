@@ -247,9 +247,10 @@ fn a_drafter_that_never_gains_anything_costs_less_and_less() {
 }
 
 #[test]
-fn lessons_of_before_what_is_usual_was_kept_are_read() {
+fn lessons_of_before_what_is_usual_and_certainty_were_kept_are_read() {
     let mut value = serde_json::to_value(lessons()).unwrap();
     assert!(value.pointer_mut("/survival").unwrap().as_object_mut().unwrap().remove("usual").is_some());
+    assert!(value.as_object_mut().unwrap().remove("certainty").is_some());
     let old = serde_json::from_value::<Lessons>(value).unwrap();
     old.validate().unwrap();
     let mut remembers = controller(DraftLen::Auto);
@@ -278,6 +279,8 @@ fn lessons_that_no_controller_wrote_are_refused_with_the_reason() {
         ("/drafts/0/draft_len", 99.into(), "draft lengths"),
         ("/drafts/0/seconds", (-0.5).into(), "-0.5 seconds of drafting"),
         ("/catch_up_s", 1e9.into(), "1000000000 seconds of drafting"),
+        ("/certainty/then/0", 1e6.into(), "outside 0 to 1"),
+        ("/certainty/stood/2", 1.5.into(), "outside 0 to 1"),
         ("/survival/all/value", 1.5.into(), "outside 0 to 1"),
         ("/survival/all/weight", (-1.0).into(), "outside 0 to 1"),
         ("/survival/usual/value", 1.5.into(), "outside 0 to 1"),

@@ -71,9 +71,9 @@ fn free_drafts_are_compared_with_what_comes_instead_of_verified() {
     for seed in 0..SEEDS {
         let (auto, gain) = run(free, free, seed);
         (verified, gained) = (verified + auto.drafted_astray, gained + gain / SEEDS as f64);
-        assert!(gain >= 1.1, "seed {seed}: {gain}");
+        assert!(gain >= 1.05, "seed {seed}: {gain}");
     }
-    assert!(gained >= 1.2, "{gained}");
+    assert!(gained >= 1.15, "{gained}");
     assert!(verified <= 8 * SEEDS as usize, "{verified} drafted tokens verified of which none could stand");
 }
 
@@ -132,4 +132,55 @@ fn what_would_have_stood_is_drafted_and_what_cannot_be_teaches_nothing() {
     };
     let planned = [&[right][..], &[], &[impossible]].map(planned);
     assert!(planned[0] > 2 * planned[1] && planned[2] == 0, "{planned:?}");
+}
+
+#[test]
+fn what_is_lent_to_a_text_of_which_much_is_told_is_bounded_however_often_it_is_told() {
+    let draft = Draft::new(vec![1; 8], vec![0.8; 8]);
+    let right = Watched { asked: 8, draft, stood: 8, certainty: Vec::new() };
+    let mut c = off(0.0, true);
+    (0..100).for_each(|_| _ = pass(&mut c, &[], 0.0));
+    c.begin_text((0.0, 0.0), 1000);
+    // What is watched always stands, and what is verified never does: a token drafted is half a pass lost.
+    let mut lost_in = || 0.5 * pass(&mut c, std::slice::from_ref(&right), 0.0).draft_len as f64;
+    let lost: f64 = (0..400).map(|_| lost_in()).sum();
+    // The start, what comes in, what is lent, one measurement too many, and first passes booked for less.
+    let most = 1.4 + 0.02 * (400.0 + lost) + 8.0 + 8.0 + 4.0;
+    assert!(lost > 0.0 && lost <= most, "{lost} of at most {most}");
+}
+
+#[test]
+fn a_model_whose_drafts_stall_again_and_again_is_charged_for_it_and_one_that_did_once_is_not() {
+    let drafted_after = |stalls: &dyn Fn(usize) -> f64| {
+        let config = ControllerConfig { mode: DraftLen::Auto, draft_len_max: 8 };
+        let effort = DraftEffort { token_share: 0.02, unread_max: UNREAD_MAX, is_lookup: false };
+        let (mut c, mut drafted) = (Controller::new(config, effort), 0);
+        c.begin_text((0.0, 0.0), 100_000);
+        // All stand.
+        let mut drafts = |stall_s: &dyn Fn(usize) -> f64| {
+            let planned = c.plan(&RESIDENCY).draft_len;
+            let kept = c.keep(&Draft::new(vec![1; planned], vec![0.9; planned]));
+            drafted += usize::from(planned > 0);
+            let stall_s = if planned > 0 { stall_s(drafted) } else { 0.0 };
+            let (draft_s, verify_s) = (0.02 * planned as f64 + stall_s, 1.0 + 0.1 * kept as f64);
+            c.observe(&StepOutcome {
+                draft_len: kept,
+                accepted: kept,
+                draft_s,
+                verify_s,
+                ..StepOutcome::default()
+            });
+            planned > 0
+        };
+        let before = (0..60).filter(|_| drafts(&|_| 0.0)).count();
+        assert!(before >= 40, "{before} of 60");
+        (0..400).filter(|_| drafts(stalls)).count()
+    };
+    let (often, once) = (
+        drafted_after(&|i| if i % 4 == 0 { 60.0 } else { 0.0 }),
+        drafted_after(&|i| {
+            if i == 61 { 2.0 } else { 0.0 }
+        }),
+    );
+    assert!(often <= 40 && once >= 300, "{often} and {once} of 400");
 }

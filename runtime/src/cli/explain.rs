@@ -7,7 +7,7 @@ use drafthorse_runtime::api::{CostTerms, Explanation, LengthReport, Speculation}
 /// The table, or the reason why there is none.
 pub fn block(speculation: &Speculation) -> String {
     match &speculation.explanation {
-        Some(explanation) => [table(explanation), dropped(speculation)].concat(),
+        Some(explanation) => [table(explanation), watched(explanation), dropped(speculation)].concat(),
         None => {
             let why = speculation.off_reason.as_deref().unwrap_or("nothing was drafted");
             format!("explain   no draft length to explain: {why}")
@@ -27,6 +27,17 @@ fn table(explanation: &Explanation) -> String {
     );
     lines.extend(explanation.lengths.iter().map(row));
     lines.join("\n")
+}
+
+/// A line on drafts that were compared with the text, where there were any.
+fn watched(explanation: &Explanation) -> String {
+    let Explanation { watched, watched_stood, .. } = explanation;
+    if *watched == 0 {
+        return String::new();
+    }
+    format!(
+        "\n          beside passes without a draft {watched} were made for comparison: of {watched_stood} the first token would have stood"
+    )
 }
 
 /// A line on elastic verification, where it did something.
@@ -95,8 +106,12 @@ mod tests {
         assert_eq!(lines.len(), 6, "{text}");
         assert!(lines[4].contains(" - ") && lines[5].contains("12.50"), "{text}");
         assert!(lines[5].len() <= lines[3].len(), "columns stand under their headings:\n{text}");
-        let elastic = block(&Speculation { rows_dropped: 3, proposed: 9, ..speculation });
+        let elastic = block(&Speculation { rows_dropped: 3, proposed: 9, ..speculation.clone() });
         assert!(elastic.starts_with(&text) && elastic.contains("3 of 12 drafted rows"), "{elastic}");
+        let explanation = Explanation { watched: 5, watched_stood: 2, ..speculation.explanation.unwrap() };
+        let watched = block(&Speculation { explanation: Some(explanation), ..Speculation::default() });
+        assert!(watched.starts_with(&text), "{watched}");
+        assert!(watched.contains("5 were made for comparison: of 2 the first"), "{watched}");
     }
 
     #[test]

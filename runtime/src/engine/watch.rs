@@ -1,10 +1,16 @@
-//! Drafts that nobody verifies: the drafter says what it would, and what the target writes alone tells what would have stood.
+//! What the text tells of drafting beside what verification does: drafts that nobody verifies, the drafter saying what it
+//! would and the target writing alone, and how certain the target is.
 //!
 //! Owns such drafts until enough has come. It must not know what is made of the answers. Only where tokens stand by being
 //! equal do they mean that they would have stood.
 
-use drafthorse_draft::{Draft, TokenId};
+use std::borrow::Cow;
+
+use drafthorse_draft::{Draft, History, LanguageModel, TokenId, Verdict};
 use drafthorse_scheduler::Watched;
+
+use super::Engine;
+use crate::sequence::Sequence;
 
 /// The drafts under way: one a pass, each as long as it is right.
 #[derive(Default)]
@@ -16,6 +22,26 @@ struct Pending {
     /// Tokens of the text when it was made.
     at: usize,
     seen: Watched,
+}
+
+impl Engine {
+    /// How certain the target was of each token of `verdict`, which `sequence` has not got yet; nothing where nobody asks.
+    pub(super) fn certainty<'a>(
+        &self,
+        sequence: &Sequence,
+        draft: &Draft,
+        verdict: &'a Verdict,
+    ) -> Cow<'a, [f32]> {
+        if !verdict.certainty.is_empty() || self.drafter.is_none() || !self.controller.wants_certainty() {
+            return Cow::Borrowed(&verdict.certainty);
+        }
+        let vocab = self.target.vocab();
+        let certain = |row: usize| {
+            let history = History { committed: sequence.tokens(), drafted: &draft.tokens[..row] };
+            sequence.sampler.certainty(&self.logits[row * vocab..(row + 1) * vocab], history)
+        };
+        (0..=verdict.accepted).map(certain).collect()
+    }
 }
 
 impl Watch {

@@ -91,6 +91,7 @@ impl Controller {
             })
             .collect();
         let plain_known = self.verify_s.is_measured(0);
+        let (watched, watched_stood) = self.ledger.watched();
         let passes: u64 = lengths.iter().map(|length| length.passes).sum();
         let predicted = lengths
             .iter()
@@ -104,6 +105,8 @@ impl Controller {
             lengths,
             speedup: self.ledger.speedup(|width| self.worth(width)).filter(|_| plain_known),
             t_ratio: t_ratio.filter(|_| plain_known && passes > 0),
+            watched,
+            watched_stood,
         }
     }
 

@@ -4,7 +4,7 @@
 
 use super::choosing::WATCH_SHARE;
 use super::measuring::PLAIN_PROBE_LEN;
-use super::{Controller, StepOutcome, Watched};
+use super::{Controller, Made, StepOutcome, Watched};
 use crate::cost::PassSample;
 use crate::estimate::{Mean, Survival};
 
@@ -29,8 +29,11 @@ const ACCOUNT_MAX_PASSES: f64 = 16.0;
 const CHARGE_MAX: f64 = 3.0;
 /// and the first of its length in a run hardly more than that: what it finds cold is paid for once, whatever is done after.
 const CHARGE_FIRST_MAX: f64 = 1.25;
-/// What of drafts may be taken for stalls in a run, in the time of plain passes.
+/// What of drafts may be taken for stalls, in the time of plain passes, and the share of the time in which it may be again.
 const STALL_PASSES: f64 = 2.0;
+const STALL_SHARE: f64 = 0.002;
+/// Passes without a draft after which what those before made says nothing any more.
+const MADE_GAP: u64 = 8;
 /// Passes over which is measured what watching takes, and of which something is known,
 const WATCH_MEMORY: f64 = 16.0;
 const WATCH_PASSES_MIN: f64 = 4.0;
@@ -56,6 +59,7 @@ impl Controller {
             let mean = if outcome.rows_drafted() == 0 { &mut self.plain } else { &mut self.drafted };
             mean.add(outcome);
         }
+        self.watch.paid_s = 0.0;
         if self.watch.is_on {
             self.learn_watching(outcome.draft_s);
         }
@@ -65,6 +69,7 @@ impl Controller {
         self.gap = self.passes - 1 - self.last_drafted;
         let unread = self.gap.min(self.prospect.unread_max);
         let expected_s = self.draft_s.expect(self.planned).unwrap_or(0.0);
+        self.draft_expected_s = expected_s;
         if (self.reads_text || unread > 0) && outcome.draft_s < expected_s {
             // With reading it took less than was expected without.
             self.draft_s.add(self.planned, outcome.draft_s);
@@ -94,18 +99,22 @@ impl Controller {
         let compute_s = plain_s * (1.0 - self.plain.stall_share.value());
         let by_size_s = DRAFT_MAX * self.planned as f64 * self.prospect.token_share * compute_s;
         let most_s = if by_size_s > 0.0 { by_size_s } else { plain_s };
-        let is_first = !self.draft_s.is_measured(self.planned);
-        let draft_s = if is_first && by_size_s > 0.0 { draft_s.min(most_s) } else { draft_s };
+        let is_first = !self.draft_s.is_measured(self.planned) && most_s > 0.0;
+        let draft_s = if is_first { draft_s.min(most_s) } else { draft_s };
         self.draft_s.add_above(self.planned, draft_s, most_s);
     }
 
-    /// One that takes longer than was thought is not watched any more in this text.
+    /// One that takes longer than was thought is not watched any more in this text. The first draft may have a text to take
+    /// in, and one that stalled says little.
     fn learn_watching(&mut self, seconds: f64) {
-        let mean = self.watch.seconds.get_or_insert(Mean::prior(0.0, 0.0));
-        mean.add(seconds, WATCH_MEMORY);
         let most_s = WATCH_SHARE * self.verify_s.expect(0).unwrap_or(0.0);
+        let Some(mean) = &mut self.watch.seconds else {
+            self.watch.seconds = Some(Mean::prior(0.0, 0.0));
+            return;
+        };
+        self.watch.paid_s = seconds.min(CHARGE_MAX * mean.value().max(most_s));
+        mean.add(self.watch.paid_s, WATCH_MEMORY);
         self.watch.is_over = mean.weight() >= WATCH_PASSES_MIN && mean.value() > most_s;
-        self.account.book(-seconds);
     }
 
     /// Plain passes after a drafted one that do not count.
@@ -162,7 +171,8 @@ impl Controller {
         }
         self.last_stood = if *stood > 0 { Some(self.passes) } else { self.last_stood };
         self.last_told = self.passes;
-        self.watch.told = self.watch.told.saturating_add(1);
+        self.watch.told = self.watch.told.saturating_add(u32::from(drafted > 0));
+        self.ledger.book_watched(*stood > 0);
     }
 
     /// Books the pass and ends a measurement that has run its passes.
@@ -178,20 +188,19 @@ impl Controller {
             let start = ACCOUNT_START_PASSES * plain_s;
             let recalled = ACCOUNT_RECALLED_PASSES * outcome.verify_s;
             self.account.open(if is_first { start.min(recalled) } else { start });
-            self.stall_left_s = STALL_PASSES * plain_s;
+            self.stall_left_s = f64::INFINITY; // as much as there may be
         }
         self.spent_s += spent;
         self.prospect.compute_s += (outcome.verify_s - outcome.stall_s).max(0.0);
         self.prospect.passes += 1;
         let share = if self.passes < LOSS_EARLY_PASSES { LOSS_SHARE_EARLY } else { LOSS_SHARE };
         self.prospect.tokens_written += (1 + outcome.accepted) as f64;
-        self.account.earn(share * spent);
+        // What watching takes comes out of that.
+        self.account.earn((share * spent - self.watch.paid_s).max(0.0));
+        self.stall_left_s = (self.stall_left_s + STALL_SHARE * spent).min(STALL_PASSES * plain_s);
         if self.planned > 0 {
             self.text_gain_s += as_plain - spent;
-            self.made.add(
-                (1 + outcome.accepted) as f64,
-                outcome.verify_s + if self.reads_text { 0.0 } else { outcome.draft_s },
-            );
+            self.note_made(outcome);
             let gain_s = if is_first { 0.0 } else { as_plain - self.charged(outcome) };
             self.account.book(gain_s);
             self.last_probe = if self.probe.is_some() { self.passes } else { self.last_probe };
@@ -215,12 +224,23 @@ impl Controller {
         self.knows_second_row |= self.probe.is_none() && self.is_blank;
     }
 
+    fn note_made(&mut self, outcome: &StepOutcome) {
+        if self.gap > MADE_GAP {
+            self.made = Made::default();
+        }
+        if !self.is_blank {
+            let draft_s = if self.reads_text { 0.0 } else { outcome.draft_s };
+            self.made.add((1 + outcome.accepted) as f64, outcome.verify_s + draft_s);
+        }
+    }
+
     /// What of a model's draft is taken for a stall of the machine and not booked: what is far beyond what it is expected to
     /// take, once in a while. A drafter that is dear again and again is charged for it.
     fn stalled(&mut self, outcome: &StepOutcome) -> f64 {
-        let expected_s = self.draft_s.expect(self.planned).unwrap_or(f64::INFINITY);
         let is_model_alone = self.prospect.token_share > 0.0 && self.gap == 0 && !self.reads_text;
-        let beyond_s = if is_model_alone { outcome.draft_s - CHARGE_MAX * expected_s } else { 0.0 };
+        let is_known = self.draft_expected_s > 0.0;
+        let beyond_s = outcome.draft_s - CHARGE_MAX * self.draft_expected_s;
+        let beyond_s = if is_model_alone && is_known { beyond_s } else { 0.0 };
         let stalled_s = beyond_s.clamp(0.0, self.stall_left_s);
         self.stall_left_s -= stalled_s;
         stalled_s

@@ -42,9 +42,10 @@ const LEND_WORTH: f64 = 8.0;
 
 /// A text has become easier if drafts are expected to fail so much less often than those verified did.
 const EASIER_RATIO: f64 = 0.5;
-/// What is lent in all for such a text, in plain passes, or for one of which it is known what would have stood. What it has to
-/// be worth grows with the text, so a short one is lent little of it.
+/// What is lent in all for such a text, in plain passes, or for one of which it is known what would have stood; at most this
+/// share of the tokens that are still to come.
 const TOLD_PASSES: f64 = 8.0;
+const TOLD_SHARE: f64 = 0.06;
 
 /// Plain passes in one measurement, behind those that settle.
 pub(super) const PLAIN_PROBE_LEN: usize = 1;
@@ -202,7 +203,10 @@ impl Controller {
     /// many times that: where drafts brought much before, the first ones of a text may still fail.
     fn is_paid(&self, candidate: &Candidate, best: usize, reference: f64) -> bool {
         let stake_s = self.at_stake(candidate.draft_len, reference);
-        let lends = best == 0 && candidate.value_s >= LEND_WORTH * stake_s.max(PRICE_MIN / self.rate(0));
+        let plain_s = 1.0 / self.rate(0);
+        // It is of no use beyond the text.
+        let of_use = (self.prospect.tokens_left() * plain_s / self.horizon(plain_s)).min(1.0);
+        let lends = best == 0 && of_use * candidate.value_s >= LEND_WORTH * stake_s.max(PRICE_MIN * plain_s);
         stake_s <= self.account.balance() + if lends { self.credit() } else { 0.0 }
     }
 
@@ -220,8 +224,10 @@ impl Controller {
     /// text is no longer the one in which drafts failed.
     pub(super) fn credit(&self) -> f64 {
         let is_told = self.is_watched() || self.certainty.fails_ratio() <= EASIER_RATIO;
-        let passes = LOSS_SHARE_EARLY * self.prospect.tokens_left();
-        let coming_s = if is_told { passes.max(TOLD_PASSES) } else { passes } / self.rate(0);
+        let left = self.prospect.tokens_left();
+        let passes = LOSS_SHARE_EARLY * left;
+        let told = TOLD_PASSES.min(TOLD_SHARE * left);
+        let coming_s = if is_told { passes.max(told) } else { passes } / self.rate(0);
         (coming_s - self.account.lent()).max(0.0)
     }
 

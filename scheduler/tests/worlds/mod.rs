@@ -144,6 +144,9 @@ impl World {
             let (planned, asked) = (plan.draft_len, plan.draft_len > 0 && !plan.is_blank);
             let speaks = plan.is_blank || self.chance(1, tokens) < self.offered;
             let offered = if speaks { planned } else { 0 };
+            if planned > 0 {
+                pending.clear(); // as the engine does
+            }
             if plan.watch > 0 {
                 let len = if speaks { plan.watch } else { 0 };
                 let draft = Draft::new(vec![1; len], vec![0.8; len]);
