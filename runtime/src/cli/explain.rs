@@ -108,7 +108,8 @@ mod tests {
         assert!(lines[5].len() <= lines[3].len(), "columns stand under their headings:\n{text}");
         let elastic = block(&Speculation { rows_dropped: 3, proposed: 9, ..speculation.clone() });
         assert!(elastic.starts_with(&text) && elastic.contains("3 of 12 drafted rows"), "{elastic}");
-        let explanation = Explanation { watched: 5, watched_stood: 2, ..speculation.explanation.unwrap() };
+        let explanation =
+            Explanation { watched: 5, watched_stood: 2, ..speculation.explanation.unwrap_or_default() };
         let watched = block(&Speculation { explanation: Some(explanation), ..Speculation::default() });
         assert!(watched.starts_with(&text), "{watched}");
         assert!(watched.contains("5 were made for comparison: of 2 the first"), "{watched}");
