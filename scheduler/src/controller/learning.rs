@@ -259,3 +259,105 @@ impl Controller {
         (outcome.verify_s + drafting).min(most * expected)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{ControllerConfig, DraftEffort};
+    use super::*;
+    use crate::DraftLen;
+    use drafthorse_draft::{Draft, UNREAD_MAX};
+    use drafthorse_offload::Residency;
+
+    const RESIDENCY: Residency =
+        Residency { slots: 0, resident: 0, experts_total: 0, hit_rate_recent: 1.0, is_filling: false };
+
+    fn controller(token_share: f64, is_lookup: bool) -> Controller {
+        let config = ControllerConfig { mode: DraftLen::Auto, draft_len_max: 64 };
+        let mut c = Controller::new(config, DraftEffort { token_share, unread_max: UNREAD_MAX, is_lookup });
+        c.begin_text((0.0, 0.0), 1000);
+        c
+    }
+
+    /// A pass whose first `stands` drafted tokens do; its draft takes `draft_s`.
+    fn pass(c: &mut Controller, stands: usize, draft_s: f64, watched: &[Watched]) -> usize {
+        let planned = c.plan(&RESIDENCY).draft_len;
+        let draft_len = c.keep(&Draft::new(vec![1; planned], vec![0.9; planned]));
+        let (accepted, verify_s) = (draft_len.min(stands), 1.0 + 0.1 * draft_len as f64);
+        let draft_s = if planned > 0 { draft_s } else { 0.0 };
+        c.observe(&StepOutcome { draft_len, accepted, draft_s, verify_s, watched, ..StepOutcome::default() });
+        planned
+    }
+
+    #[test]
+    fn a_models_draft_that_stalled_is_believed_up_to_twice_its_size_and_reading_up_to_drafting() {
+        let mut c = controller(0.05, false);
+        // Plain passes, then one that reads and one that stalls.
+        (0..3).for_each(|_| _ = pass(&mut c, 8, 0.05, &[]));
+        while c.draft_s.measured().next().is_none() {
+            pass(&mut c, 8, 7.0, &[]);
+        }
+        assert!(c.draft_s.expect(1).is_some_and(|seconds| seconds <= 2.0 * 0.05 + 1e-9), "{:?}", c.draft_s);
+        c.last_drafted = c.passes.saturating_sub(3);
+        c.planned = 1;
+        c.passes += 1;
+        c.learn_costs(&StepOutcome { draft_len: 1, draft_s: 9.0, verify_s: 1.1, ..StepOutcome::default() });
+        let each_s = c.catch_up_s.expect("it read what was written without it").value();
+        assert!(each_s <= 2.0 * 0.05 + 1e-9, "{each_s}");
+    }
+
+    #[test]
+    fn a_stall_is_not_booked_while_there_is_a_reserve_for_it() {
+        let mut c = controller(0.05, false);
+        (0..40).for_each(|_| _ = pass(&mut c, 8, 0.05, &[]));
+        (c.gap, c.reads_text, c.draft_expected_s, c.stall_left_s) = (0, false, 0.1, 2.0);
+        let outcome = StepOutcome { draft_s: 1.3, ..StepOutcome::default() };
+        assert!((c.stalled(&outcome) - 1.0).abs() < 1e-9, "beyond three times 0.1");
+        assert!((c.stalled(&outcome) - 1.0).abs() < 1e-9);
+        assert_eq!(c.stalled(&outcome), 0.0, "the reserve is used up");
+        c.stall_left_s = 2.0;
+        assert_eq!(c.stalled(&StepOutcome { draft_s: 0.2, ..outcome }), 0.0);
+        c.gap = 4;
+        assert_eq!(c.stalled(&outcome), 0.0, "it had tokens to read");
+    }
+
+    #[test]
+    fn what_was_lent_to_a_text_ends_with_it_but_for_what_any_is_lent() {
+        let mut c = controller(0.0, true);
+        (0..10).for_each(|_| _ = pass(&mut c, 0, 0.0, &[]));
+        c.account.lend_up_to(20.0);
+        c.begin_text((0.0, 0.0), 1000);
+        let most_s = LOSS_SHARE_EARLY * 256.0 * c.plain_s().expect("plain passes ran");
+        assert!(c.account.lent() <= most_s + 1e-9, "{}", c.account.lent());
+    }
+
+    #[test]
+    fn watching_comes_out_of_what_drafting_may_lose_asks_for_eight_and_is_told_by_drafts_alone() {
+        let mut c = controller(0.0, true);
+        (0..12).for_each(|_| _ = pass(&mut c, 0, 0.0, &[]));
+        c.planned_max = 32;
+        while c.plan(&RESIDENCY).watch == 0 {
+            pass(&mut c, 0, 0.0, &[]);
+        }
+        assert_eq!(c.plan(&RESIDENCY).watch, 8);
+        let silent = Watched { asked: 8, ..Watched::default() };
+        let said = Watched { draft: Draft::new(vec![1], vec![0.9]), ..silent.clone() };
+        (0..16).for_each(|_| c.learn_watched(&silent));
+        assert!(!c.is_watched(), "nothing was said");
+        (0..8).for_each(|_| c.learn_watched(&said));
+        assert!(c.is_watched());
+        let left = |c: &Controller| c.credit() * c.rate(0);
+        assert!((left(&c) - 8.0).abs() < 1e-9, "{}", left(&c));
+        c.prospect.tokens_written = c.prospect.tokens_max - 50.0;
+        assert!((left(&c) - 3.0).abs() < 1e-9, "6 % of what is still to come: {}", left(&c));
+        let earned = |watch_s: f64| {
+            let mut c = c.clone();
+            let before = c.account.balance();
+            for _ in 0..2 {
+                (c.planned, c.watch.is_on) = (0, true);
+                c.observe(&StepOutcome { draft_s: watch_s, verify_s: 1.0, ..StepOutcome::default() });
+            }
+            c.account.balance() - before
+        };
+        assert!(earned(0.004) < earned(0.0), "{} {}", earned(0.004), earned(0.0));
+    }
+}
