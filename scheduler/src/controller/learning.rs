@@ -321,6 +321,17 @@ mod tests {
     }
 
     #[test]
+    fn what_was_made_before_a_pause_says_nothing_of_what_is_made_behind_it() {
+        let mut c = controller(0.0, false);
+        let outcome = StepOutcome { accepted: 1, verify_s: 1.5, ..StepOutcome::default() };
+        for (gap, seconds) in [(MADE_GAP, 8.5), (MADE_GAP + 1, 1.5)] {
+            (c.made, c.gap) = (Made { tokens: 8.0, seconds: 8.0 }, gap);
+            c.note_made(&outcome);
+            assert!((c.made.seconds - seconds).abs() < 1e-9, "{gap}: {:?}", c.made);
+        }
+    }
+
+    #[test]
     fn what_was_lent_to_a_text_ends_with_it_but_for_what_any_is_lent() {
         let mut c = controller(0.0, true);
         (0..10).for_each(|_| _ = pass(&mut c, 0, 0.0, &[]));

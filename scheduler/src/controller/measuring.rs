@@ -288,3 +288,38 @@ impl Controller {
         self.verify_s.error(draft_len, best).hypot(tokens)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{ControllerConfig, DraftEffort, StepOutcome};
+    use super::*;
+    use crate::DraftLen;
+    use drafthorse_draft::{Draft, UNREAD_MAX};
+    use drafthorse_offload::Residency;
+
+    #[test]
+    fn nothing_is_lent_for_what_a_length_would_bring_beyond_the_text() {
+        let config = ControllerConfig { mode: DraftLen::Auto, draft_len_max: 8 };
+        let effort = DraftEffort { token_share: 0.0, unread_max: UNREAD_MAX, is_lookup: true };
+        let mut c = Controller::new(config, effort);
+        c.begin_text((0.0, 0.0), 1000);
+        let residency =
+            Residency { slots: 0, resident: 0, experts_total: 0, hit_rate_recent: 1.0, is_filling: false };
+        for _ in 0..12 {
+            let planned = c.plan(&residency).draft_len;
+            let draft_len = c.keep(&Draft::new(vec![1; planned], vec![0.9; planned]));
+            let verify_s = 1.0 + 0.1 * draft_len as f64;
+            c.observe(&StepOutcome { draft_len, verify_s, ..StepOutcome::default() });
+        }
+        c.watch.told = 100;
+        c.account.open(0.0);
+        let candidate = Candidate { draft_len: 1, value_s: 2.0 };
+        let reference = c.rate(0);
+        assert!(c.at_stake(1, reference) <= 0.25, "{}", c.at_stake(1, reference));
+        c.prospect.tokens_written = 0.0;
+        assert!(c.is_paid(&candidate, 0, reference), "a long text");
+        c.prospect.tokens_written = c.prospect.tokens_max - 10.0;
+        assert!(c.credit() > c.at_stake(1, reference), "it could be lent");
+        assert!(!c.is_paid(&candidate, 0, reference), "ten tokens are left of it");
+    }
+}
