@@ -135,7 +135,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 fn widths(format: Format) -> &'static [usize] {
     match format.side() {
         Side::Float => &[1, 15, 16, 33, 256],
-        Side::X32 => &[32, 96, 256, 544],
+        Side::X32 => &[32, 96, 128, 256, 352, 480, 544],
         Side::X256 => &[256, 768],
     }
 }
@@ -151,6 +151,33 @@ fn every_kernel_gives_the_bits_of_the_portable_one_for_any_number_of_rows() {
                 for at_a_time in [1, 2, 4, 8] {
                     let got = products(isa, format, &weights, &x, cols, at_a_time);
                     assert_eq!(bits(&got), bits(&expected), "{format:?} {cols} {isa:?} {at_a_time}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_stands_behind_a_row_does_not_show_in_it() {
+    // Kernels may read on into the next row, whose scales may be infinite.
+    for format in Format::all().filter(|format| format.side() == Side::X32) {
+        for cols in [32, 128, 352, 480] {
+            let (mut weights, x) = (random_weights(format, 4 * cols, 1), noise(8 * cols, 2));
+            let row_bytes = weights.len() / 4;
+            let alone: Vec<_> = weights
+                .chunks(row_bytes)
+                .map(|row| products(Isa::Portable, format, row, &x, cols, 1))
+                .collect();
+            for broken in [1, 3] {
+                weights[broken * row_bytes..][..row_bytes].fill(0xff);
+            }
+            for isa in Isa::available() {
+                for at_a_time in [1, 2, 4, 8] {
+                    let got = products(isa, format, &weights, &x, cols, at_a_time);
+                    let rows: Vec<f32> = got.chunks(4).flat_map(|of_x| [of_x[0], of_x[2]]).collect();
+                    let expected: Vec<f32> =
+                        alone[0].iter().zip(&alone[2]).flat_map(|(a, b)| [*a, *b]).collect();
+                    assert_eq!(bits(&rows), bits(&expected), "{format:?} {cols} {isa:?} {at_a_time}");
                 }
             }
         }

@@ -141,11 +141,14 @@ impl<W: Wide32, M: MulAdd> Lanes32<W> for Ymm<M> {
     const OFFSET: i32 = if W::Block::IS_SIGNED && M::ANY_BYTES { 128 } else { W::Block::OFFSET };
 
     #[inline(always)]
-    unsafe fn lanes<const R: usize>(blocks: &[u8], x: [&X32; R]) -> [__m256i; R] {
+    unsafe fn lanes<const R: usize, const HIGH: bool>(blocks: &[u8], x: [&X32; R]) -> [__m256i; R] {
         // SAFETY: the caller has M's instructions.
         unsafe {
             let low = fours::<W, M, R>(&blocks[..4 * W::Block::BYTES], x, 0);
-            let mut lanes = fours::<W, M, R>(&blocks[4 * W::Block::BYTES..], x, 4);
+            let mut lanes = [_mm256_setzero_si256(); R];
+            if HIGH {
+                lanes = fours::<W, M, R>(&blocks[4 * W::Block::BYTES..], x, 4);
+            }
             for r in 0..R {
                 lanes[r] = join_halves(low[r], lanes[r]);
             }

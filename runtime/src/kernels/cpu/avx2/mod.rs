@@ -118,11 +118,11 @@ pub(super) trait Lanes32<W: Wide32> {
     /// What the integers in the lanes are too large by, times the activations.
     const OFFSET: i32;
 
-    /// `w . x` of eight blocks.
+    /// `w . x` of eight blocks; the upper four may be left out where `HIGH` is not set.
     ///
     /// # Safety
     /// Inlined into a function with the implementor's instructions; `blocks` are eight.
-    unsafe fn lanes<const R: usize>(blocks: &[u8], x: [&X32; R]) -> [__m256i; R];
+    unsafe fn lanes<const R: usize, const HIGH: bool>(blocks: &[u8], x: [&X32; R]) -> [__m256i; R];
 }
 
 /// Any 256 format by way of its plain unpacker.
@@ -368,40 +368,68 @@ pub(super) unsafe fn tile32_by<W: Wide32, L: Lanes32<W>, const R: usize>(tile: &
     // SAFETY: the tile's promise, and the caller's instructions.
     unsafe {
         let x: [&[X32]; R] = tile.x(tile.cols.div_ceil(256));
+        let eight_bytes = 8 * W::Block::BYTES;
+        let whole = tile.row_bytes / eight_bytes;
+        let rest = tile.row_bytes / W::Block::BYTES % 8;
+        let mask = lanes_below(rest);
+        let every = lanes_below(8);
+        let mut padded = [0u8; EIGHT_MAX];
         for (n, row) in tile.rows() {
             let mut acc = [_mm256_setzero_ps(); R];
-            let mut b = 0;
-            let mut eights = row.chunks_exact(8 * W::Block::BYTES);
-            for blocks in &mut eights {
+            for (b, blocks) in row.chunks_exact(eight_bytes).enumerate() {
                 if R <= STREAMED_ROWS_MAX {
                     prefetch(blocks);
                 }
-                add_eight::<W, L, R>(blocks, std::array::from_fn(|r| &x[r][b]), &mut acc);
-                b += 1;
+                let x = std::array::from_fn(|r| &x[r][b]);
+                add_eight::<W, L, R, true>(blocks, every, x, &mut acc);
             }
-            let rest = eights.remainder();
-            if !rest.is_empty() {
-                // Zero blocks behind the row's end: they add 0 times 0.
-                let mut padded = [0u8; EIGHT_MAX];
-                padded[..rest.len()].copy_from_slice(rest);
-                let blocks = &padded[..8 * W::Block::BYTES];
-                add_eight::<W, L, R>(blocks, std::array::from_fn(|r| &x[r][b]), &mut acc);
+            if rest > 0 {
+                // What stands behind the row's end, mostly the next row, meets activations that are zero; its scales are
+                // masked, as they need not be numbers.
+                let behind = &tile.weights[n * tile.row_bytes + whole * eight_bytes..];
+                let blocks = match behind.get(..eight_bytes) {
+                    Some(blocks) => blocks,
+                    None => {
+                        padded[..behind.len()].copy_from_slice(behind);
+                        &padded[..eight_bytes]
+                    }
+                };
+                let x = std::array::from_fn(|r| &x[r][whole]);
+                if rest <= 4 {
+                    add_eight::<W, L, R, false>(blocks, mask, x, &mut acc);
+                } else {
+                    add_eight::<W, L, R, true>(blocks, mask, x, &mut acc);
+                }
             }
             tile.store(n, add_all(acc));
         }
     }
 }
 
+/// All bits of the first `count` lanes.
 #[inline(always)]
-unsafe fn add_eight<W: Wide32, L: Lanes32<W>, const R: usize>(
+unsafe fn lanes_below(count: usize) -> __m256 {
+    let lane = |l: usize| if l < count { -1 } else { 0 };
+    // SAFETY: the caller has AVX.
+    unsafe {
+        let lanes = _mm256_setr_epi32(lane(0), lane(1), lane(2), lane(3), lane(4), lane(5), lane(6), lane(7));
+        _mm256_castsi256_ps(lanes)
+    }
+}
+
+/// The products of eight blocks, or of their first four where `HIGH` is not set, in the lanes of `mask`.
+#[inline(always)]
+unsafe fn add_eight<W: Wide32, L: Lanes32<W>, const R: usize, const HIGH: bool>(
     blocks: &[u8],
+    mask: __m256,
     x: [&X32; R],
     acc: &mut [__m256; R],
 ) {
-    // SAFETY: the caller has AVX2, FMA and F16C.
+    // SAFETY: the caller has AVX2, FMA and F16C, and eight blocks.
     unsafe {
-        let (d, m) = (W::scales(blocks), W::mins(blocks));
-        let lanes = L::lanes(blocks, x);
+        std::hint::assert_unchecked(blocks.len() == 8 * W::Block::BYTES);
+        let (d, m) = (_mm256_and_ps(W::scales(blocks), mask), _mm256_and_ps(W::mins(blocks), mask));
+        let lanes = L::lanes::<R, HIGH>(blocks, x);
         for r in 0..R {
             let mut lanes = lanes[r];
             if L::OFFSET != 0 {

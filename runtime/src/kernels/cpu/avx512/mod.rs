@@ -230,7 +230,7 @@ impl<W: Wide64> Lanes32<W> for Zmm<Vnni> {
     const OFFSET: i32 = if W::Block::IS_SIGNED { 128 } else { W::Block::OFFSET };
 
     #[inline(always)]
-    unsafe fn lanes<const R: usize>(blocks: &[u8], x: [&X32; R]) -> [__m256i; R] {
+    unsafe fn lanes<const R: usize, const HIGH: bool>(blocks: &[u8], x: [&X32; R]) -> [__m256i; R] {
         // SAFETY: the caller has AVX-512 and VNNI.
         unsafe {
             let mut w = [_mm512_setzero_si512(); 4];
