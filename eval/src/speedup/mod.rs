@@ -51,7 +51,7 @@ use journal::Journal;
 use plan::Plan;
 use run::Runner;
 use summary::Summary;
-use sweep::Sweep;
+use sweep::{REPEATS_FACTOR_MAX, Sweep};
 use work::Work;
 
 pub use report::Report;
@@ -263,6 +263,13 @@ fn notes(plan: &Plan, options: &SpeedupOptions) -> Vec<String> {
         sweep.repeats,
         sweep.seed
     )];
+    if sweep.decode_s_min > 0.0 {
+        notes.push(format!(
+            "short runs more often, up to {REPEATS_FACTOR_MAX} times: until those without a draft of a prompt and setting \
+             decoded for {} s",
+            sweep.decode_s_min
+        ));
+    }
     if sweep.slice_tokens > 0 {
         notes.push(format!(
             "side by side: the runs of a drafter and one without a draft went on in turn, {} tokens at a time; energy \

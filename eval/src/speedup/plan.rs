@@ -56,6 +56,7 @@ pub struct Plan {
     pub bank: Bank,
     pub prompts: Vec<PromptIds>,
     pub variants: Vec<Variant>,
+    /// As often as a setting is run at most; those of fewer repeats are their beginning.
     pub turns: Vec<Turn>,
     pub blocks: Vec<Block>,
     pub context: usize,
@@ -85,7 +86,7 @@ impl Plan {
             }
         }
         Ok(Plan {
-            turns: all_turns(&sweep, &variants),
+            turns: all_turns(&sweep, &variants, sweep.repeats_max()),
             blocks: blocks(&sweep, &bank, prompts.len()),
             context: sweep.context.unwrap_or(longest + sweep.tokens + CONTEXT_SPARE),
             model,
@@ -109,11 +110,12 @@ impl Plan {
         format!("{}|{}|t{temperature}|{prompt}|{which}|{who}", cache.label(), start.label())
     }
 
-    /// The turns of a block that are made together: those that share a run without a draft where they go on in
+    /// Those of these turns of a block that are made together: those that share a run without a draft where they go on in
     /// slices, else each by itself.
-    pub fn rounds(&self) -> Vec<Range<usize>> {
+    pub fn rounds(&self, turns: Range<usize>) -> Vec<Range<usize>> {
         let is_sliced = self.sweep.slice_tokens > 0;
-        ranges(self.turns.chunk_by(|a, b| is_sliced && a.off == b.off))
+        let rounds = ranges(self.turns[turns.clone()].chunk_by(|a, b| is_sliced && a.off == b.off));
+        rounds.into_iter().map(|round| round.start + turns.start..round.end + turns.start).collect()
     }
 
     /// Key of the untimed run that fixes the ids.
@@ -165,10 +167,15 @@ impl Plan {
         self.key_of(block, "learning", learner)
     }
 
-    /// All runs.
+    /// How many turns of a block there are of so many repeats.
+    pub fn turns_of(&self, repeats: usize) -> usize {
+        all_turns(&self.sweep, &self.variants, repeats).len()
+    }
+
+    /// All runs, but for those that short ones are repeated.
     pub fn runs(&self) -> usize {
         let learning: usize = self.blocks.iter().map(|block| self.learners(block).len()).sum();
-        let timed = self.blocks.len() * self.turns.len();
+        let timed = self.blocks.len() * self.turns_of(self.sweep.repeats);
         learning + timed + self.prompts.len() * self.sweep.temperatures.len()
     }
 
@@ -205,13 +212,13 @@ fn ranges<'a, T: 'a>(pieces: impl Iterator<Item = &'a [T]>) -> Vec<Range<usize>>
     ends.collect()
 }
 
-fn all_turns(sweep: &Sweep, variants: &[Variant]) -> Vec<Turn> {
+fn all_turns(sweep: &Sweep, variants: &[Variant], repeats: usize) -> Vec<Turn> {
     if sweep.slice_tokens == 0 {
-        return turns(variants.len(), sweep.repeats);
+        return turns(variants.len(), repeats);
     }
     let ways = ranges(variants.chunk_by(|a, b| a.drafter == b.drafter));
     let nothing = [Range::default()];
-    sliced_turns(if ways.is_empty() { &nothing } else { &ways }, sweep.repeats)
+    sliced_turns(if ways.is_empty() { &nothing } else { &ways }, repeats)
 }
 
 /// The draft of the pair that comes with the program.

@@ -18,6 +18,10 @@ const SWEEP_BYTES_MAX: u64 = 1 << 20;
 const VALUES_MAX: usize = 64;
 /// Prompts of a task, repeats, and the like.
 const COUNT_MAX: usize = 10_000;
+/// How many times as often as was asked for short runs are repeated at most.
+pub const REPEATS_FACTOR_MAX: usize = 8;
+/// The longest that they may be asked to take together.
+const DECODE_S_MAX: f64 = 3600.0;
 /// Tokens that `--quick` generates a run at most.
 const QUICK_TOKENS: usize = 32;
 
@@ -63,6 +67,11 @@ pub struct Sweep {
     /// Runs of every setting on every prompt; an even number makes whole A B B A turns.
     #[serde(default = "default_repeats")]
     pub repeats: usize,
+    /// Short runs are repeated more often than that: until those without a draft, of one prompt and setting, decoded for so
+    /// many seconds, but [`REPEATS_FACTOR_MAX`] times as often at most. What a machine does beside a run of a tenth of a
+    /// second moves it by a tenth. 0: never.
+    #[serde(default)]
+    pub decode_s_min: f64,
     /// Runs of one drafter and the one without a draft go on in turn, so many tokens at a time: what the machine does
     /// beside them falls on all alike, and all are in memory at once, so `memory` must say how much each may take. 0: one
     /// run after another.
@@ -122,6 +131,22 @@ fn default_repeats() -> usize {
 }
 
 impl Sweep {
+    /// How often each setting is run on each prompt, whose runs without a draft decode for `off_s` seconds: once more where
+    /// turns are whole in twos.
+    pub fn repeats_of(&self, off_s: f64) -> usize {
+        let most = self.repeats_max();
+        let needed = (self.decode_s_min / off_s).ceil();
+        // A time that is none leaves it at what was asked for.
+        let repeats =
+            if needed > self.repeats as f64 { needed.min(most as f64) as usize } else { self.repeats };
+        if repeats > self.repeats { repeats.next_multiple_of(2).min(most) } else { repeats }
+    }
+
+    /// The most of them.
+    pub fn repeats_max(&self) -> usize {
+        if self.decode_s_min > 0.0 { REPEATS_FACTOR_MAX * self.repeats } else { self.repeats }
+    }
+
     /// Reads a sweep, with `key=value` settings put over it; `quick` cuts it to one run of every setting on
     /// one prompt a task.
     ///
@@ -145,6 +170,7 @@ impl Sweep {
         if quick {
             sweep.samples = 1;
             sweep.repeats = 1;
+            sweep.decode_s_min = 0.0;
             sweep.tokens = sweep.tokens.min(QUICK_TOKENS);
         }
         Ok(sweep)
@@ -172,6 +198,13 @@ impl Sweep {
         }
         if !(2..=1 << 20).contains(&self.tokens) {
             return Err(format!("tokens: {}; a rate needs 2, and 1048576 is the most", self.tokens));
+        }
+        if !(0.0..=DECODE_S_MAX).contains(&self.decode_s_min) {
+            return Err(format!("decode_s_min: {}; expected 0 to {DECODE_S_MAX}", self.decode_s_min));
+        }
+        if self.decode_s_min > 0.0 && self.slice_tokens == 0 && !self.repeats.is_multiple_of(2) {
+            let problem = "turns are whole in twos, to which more can be added";
+            return Err(format!("repeats: {}; {problem} for decode_s_min", self.repeats));
         }
         if self.slice_tokens > COUNT_MAX {
             return Err(format!("slice_tokens: {}; expected 0 to {COUNT_MAX}", self.slice_tokens));
@@ -247,6 +280,20 @@ mod tests {
     }
 
     #[test]
+    fn short_runs_are_repeated_until_they_took_long_enough_within_a_limit() {
+        let repeats = |set: &str, off_s: f64| {
+            load("model = \"m\"\nrepeats = 4", &[set], false).unwrap().repeats_of(off_s)
+        };
+        assert_eq!(repeats("decode_s_min=2.0", 1.0), 4, "as many as were asked for");
+        assert_eq!(repeats("decode_s_min=2.0", 0.25), 8);
+        assert_eq!(repeats("decode_s_min=2.0", 0.3), 8, "whole turns");
+        assert_eq!(repeats("decode_s_min=2.0", 0.001), 32);
+        assert_eq!(repeats("decode_s_min=2.0", f64::NAN), 4);
+        assert_eq!(repeats("decode_s_min=0", 0.001), 4);
+        assert_eq!(load("model = \"m\"", &["decode_s_min=9.5"], true).unwrap().repeats_of(0.1), 1, "quick");
+    }
+
+    #[test]
     fn the_committed_sweeps_can_be_used() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("sweeps");
         let mut count = 0;
@@ -273,6 +320,9 @@ mod tests {
             ("model = \"m\"\ndrafters = [\"script:accept=2\"]", "accept"),
             ("model = \"m\"\ntokens = 1", "tokens: 1"),
             ("model = \"m\"\nrepeats = 0", "repeats: 0"),
+            ("model = \"m\"\ndecode_s_min = -1.0", "decode_s_min: -1"),
+            ("model = \"m\"\ndecode_s_min = nan", "decode_s_min: NaN"),
+            ("model = \"m\"\ndecode_s_min = 1.0\nrepeats = 3", "repeats: 3"),
             ("model = \"m\"\nslice_tokens = 10001", "slice_tokens: 10001"),
             ("model = \"m\"\nslice_tokens = 1", "memory"),
             ("model = \"m\"\nslice_tokens = 1\nmemory = \"1GiB\"\nargs = [\"--vram\", \"auto\"]", "--vram"),
