@@ -12,9 +12,9 @@ const BOUNDS: [f64; 8] = [0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.97, 0.99];
 const BINS: usize = BOUNDS.len() + 1;
 /// Tokens of a bin over which is counted what stands,
 const SHARE_MEMORY: f64 = 128.0;
-/// and what is believed before, for how many tokens: halfway between these, from the lowest bin to the highest, and what
-/// stands of all.
-const PRIOR: (f64, f64) = (0.4, 0.9);
+/// and what is believed before, for how many tokens: halfway between these and what stands of all. A fair drafter misses about
+/// as often as the target does not mean what it says most.
+const PRIOR: [f64; BINS] = [0.35, 0.45, 0.5, 0.6, 0.72, 0.85, 0.92, 0.96, 0.98];
 const PRIOR_WEIGHT: f64 = 4.0;
 /// Tokens that this is worth beside those of all certainties.
 const ALL_PRIOR_WEIGHT: f64 = 8.0;
@@ -98,7 +98,7 @@ impl Certainty {
     }
 
     fn share(&self, bin: usize, (stood, trials): (f64, f64)) -> f64 {
-        let prior = PRIOR.0 + (PRIOR.1 - PRIOR.0) * bin as f64 / (BINS - 1) as f64;
+        let prior = PRIOR[bin];
         let of_all = (stood + ALL_PRIOR_WEIGHT * prior) / (trials + ALL_PRIOR_WEIGHT);
         let prior = 0.5 * (prior + of_all);
         (self.stood[bin] + PRIOR_WEIGHT * prior) / (self.trials[bin] + PRIOR_WEIGHT)

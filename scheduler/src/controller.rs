@@ -162,10 +162,10 @@ pub struct Controller {
     kept: usize,          // of them, those that are verified
     source: usize,        // who drafted them
     verify_s: CostModel,
-    draft_s: CostCurve,
+    drafting: CostCurve, // in plain passes' computing: a machine at another pace drafts at another, too
     drop_s: DropCosts,
     undrafted: Undrafted,
-    catch_up_s: Option<Mean>, // extra drafting time for each pass before it without a draft
+    catching_up: Option<Mean>, // extra drafting for each pass before it without a draft, in the same unit
     survival: Survival,
     calibration: Calibration,
     certainty: Certainty,
@@ -262,10 +262,10 @@ impl Controller {
             kept: 0,
             source: 0,
             verify_s: CostModel::new(width_max),
-            draft_s: CostCurve::through_zero(width_max),
+            drafting: CostCurve::through_zero(width_max),
             drop_s: DropCosts::new(width_max),
             undrafted: Undrafted::new(),
-            catch_up_s: None,
+            catching_up: None,
             survival: Survival::new(),
             calibration: Calibration::new(),
             certainty: Certainty::new(),
@@ -358,7 +358,7 @@ impl Controller {
     fn stop_rule(&self) -> StopRule {
         let measuring = self.probe.is_some() || self.config.mode != DraftLen::Auto;
         let width = self.planned;
-        let costs = (self.draft_s.expect(width), self.verify_s.expect(width), self.verify_s.expect(0));
+        let costs = (self.drafting_s(width), self.verify_s.expect(width), self.verify_s.expect(0));
         let (false, true, (Some(draft), Some(wide), Some(plain))) = (measuring, width > 0, costs) else {
             return StopRule::NEVER;
         };

@@ -18,6 +18,8 @@ use crate::pace::Pace;
 
 /// Samples over which what a width takes is averaged.
 const MEMORY: f64 = 16.0;
+/// Passes over which the machine's pace is averaged.
+const PACE_MEMORY: f64 = 12.0;
 /// Samples over which the experts of a width are averaged against those of a plain pass.
 const SHAPE_MEMORY: f64 = 64.0;
 /// A first pass that took this many times the second one's time was no pass like others.
@@ -74,6 +76,7 @@ pub(crate) struct CostModel {
     misses: Counts,
     miss_s: Mean,
     pace: Pace,                 // computing
+    pace_s: Mean,               // of plain passes, over a few
     waits: Vec<Option<Wait>>,   // by width
     expected: Vec<Option<f64>>, // by width: what `expect` answers, which is asked for often
     samples: usize,
@@ -96,6 +99,7 @@ impl CostModel {
             misses: Counts::new(width_max),
             miss_s: Mean::prior(0.0, 0.0),
             pace: Pace::new(width_max),
+            pace_s: NONE,
             waits: vec![None; width_max + 1],
             expected: vec![None; width_max + 1],
             samples: 0,
@@ -115,6 +119,7 @@ impl CostModel {
         let compute_s = sample.seconds - sample.stall_s;
         let expected = self.expect(width).map(|seconds| (seconds - self.wait(width)).max(0.0));
         self.pace.add(width, compute_s, expected.filter(|seconds| *seconds > 0.0));
+        self.pace_s.add(self.pace.level(), PACE_MEMORY);
         self.learn_terms(sample);
         self.waits[width].get_or_insert(Wait { seconds: NONE, misses: NONE }).add(sample);
         self.expected = (0..self.waits.len()).map(|width| self.estimate(width)).collect();
@@ -267,6 +272,12 @@ impl CostModel {
     /// The least that `width` can cost if wider is never cheaper.
     pub(crate) fn at_least(&self, width: usize) -> Option<f64> {
         (0..=width).rev().find(|w| self.is_measured(*w)).and_then(|w| self.expect(w))
+    }
+
+    /// Seconds that plain passes computed lately, as far as those that ran tell; 1 before any did. Steadier than
+    /// [`Pace::level`], for what is compared with something that ran long ago.
+    pub(crate) fn pace_s(&self) -> f64 {
+        if self.samples > 0 { self.pace_s.value() } else { 1.0 }
     }
 
     /// Relative standard deviation of what `width` costs in passes of width `other`.

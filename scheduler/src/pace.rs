@@ -7,8 +7,16 @@
 //! forgotten but moved with the level, and how sure a comparison is comes with it. It must not know what passes cost
 //! apart from their time, or plans.
 
+use crate::estimate::Mean;
+
 /// Standard deviation of a pass's time, relative.
 const NOISE: f64 = 0.06;
+/// What passes are seen to differ by is averaged over so many, of which that counts for some at first. Where it is more
+/// than is usual, what was measured is the less sure: what is expected still follows the passes as soon.
+const NOISE_MEMORY: f64 = 64.0;
+const NOISE_WEIGHT: f64 = 24.0;
+const NOISE_USUAL: f64 = 0.08;
+const NOISE_MAX: f64 = 0.2;
 /// The same of the first pass of a width, which finds its buffers and kernels cold.
 const NOISE_FIRST: f64 = 0.2;
 /// By how much the level moves from one pass to the next.
@@ -34,6 +42,7 @@ pub(crate) struct Pace {
     covariance: Vec<Vec<f64>>,
     samples: Vec<u32>, // by width
     last: usize,       // width
+    noise: Mean,       // variance of passes of widths that ran before
     /// Whether the last pass, plain and the first after drafted ones, took far less than expected.
     surprise: bool,
 }
@@ -47,6 +56,7 @@ impl Pace {
             covariance: vec![vec![0.0; states]; states],
             samples: vec![0; states],
             last: 0,
+            noise: Mean::prior(NOISE * NOISE, NOISE_WEIGHT),
             surprise: false,
         }
     }
@@ -76,9 +86,13 @@ impl Pace {
             self.begin(width, seconds, expected, is_first);
         }
         self.let_time_pass();
-        let noise = if self.is_seen(width) || is_first { NOISE } else { NOISE_FIRST };
+        let is_usual = self.is_seen(width) || is_first;
+        let noise = if is_usual { NOISE } else { NOISE_FIRST };
         self.samples[width] += 1;
-        self.update(width, seconds.max(f64::MIN_POSITIVE).ln(), noise);
+        let (off, explained) = self.update(width, seconds.max(f64::MIN_POSITIVE).ln(), noise);
+        if is_usual && !is_first {
+            self.noise.add((off * off - explained).max(0.0), NOISE_MEMORY);
+        }
     }
 
     /// Whether the last pass, a plain one after drafted ones, took far less than expected: one more would tell whether it was
@@ -97,7 +111,8 @@ impl Pace {
         let (a, b) = (self.nearest(width), self.nearest(other));
         let seen = self.variance(a, a) + self.variance(b, b) - 2.0 * self.variance(a, b);
         let unseen = |seen, width| if self.is_seen(width) { 0.0 } else { unseen_variance(seen, width) };
-        if width == other { 0.0 } else { (seen.max(0.0) + unseen(a, width) + unseen(b, other)).sqrt() }
+        let seen = seen.max(0.0) * (self.noise() / NOISE_USUAL).max(1.0).powi(2);
+        if width == other { 0.0 } else { (seen + unseen(a, width) + unseen(b, other)).sqrt() }
     }
 
     /// All so far was another run's, on a machine that may have had other things to do.
@@ -173,8 +188,14 @@ impl Pace {
         }
     }
 
-    /// `value` = level + shape of `width` + noise.
-    fn update(&mut self, width: usize, value: f64, noise: f64) {
+    /// By how much passes differ that were expected to take the same, relative.
+    fn noise(&self) -> f64 {
+        self.noise.value().sqrt().min(NOISE_MAX)
+    }
+
+    /// `value` = level + shape of `width` + noise. Returns how far it was off, within limits, and the variance of that but
+    /// for the noise.
+    fn update(&mut self, width: usize, value: f64, noise: f64) -> (f64, f64) {
         let off = value - self.mean[0] - self.shape(width);
         let (across, variance) = self.spread(width, noise);
         let is_far = width == 0 && off < -SURPRISE * variance.sqrt();
@@ -192,6 +213,7 @@ impl Pace {
             *mean += gain * off;
             row.iter_mut().zip(&across).for_each(|(entry, other)| *entry -= gain * other);
         }
+        (off, variance - noise * noise)
     }
 }
 

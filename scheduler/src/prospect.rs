@@ -10,6 +10,10 @@ pub(crate) const READ_SHARE: f64 = 0.3;
 const HOPED_ACCEPTANCE: f64 = 0.85;
 /// Share of the time that the prompt and the tokens below take which reading may cost.
 const READING_SHARE: f64 = 0.03;
+/// Share of the time that a text takes which reading may cost whatever it brings,
+const SMALL_SHARE: f64 = 0.01;
+/// and where the text has become one of which more stands.
+const TOLD_SHARE: f64 = 0.015;
 /// Part of a text's tokens in which a known gain must make up for reading.
 const PAYBACK_SHARE: f64 = 0.25;
 /// Tokens that a text is taken to have, if it may.
@@ -53,6 +57,16 @@ impl Prospect {
     /// Whether reading costs no more than a small part of a text.
     pub(crate) fn is_affordable(&self, plain_s: f64) -> bool {
         self.reading_s() <= READING_SHARE * (self.prefill_s + TEXT_TOKENS.min(self.tokens_max) * plain_s)
+    }
+
+    /// Whether it costs next to nothing of what the text takes without its prompt.
+    pub(crate) fn is_small(&self, plain_s: f64) -> bool {
+        self.reading_s() <= SMALL_SHARE * TEXT_TOKENS.min(self.tokens_max) * plain_s
+    }
+
+    /// Whether it costs little of what is still to come.
+    pub(crate) fn is_worth_a_look(&self, plain_s: f64) -> bool {
+        self.reading_s() <= TOLD_SHARE * self.tokens_left() * plain_s
     }
 
     /// Tokens that are taken to be still to come.

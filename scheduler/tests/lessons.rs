@@ -173,7 +173,7 @@ fn short_texts_behind_long_prompts_lose_little_whatever_texts_before_them_showed
             let case = format!("prompt {prompt}, {tokens} tokens, draft {draft_s}");
             let line = format!("{case}, p {was} and then {acceptance}: {mean:.3}");
             println!("{line}");
-            failures.extend((mean > 1.025).then_some(line));
+            failures.extend((mean > 1.03).then_some(line));
         }
     }
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));

@@ -462,8 +462,8 @@ fn a_text_whose_first_long_draft_is_slow_and_fails_is_drafted_all_the_same_where
         let unlucky = run(&mut c, 1, |n| slow * cost(n), 0.02, stands);
         let plans = run(&mut c, 40, cost, 0.02, 8);
         let plain = plans.iter().filter(|plan| **plan == 0).count();
-        // Two passes may measure plain decoding.
-        assert!(unlucky[0] >= 4 && plain <= 2, "{slow} {stands}: {unlucky:?} {plans:?}");
+        // Plain decoding may be measured: two passes that settle, and one.
+        assert!(unlucky[0] >= 4 && plain <= 3, "{slow} {stands}: {unlucky:?} {plans:?}");
     }
 }
 

@@ -154,11 +154,15 @@ impl Controller {
         (Prospect::is_hopeful(self.hoped()?) && self.prospect.is_affordable(plain_s)).then_some(1)
     }
 
-    /// Whether a drafter that is known to gain something, as it did on other texts, is worth what reading this one takes.
+    /// Whether reading this text may be worth what it takes: for what the drafter is known to gain, as it did on other texts,
+    /// or for a look if that is nothing.
     pub(super) fn reading_pays(&self) -> bool {
         let Some(plain_s) = self.verify_s.expect(0) else { return true };
-        let gain_s = 1.0 / self.rate(0) - 1.0 / self.best().1;
-        self.prospect.is_affordable(plain_s) || self.prospect.pays(gain_s)
+        let (best, rate) = self.best();
+        if best == 0 {
+            return self.prospect.is_affordable(plain_s);
+        }
+        self.prospect.is_small(plain_s) || self.prospect.pays(1.0 / self.rate(0) - 1.0 / rate)
     }
 
     /// Whether the next draft is any token: see [`Plan::is_blank`].
@@ -175,7 +179,7 @@ impl Controller {
         if !self.is_lookup || self.watch.is_over || self.planned_max == 0 || !is_off {
             return false;
         }
-        let costs = self.draft_s.expect(self.planned_max).zip(self.plain_s());
+        let costs = self.drafting_s(self.planned_max).zip(self.plain_s());
         costs.is_some_and(|(draft_s, plain_s)| draft_s <= WATCH_SHARE * plain_s)
     }
 
@@ -195,8 +199,8 @@ impl Controller {
     pub(super) fn catch_up(&self) -> f64 {
         let unread = (self.passes - self.last_drafted).min(self.prospect.unread_max) as f64;
         let guess =
-            || READ_HOPE * READ_SHARE * self.draft_s.expect(1.min(self.config.draft_len_max)).unwrap_or(0.0);
-        unread * self.catch_up_s.map_or_else(guess, |mean| mean.value())
+            || READ_HOPE * READ_SHARE * self.drafting_s(1.min(self.config.draft_len_max)).unwrap_or(0.0);
+        unread * self.catching_up.map_or_else(guess, |mean| mean.value() * self.verify_s.pace_s())
     }
 
     /// The prefix that maximises (expected tokens) - (seconds added) x (tokens per second we get anyway).

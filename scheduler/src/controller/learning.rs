@@ -68,13 +68,14 @@ impl Controller {
         }
         self.gap = self.passes - 1 - self.last_drafted;
         let unread = self.gap.min(self.prospect.unread_max);
-        let expected_s = self.draft_s.expect(self.planned).unwrap_or(0.0);
+        let pace_s = self.verify_s.pace_s();
+        let expected_s = self.drafting_s(self.planned).unwrap_or(0.0);
         self.draft_expected_s = expected_s;
         if (self.reads_text || unread > 0) && outcome.draft_s < expected_s {
             // With reading it took less than was expected without.
-            self.draft_s.add(self.planned, outcome.draft_s);
-            if let Some(catch_up_s) = self.catch_up_s.as_mut().filter(|_| !self.reads_text) {
-                catch_up_s.add(0.0, 4.0);
+            self.drafting.add(self.planned, outcome.draft_s / pace_s);
+            if let Some(catching_up) = self.catching_up.as_mut().filter(|_| !self.reads_text) {
+                catching_up.add(0.0, 4.0);
             }
         } else if self.reads_text {
             // Reading, mostly: teaches nothing.
@@ -83,9 +84,10 @@ impl Controller {
         } else {
             // A model reads many tokens at once: none takes longer than one that it drafts.
             let each = (outcome.draft_s - expected_s) / unread as f64;
-            let one_s = self.draft_s.expect(1).filter(|seconds| *seconds > 0.0);
+            let one_s = self.drafting_s(1).filter(|seconds| *seconds > 0.0);
             let each = one_s.map_or(each, |one_s| each.min(one_s));
-            self.catch_up_s.get_or_insert(Mean::prior(each, 1.0)).add(each, 4.0);
+            let each = each / pace_s;
+            self.catching_up.get_or_insert(Mean::prior(each, 1.0)).add(each, 4.0);
         }
         self.last_drafted = self.passes;
         self.looks_left = self.looks_left.saturating_sub(1);
@@ -99,9 +101,10 @@ impl Controller {
         let compute_s = plain_s * (1.0 - self.plain.stall_share.value());
         let by_size_s = DRAFT_MAX * self.planned as f64 * self.prospect.token_share * compute_s;
         let most_s = if by_size_s > 0.0 { by_size_s } else { plain_s };
-        let is_first = !self.draft_s.is_measured(self.planned) && most_s > 0.0;
+        let is_first = !self.drafting.is_measured(self.planned) && most_s > 0.0;
         let draft_s = if is_first { draft_s.min(most_s) } else { draft_s };
-        self.draft_s.add_above(self.planned, draft_s, most_s);
+        let pace_s = self.verify_s.pace_s();
+        self.drafting.add_above(self.planned, draft_s / pace_s, most_s / pace_s);
     }
 
     /// One that takes longer than was thought is not watched any more in this text. The first draft may have a text to take
@@ -119,8 +122,10 @@ impl Controller {
 
     /// Plain passes after a drafted one that do not count.
     pub(super) fn settling(&self) -> u64 {
-        let drafting = self.draft_s.measured().next().zip(self.verify_s.expect(0));
-        let unsettles = drafting.is_none_or(|((_, draft_s), plain_s)| draft_s > UNSETTLING_SHARE * plain_s);
+        let pace_s = self.verify_s.pace_s();
+        let drafting = self.drafting.measured().next().zip(self.verify_s.expect(0));
+        let unsettles =
+            drafting.is_none_or(|((_, drafting), plain_s)| drafting * pace_s > UNSETTLING_SHARE * plain_s);
         if unsettles { PLAIN_SETTLING } else { 0 }
     }
 
@@ -293,15 +298,16 @@ mod tests {
         let mut c = controller(0.05, false);
         // Plain passes, then one that reads and one that stalls.
         (0..3).for_each(|_| _ = pass(&mut c, 8, 0.05, &[]));
-        while c.draft_s.measured().next().is_none() {
+        while c.drafting.measured().next().is_none() {
             pass(&mut c, 8, 7.0, &[]);
         }
-        assert!(c.draft_s.expect(1).is_some_and(|seconds| seconds <= 2.0 * 0.05 + 1e-9), "{:?}", c.draft_s);
+        assert!(c.drafting_s(1).is_some_and(|seconds| seconds <= 2.0 * 0.05 + 1e-9), "{:?}", c.drafting);
         c.last_drafted = c.passes.saturating_sub(3);
         c.planned = 1;
         c.passes += 1;
         c.learn_costs(&StepOutcome { draft_len: 1, draft_s: 9.0, verify_s: 1.1, ..StepOutcome::default() });
-        let each_s = c.catch_up_s.expect("it read what was written without it").value();
+        let each_s =
+            c.catching_up.expect("it read what was written without it").value() * c.verify_s.pace_s();
         assert!(each_s <= 2.0 * 0.05 + 1e-9, "{each_s}");
     }
 

@@ -104,7 +104,15 @@ impl Controller {
         let waits =
             self.best().0 > 0 || self.texts_unlooked < (self.texts_vain / TEXTS_VAIN).min(TEXTS_UNLOOKED_MAX);
         let is_paid = self.account.balance() >= self.prospect.reading_s() || self.look_is_owed();
+        let is_paid = is_paid
+            || self.has_become_easier()
+                && self.plain_s().is_some_and(|plain_s| self.prospect.is_worth_a_look(plain_s));
         !waits && self.passes - self.last_drafted >= OFF_PASSES && self.account.balance() >= 0.0 && is_paid
+    }
+
+    /// Whether drafts are expected to fail much less often than those verified did.
+    fn has_become_easier(&self) -> bool {
+        self.certainty.fails_ratio() <= EASIER_RATIO
     }
 
     /// Texts in a row on which nothing was drafted, and of those on which something was, that gained nothing by it: with
@@ -223,7 +231,7 @@ impl Controller {
     /// Seconds that the rest of the text is going to bring in, and that were not lent yet; more where it is known that the
     /// text is no longer the one in which drafts failed.
     pub(super) fn credit(&self) -> f64 {
-        let is_told = self.is_watched() || self.certainty.fails_ratio() <= EASIER_RATIO;
+        let is_told = self.is_watched() || self.has_become_easier();
         let left = self.prospect.tokens_left();
         let passes = LOSS_SHARE_EARLY * left;
         let told = TOLD_PASSES.min(TOLD_SHARE * left);

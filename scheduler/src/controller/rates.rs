@@ -21,13 +21,18 @@ impl Controller {
             return self.plain_s();
         }
         let verify = self.survival.over_widths(draft_len, |width| self.verify_s.expect(width))?;
-        Some(verify + self.drop_s.expect(draft_len) + self.draft_s.expect(draft_len)?)
+        Some(verify + self.drop_s.expect(draft_len) + self.drafting_s(draft_len)?)
     }
 
     /// The same where the drafter says as much as it is asked for.
     pub(super) fn whole_seconds(&self, draft_len: usize) -> Option<f64> {
         let verify = self.verify_s.expect(draft_len)?;
-        Some(verify + self.drop_s.expect(draft_len) + self.draft_s.expect(draft_len)?)
+        Some(verify + self.drop_s.expect(draft_len) + self.drafting_s(draft_len)?)
+    }
+
+    /// Expected seconds of a draft of that many tokens.
+    pub(super) fn drafting_s(&self, draft_len: usize) -> Option<f64> {
+        Some(self.drafting.expect(draft_len)? * self.verify_s.pace_s())
     }
 
     /// Expected seconds of a pass of plain decoding. A plain pass amid drafted ones takes longer: drafts have
@@ -62,13 +67,13 @@ impl Controller {
             return self.seconds(draft_len);
         }
         let verify = self.survival.over_widths(draft_len, |width| self.verify_s.at_least(width));
-        Some(0.5 * (self.seconds(draft_len)? + verify? + self.draft_s.expect(draft_len)?))
+        Some(0.5 * (self.seconds(draft_len)? + verify? + self.drafting_s(draft_len)?))
     }
 
     /// Tokens per second if verifying widths never tried costs no more than the widest one tried.
     pub(super) fn rate_at_best(&self, draft_len: usize) -> f64 {
         let verify = self.survival.over_widths(draft_len, |width| self.verify_s.at_least(width));
-        let seconds = verify.and_then(|verify| Some(verify + self.draft_s.expect(draft_len)?));
+        let seconds = verify.and_then(|verify| Some(verify + self.drafting_s(draft_len)?));
         seconds.map_or(0.0, |seconds| self.survival.tokens(draft_len) / seconds)
     }
 }

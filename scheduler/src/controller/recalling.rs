@@ -12,7 +12,8 @@ impl Controller {
     /// measured, and where the length was fixed: it teaches one length only.
     pub fn lessons(&self) -> Option<Lessons> {
         let drafts = || {
-            let measured = self.draft_s.measured();
+            let pace_s = self.verify_s.pace_s();
+            let measured = self.drafting.measured().map(|(draft_len, passes)| (draft_len, passes * pace_s));
             measured.map(|(draft_len, seconds)| DraftLesson { draft_len, seconds }).collect::<Vec<_>>()
         };
         let is_whole = self.config.mode == DraftLen::Auto && self.verify_s.is_measured(0);
@@ -23,7 +24,7 @@ impl Controller {
                 drafts,
                 texts_unlooked,
                 texts_vain,
-                catch_up_s: self.catch_up_s.map(|mean| mean.value()),
+                catch_up_s: self.catching_up.map(|mean| mean.value() * self.verify_s.pace_s()),
                 survival: self.survival.clone(),
                 calibration: self.calibration.clone(),
                 certainty: self.certainty.clone(),
@@ -45,9 +46,10 @@ impl Controller {
         };
         self.planned_max = longest.draft_len;
         (self.texts_unlooked, self.texts_vain) = (lessons.texts_unlooked, lessons.texts_vain);
-        drafts.iter().for_each(|draft| self.draft_s.add(draft.draft_len, draft.seconds));
         self.verify_s.recall(&lessons.passes);
-        self.catch_up_s = lessons.catch_up_s.map(|seconds| Mean::prior(seconds, 1.0));
+        let pace_s = self.verify_s.pace_s();
+        drafts.iter().for_each(|draft| self.drafting.add(draft.draft_len, draft.seconds / pace_s));
+        self.catching_up = lessons.catch_up_s.map(|seconds| Mean::prior(seconds / pace_s, 1.0));
         self.survival = lessons.survival.clone();
         self.calibration = lessons.calibration.clone();
         self.certainty = lessons.certainty.clone();

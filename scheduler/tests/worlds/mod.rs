@@ -40,9 +40,9 @@ pub struct World {
 pub struct Machine {
     /// Of a pass, either way, each for itself.
     pub noise: f64,
-    /// Of all passes in a stretch of the text, either way.
+    /// Of all passes and drafts in a stretch of the text, either way.
     pub drift: f64,
-    /// Share that the first tokens' passes take longer; fades over `COLD_TOKENS`.
+    /// Share that the first tokens' passes and drafts take longer; fades over `COLD_TOKENS`.
     pub cold: f64,
     /// Share that passes take longer while slots are filled, and tokens that this lasts.
     pub filling: (f64, usize),
@@ -159,7 +159,7 @@ impl World {
             // The prompt is read whole, of what was written without it the end.
             let reading = f64::from(prompt_left + unread.min(UNREAD_MAX as u32));
             let drafting = if asked { planned as f64 + 0.3 * reading } else { 0.0 };
-            let draft_s = self.draft_s * drafting * self.noise(4, passes.len());
+            let draft_s = self.draft_s * drafting * self.pace(tokens) * self.noise(4, passes.len());
             (prompt_left, unread) = if asked { (0, 0) } else { (prompt_left, unread + 1) };
             let is_told = asked && accepted == kept && kept < offered;
             let unverified = is_told.then(|| stands(tokens + kept));
@@ -187,9 +187,7 @@ impl World {
 
     /// A pass over `width` drafted tokens at `at` in the text, after `passes`.
     fn pass(&self, width: usize, at: usize, passes: &[(usize, usize)]) -> StepOutcome<'static> {
-        let Machine { drift, cold, filling, first, after_draft, misses, miss_s, .. } = self.machine;
-        let phase = self.chance(5, 0) + at as f64 / DRIFT_TOKENS;
-        let level = 1.0 + drift * (std::f64::consts::TAU * phase).sin();
+        let Machine { filling, first, after_draft, misses, miss_s, .. } = self.machine;
         let is_new = passes.iter().all(|pass| pass.1 != width);
         let since_draft = passes.iter().rev().take_while(|pass| pass.0 == 0).count();
         let disturbed = match since_draft {
@@ -199,13 +197,12 @@ impl World {
             _ => 0.0,
         };
         let union = ((width + 1) as f64).powf(UNION_POWER);
-        let fading = 1.0 + cold * (-(at as f64) / COLD_TOKENS).exp();
         let beside = if at < filling.1 { filling.0 } else { 0.0 };
-        let extra = fading * (1.0 + beside) * (1.0 + if is_new { first } else { 0.0 }) * (1.0 + disturbed);
-        let missed = (misses * union * level).round();
+        let extra = (1.0 + beside) * (1.0 + if is_new { first } else { 0.0 }) * (1.0 + disturbed);
+        let missed = (misses * union * self.level(at)).round();
         StepOutcome {
             draft_len: width,
-            verify_s: (self.verify)(width) * level * extra * self.noise(3, passes.len()),
+            verify_s: (self.verify)(width) * self.pace(at) * extra * self.noise(3, passes.len()),
             stall_s: missed * miss_s,
             experts: (EXPERTS * union) as u64,
             misses: missed as u64,
@@ -217,6 +214,16 @@ impl World {
     fn chance(&self, stream: u64, at: usize) -> f64 {
         let key = mix(self.seed ^ mix(stream));
         (mix(key ^ at as u64) >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// What passes and drafts take at `at` in the text: a processor that is busy or cold is so for both.
+    fn pace(&self, at: usize) -> f64 {
+        self.level(at) * (1.0 + self.machine.cold * (-(at as f64) / COLD_TOKENS).exp())
+    }
+
+    fn level(&self, at: usize) -> f64 {
+        let phase = self.chance(5, 0) + at as f64 / DRIFT_TOKENS;
+        1.0 + self.machine.drift * (std::f64::consts::TAU * phase).sin()
     }
 
     fn noise(&self, stream: u64, pass: usize) -> f64 {
