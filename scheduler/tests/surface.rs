@@ -167,7 +167,7 @@ fn what_a_run_learned_saves_the_next_one_its_measurements() {
     let cases = worlds(192, ACCEPTANCES).map(|(name, world)| (name, world, Some(world)));
     let (long, others): (Vec<_>, Vec<_>) = cases.partition(|(_, world, _)| long_drafts_win(world));
     // What is known to gain is not given up for a first draft that failed.
-    assert_all_hold(long.into_iter(), Limits { worst: 0.8, ..even(0.985, 0.94) });
+    assert_all_hold(long.into_iter(), Limits { worst: 0.7, ..even(0.985, 0.94) });
     assert_all_hold(others.into_iter(), even(0.985, 0.95));
 }
 

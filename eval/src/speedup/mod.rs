@@ -265,8 +265,7 @@ fn notes(plan: &Plan, options: &SpeedupOptions) -> Vec<String> {
     )];
     if sweep.decode_s_min > 0.0 {
         notes.push(format!(
-            "short runs more often, up to {REPEATS_FACTOR_MAX} times: until those without a draft of a prompt and setting \
-             decoded for {} s",
+            "short runs more often, up to {REPEATS_FACTOR_MAX} times: until those without a draft decoded for {} s a prompt",
             sweep.decode_s_min
         ));
     }

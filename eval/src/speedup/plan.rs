@@ -98,6 +98,14 @@ impl Plan {
         })
     }
 
+    /// Blocks that differ in their prompts alone.
+    pub fn cells(&self) -> Vec<Range<usize>> {
+        let is_same = |a: &Block, b: &Block| {
+            (&a.cache, a.slots, a.start, a.temperature) == (&b.cache, b.slots, b.start, b.temperature)
+        };
+        ranges(self.blocks.chunk_by(is_same))
+    }
+
     /// The run at that turn of a block: its key, and the variant, None being the run without a draft.
     pub fn key(&self, block: &Block, turn: usize) -> String {
         self.key_of(block, &turn.to_string(), self.turns[turn].variant)

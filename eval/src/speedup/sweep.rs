@@ -67,8 +67,8 @@ pub struct Sweep {
     /// Runs of every setting on every prompt; an even number makes whole A B B A turns.
     #[serde(default = "default_repeats")]
     pub repeats: usize,
-    /// Short runs are repeated more often than that: until those without a draft, of one prompt and setting, decoded for so
-    /// many seconds, but [`REPEATS_FACTOR_MAX`] times as often at most. What a machine does beside a run of a tenth of a
+    /// Short runs are repeated more often than that: until those without a draft, of one prompt of a setting on average,
+    /// decoded for so many seconds, but [`REPEATS_FACTOR_MAX`] times as often at most. What a machine does beside a run of a tenth of a
     /// second moves it by a tenth. 0: never.
     #[serde(default)]
     pub decode_s_min: f64,

@@ -64,29 +64,44 @@ impl Work<'_> {
             }
         }
         let plan = self.plan;
-        for (at, block) in plan.blocks.iter().enumerate() {
-            for learner in plan.learners(block) {
-                self.learn((at, block), learner, &mut pace)?;
+        for cell in plan.cells() {
+            self.cell(cell, &mut pace)?;
+        }
+        Ok(())
+    }
+
+    /// The blocks of one cache, start and temperature: all as often, or a median over prompts would be that of the shortest
+    /// runs.
+    fn cell(&mut self, cell: Range<usize>, pace: &mut Pace) -> Result<(), SpeedupError> {
+        let plan = self.plan;
+        let asked = plan.turns_of(plan.sweep.repeats);
+        let blocks = || cell.clone().zip(&plan.blocks[cell.clone()]);
+        for block in blocks() {
+            for learner in plan.learners(block.1) {
+                self.learn(block, learner, pace)?;
             }
-            let asked = plan.turns_of(plan.sweep.repeats);
             for round in plan.rounds(0..asked) {
-                self.round((at, block), round, &mut pace)?;
+                self.round(block, round, pace)?;
             }
-            let needed = plan.turns_of(plan.sweep.repeats_of(self.off_s(block)));
-            pace.all += needed - asked;
+        }
+        let needed = plan.turns_of(plan.sweep.repeats_of(self.off_s(&plan.blocks[cell.clone()])));
+        pace.all += cell.len() * (needed - asked);
+        for block in blocks() {
             for round in plan.rounds(asked..needed) {
-                self.round((at, block), round, &mut pace)?;
+                self.round(block, round, pace)?;
             }
         }
         Ok(())
     }
 
-    /// Mean seconds that the runs of a block without a draft decoded for, of those that are made in any case: the same
+    /// Mean seconds that the runs of these blocks without a draft decoded for, of those that are made in any case: the same
     /// when a sweep is gone on with. Not a number where none of them succeeded.
-    fn off_s(&self, block: &Block) -> f64 {
+    fn off_s(&self, blocks: &[Block]) -> f64 {
         let asked = 0..self.plan.turns_of(self.plan.sweep.repeats);
         let off = asked.filter(|turn| self.plan.turns[*turn].variant.is_none());
-        let made = off.filter_map(|turn| self.journal.find(&self.plan.key(block, turn))?.measured.as_ref());
+        let runs = off.flat_map(|turn| blocks.iter().map(move |block| (block, turn)));
+        let made = runs
+            .filter_map(|(block, turn)| self.journal.find(&self.plan.key(block, turn))?.measured.as_ref());
         let seconds: Vec<f64> = made.map(|measured| measured.decode_s).collect();
         seconds.iter().sum::<f64>() / seconds.len() as f64
     }
