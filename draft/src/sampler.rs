@@ -266,7 +266,7 @@ fn greedy(logits: &[f32]) -> Choice {
 
 /// Logits looked at together.
 const LANES: usize = 16;
-/// Weights that are added in f32 before they are in f64: their sum is as good as each of them.
+/// Weights that are added in f32 before they are in f64: their sum is within 1e-6.
 const F32_SUMS: usize = 16;
 
 /// The greater of two; the first where the second is not a number.

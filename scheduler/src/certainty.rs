@@ -12,8 +12,9 @@ const BOUNDS: [f64; 8] = [0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.97, 0.99];
 const BINS: usize = BOUNDS.len() + 1;
 /// Tokens of a bin over which is counted what stands,
 const SHARE_MEMORY: f64 = 128.0;
-/// and what is believed before, for how many tokens: halfway between these and what stands of all. A fair drafter misses about
-/// as often as the target does not mean what it says most.
+/// and what is believed before, for how many tokens: halfway between these and what stands of all. Where the target is sure a
+/// fair drafter misses about as often as it is not; where it is not, most of what stands is luck (eval/LOG.md, 2026-11-28, has
+/// what stood of the demo pair's drafts: more at every certainty).
 const PRIOR: [f64; BINS] = [0.35, 0.45, 0.5, 0.6, 0.72, 0.85, 0.92, 0.96, 0.98];
 const PRIOR_WEIGHT: f64 = 4.0;
 /// Tokens that this is worth beside those of all certainties.

@@ -162,7 +162,7 @@ pub struct Controller {
     kept: usize,          // of them, those that are verified
     source: usize,        // who drafted them
     verify_s: CostModel,
-    drafting: CostCurve, // in plain passes' computing: a machine at another pace drafts at another, too
+    drafting: CostCurve, // in plain passes' computing: a processor at another pace drafts at another, too
     drop_s: DropCosts,
     undrafted: Undrafted,
     catching_up: Option<Mean>, // extra drafting for each pass before it without a draft, in the same unit

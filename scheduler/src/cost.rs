@@ -151,6 +151,7 @@ impl CostModel {
             }
         }
         self.pace.doubt();
+        self.pace_s.loosen(LEVEL_RECALLED);
         self.misses.doubt_level();
         // How long a miss makes it wait is the disk's matter, and what else that has to do.
         self.waits.iter_mut().flatten().for_each(Wait::doubt);
@@ -274,10 +275,15 @@ impl CostModel {
         (0..=width).rev().find(|w| self.is_measured(*w)).and_then(|w| self.expect(w))
     }
 
-    /// Seconds that plain passes computed lately, as far as those that ran tell; 1 before any did. Steadier than
-    /// [`Pace::level`], for what is compared with something that ran long ago.
-    pub(crate) fn pace_s(&self) -> f64 {
-        if self.samples > 0 { self.pace_s.value() } else { 1.0 }
+    /// Seconds that plain passes computed lately, as far as those that ran tell; `None` before any did. Steadier than the
+    /// pace of now, for what is compared with something that ran long ago.
+    pub(crate) fn pace_s(&self) -> Option<f64> {
+        (self.samples > 0).then(|| self.pace_s.value())
+    }
+
+    /// Seconds that they compute at the pace of now, at which [`CostModel::lessons`] are.
+    pub(crate) fn pace_now_s(&self) -> f64 {
+        self.pace.level()
     }
 
     /// Relative standard deviation of what `width` costs in passes of width `other`.
@@ -466,6 +472,19 @@ mod tests {
         (0..200).for_each(|_| model.add(pass(4, 30.0, 6.0)));
         let (plain, wide) = (model.loads(0).1, model.loads(4).1);
         assert!((plain - 2.0).abs() < 0.2 && (wide - 6.0).abs() < 0.5, "{plain} {wide}");
+    }
+
+    #[test]
+    fn the_pace_follows_all_widths_and_another_runs_is_soon_forgotten() {
+        assert_eq!(CostModel::new(4).pace_s(), None);
+        let mut before = model(&[(0, 1.0), (2, 2.0)].repeat(20));
+        (0..40).for_each(|_| before.add(pass(2, 4.0)));
+        assert!(close(before.pace_s(), 2.0, 0.1) && close(Some(before.pace_now_s()), 2.0, 0.1), "{before:?}");
+        let mut after = CostModel::new(4);
+        after.recall(&before.lessons());
+        assert!(close(after.pace_s(), 2.0, 0.1), "{:?}", after.pace_s());
+        (0..3).for_each(|_| after.add(pass(0, 1.0)));
+        assert!(after.pace_s() < Some(1.25), "{:?}", after.pace_s());
     }
 
     #[test]

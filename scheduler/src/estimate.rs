@@ -1,7 +1,7 @@
 //! What the controller has measured: means that forget, cost by width, acceptance by position.
 //!
 //! Owns the estimators and how they answer for widths that were never tried. It must not know plans
-//! or when to measure. Costs are seconds; a width is the number of drafted tokens in a pass.
+//! or when to measure. A width is the number of drafted tokens in a pass.
 
 use crate::DRAFT_LEN_LIMIT;
 
@@ -50,7 +50,7 @@ impl Mean {
     }
 }
 
-/// Seconds by width, interpolated between the widths measured.
+/// Time by width, in whatever unit it is given, interpolated between the widths measured.
 #[derive(Clone, Debug)]
 pub(crate) struct CostCurve {
     at: Vec<Option<Mean>>,
@@ -90,7 +90,7 @@ impl CostCurve {
         }
     }
 
-    /// The expected seconds at `width`: measured, or on the line between its measured neighbours, or
+    /// The expected time at `width`: measured, or on the line between its measured neighbours, or
     /// beyond the widest one on the line through it from the narrowest. `None` with nothing measured.
     pub(crate) fn expect(&self, width: usize) -> Option<f64> {
         let (below, above) = (self.measured_below(width), self.measured_above(width));

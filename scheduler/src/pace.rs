@@ -118,6 +118,8 @@ impl Pace {
     /// All so far was another run's, on a machine that may have had other things to do.
     pub(crate) fn doubt(&mut self) {
         self.covariance[0][0] += LEVEL_RECALLED * LEVEL_RECALLED;
+        // What was handed on are means, which do not differ.
+        self.noise = Mean::prior(NOISE * NOISE, NOISE_WEIGHT);
         for width in 1..self.samples.len() {
             if self.is_seen(width) {
                 self.covariance[width][width] += SHAPE_RECALLED * SHAPE_RECALLED;
@@ -260,6 +262,22 @@ mod tests {
         assert!(many < 0.6 * few && old > 1.2 * many, "{few} {many} {old}");
         assert!(pace.error(4, 2) > many && pace.error(8, 2) > pace.error(4, 2), "never run");
         assert_eq!((pace.error(2, 2), pace.error(2, 0)), (0.0, pace.error(0, 2)));
+    }
+
+    #[test]
+    fn a_comparison_is_the_less_sure_the_more_passes_differ() {
+        let error = |differ: f64| {
+            let mut pace = Pace::new(8);
+            run(&mut pace, &[0, 2], 80, |pass| if pass / 2 % 2 == 0 { 1.0 } else { 1.0 + differ });
+            pace.error(0, 2)
+        };
+        assert!((error(0.0) / error(0.05) - 1.0).abs() < 1e-9, "as much as is usual");
+        assert!(error(0.4) > 1.5 * error(0.0), "{} {}", error(0.4), error(0.0));
+        let mut recalled = Pace::new(8);
+        run(&mut recalled, &[0, 2], 80, |pass| if pass / 2 % 2 == 0 { 1.0 } else { 1.4 });
+        let noisy = recalled.noise();
+        recalled.doubt();
+        assert!(noisy > 0.1 && recalled.noise() == NOISE, "another run's means do not tell: {noisy}");
     }
 
     #[test]

@@ -13,7 +13,7 @@ const READING_SHARE: f64 = 0.03;
 /// Share of the time that a text takes which reading may cost whatever it brings,
 const SMALL_SHARE: f64 = 0.01;
 /// and where the text has become one of which more stands.
-const TOLD_SHARE: f64 = 0.015;
+const LOOK_SHARE: f64 = 0.015;
 /// Part of a text's tokens in which a known gain must make up for reading.
 const PAYBACK_SHARE: f64 = 0.25;
 /// Tokens that a text is taken to have, if it may.
@@ -66,7 +66,7 @@ impl Prospect {
 
     /// Whether it costs little of what is still to come.
     pub(crate) fn is_worth_a_look(&self, plain_s: f64) -> bool {
-        self.reading_s() <= TOLD_SHARE * self.tokens_left() * plain_s
+        self.reading_s() <= LOOK_SHARE * self.tokens_left() * plain_s
     }
 
     /// Tokens that are taken to be still to come.
@@ -116,6 +116,16 @@ mod tests {
             tokens_max: 1e6,
             ..Prospect::default()
         }
+    }
+
+    #[test]
+    fn reading_is_small_up_to_a_hundredth_of_a_text_and_worth_a_look_up_to_little_more_of_what_is_left() {
+        // 5 s of reading.
+        let prospect = prospect(0.5);
+        assert!(prospect.is_small(5.0 / 2.56 + 0.01) && !prospect.is_small(5.0 / 2.56 - 0.01));
+        assert!(prospect.is_worth_a_look(5.0 / 3.84 + 0.01) && !prospect.is_worth_a_look(5.0 / 3.84 - 0.01));
+        let ending = Prospect { tokens_max: 400.0, tokens_written: 300.0, ..prospect };
+        assert!(ending.is_small(2.0) && !ending.is_worth_a_look(2.0) && ending.is_worth_a_look(3.4));
     }
 
     #[test]

@@ -445,12 +445,12 @@ fn tokens_that_were_not_verified_are_verified_again_once_they_are_what_comes() {
 fn after_a_text_that_gained(tokens_max: usize, cost: impl Fn(usize) -> f64) -> Controller {
     let mut before = controller(DraftLen::Auto);
     before.begin_text((0.0, 0.0), 400);
-    run(&mut before, 200, &cost, 0.02, 8);
+    run(&mut before, 200, &cost, 0.015, 8);
     let mut c = controller(DraftLen::Auto);
     c.recall(&before.lessons().expect("it drafted"));
     c.begin_text((0.0, 0.0), tokens_max);
     // One draft that stands: what follows is known to gain.
-    run(&mut c, 1, cost, 0.02, 8);
+    run(&mut c, 1, cost, 0.015, 8);
     c
 }
 
@@ -459,11 +459,11 @@ fn a_text_whose_first_long_draft_is_slow_and_fails_is_drafted_all_the_same_where
     let cost = |n: usize| 1.0 + 0.5 * n as f64;
     for (slow, stands) in [(1.0, 0), (1.15, 0), (1.3, 0), (1.3, 1), (1.5, 1)] {
         let mut c = after_a_text_that_gained(192, cost);
-        let unlucky = run(&mut c, 1, |n| slow * cost(n), 0.02, stands);
-        let plans = run(&mut c, 40, cost, 0.02, 8);
+        let unlucky = run(&mut c, 1, |n| slow * cost(n), 0.015, stands);
+        let plans = run(&mut c, 40, cost, 0.015, 8);
         let plain = plans.iter().filter(|plan| **plan == 0).count();
-        // Plain decoding may be measured: two passes that settle, and one.
-        assert!(unlucky[0] >= 4 && plain <= 3, "{slow} {stands}: {unlucky:?} {plans:?}");
+        // Two passes may measure plain decoding.
+        assert!(unlucky[0] >= 4 && plain <= 2, "{slow} {stands}: {unlucky:?} {plans:?}");
     }
 }
 

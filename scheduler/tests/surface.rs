@@ -7,8 +7,8 @@ use drafthorse_scheduler::DraftLen;
 use worlds::{Cost, Machine, WORLD, World};
 
 const SEEDS: u64 = 120;
-/// Texts that may go worse than the worst is to: one in a hundred has a long draft fail when the account holds least.
-const UNLUCKY: usize = 1;
+/// Texts, those that go worst, of which the mean is taken: the least alone is a matter of which seeds there are.
+const UNLUCKY: usize = 6;
 /// Fixed lengths of the sweep.
 const FIXED: [usize; 5] = [0, 1, 2, 4, 8];
 
@@ -51,7 +51,7 @@ struct Cell {
     predicted: f64,
     /// Share of the seeds in which the prediction was right to 10 %.
     well_predicted: f64,
-    /// The least over the best fixed length of any seed.
+    /// Over the best fixed length, of the twentieth of the seeds that go worst.
     worst: f64,
 }
 
@@ -99,7 +99,7 @@ impl Cell {
             cell.well_predicted += f64::from((predicted - 1.0).abs() <= 0.1) / SEEDS as f64;
         }
         of_best.sort_unstable_by(f64::total_cmp);
-        cell.worst = of_best[UNLUCKY];
+        cell.worst = of_best[..UNLUCKY].iter().sum::<f64>() / UNLUCKY as f64;
         cell
     }
 
@@ -167,7 +167,7 @@ fn what_a_run_learned_saves_the_next_one_its_measurements() {
     let cases = worlds(192, ACCEPTANCES).map(|(name, world)| (name, world, Some(world)));
     let (long, others): (Vec<_>, Vec<_>) = cases.partition(|(_, world, _)| long_drafts_win(world));
     // What is known to gain is not given up for a first draft that failed.
-    assert_all_hold(long.into_iter(), Limits { worst: 0.7, ..even(0.985, 0.94) });
+    assert_all_hold(long.into_iter(), Limits { worst: 0.8, ..even(0.985, 0.94) });
     assert_all_hold(others.into_iter(), even(0.985, 0.95));
 }
 

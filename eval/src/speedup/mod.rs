@@ -265,7 +265,8 @@ fn notes(plan: &Plan, options: &SpeedupOptions) -> Vec<String> {
     )];
     if sweep.decode_s_min > 0.0 {
         notes.push(format!(
-            "short runs more often, up to {REPEATS_FACTOR_MAX} times: until those without a draft decoded for {} s a prompt",
+            "short runs more often, up to {REPEATS_FACTOR_MAX} times: until those without a draft beside a drafter's decoded for {} s a \
+             prompt",
             sweep.decode_s_min
         ));
     }

@@ -67,9 +67,10 @@ pub struct Sweep {
     /// Runs of every setting on every prompt; an even number makes whole A B B A turns.
     #[serde(default = "default_repeats")]
     pub repeats: usize,
-    /// Short runs are repeated more often than that: until those without a draft, of one prompt of a setting on average,
-    /// decoded for so many seconds, but [`REPEATS_FACTOR_MAX`] times as often at most. What a machine does beside a run of a tenth of a
-    /// second moves it by a tenth. 0: never.
+    /// Short runs are repeated more often than that: until the runs without a draft beside those of one drafter decoded for
+    /// so many seconds a prompt (on average over a setting's prompts, all of which run as often), but at most
+    /// [`REPEATS_FACTOR_MAX`] times as often. What a machine does beside a run of a tenth of a second moves it by a tenth.
+    /// 0: never. Needs `slice_tokens`.
     #[serde(default)]
     pub decode_s_min: f64,
     /// Runs of one drafter and the one without a draft go on in turn, so many tokens at a time: what the machine does
@@ -131,15 +132,12 @@ fn default_repeats() -> usize {
 }
 
 impl Sweep {
-    /// How often each setting is run on each prompt, whose runs without a draft decode for `off_s` seconds: once more where
-    /// turns are whole in twos.
+    /// How often each way of drafting is run on each prompt of a setting whose runs without a draft decode for `off_s`
+    /// seconds.
     pub fn repeats_of(&self, off_s: f64) -> usize {
-        let most = self.repeats_max();
-        let needed = (self.decode_s_min / off_s).ceil();
         // A time that is none leaves it at what was asked for.
-        let repeats =
-            if needed > self.repeats as f64 { needed.min(most as f64) as usize } else { self.repeats };
-        if repeats > self.repeats { repeats.next_multiple_of(2).min(most) } else { repeats }
+        let needed = if off_s > 0.0 { (self.decode_s_min / off_s).ceil() } else { 0.0 };
+        (needed.min(self.repeats_max() as f64) as usize).max(self.repeats)
     }
 
     /// The most of them.
@@ -202,9 +200,10 @@ impl Sweep {
         if !(0.0..=DECODE_S_MAX).contains(&self.decode_s_min) {
             return Err(format!("decode_s_min: {}; expected 0 to {DECODE_S_MAX}", self.decode_s_min));
         }
-        if self.decode_s_min > 0.0 && self.slice_tokens == 0 && !self.repeats.is_multiple_of(2) {
-            let problem = "turns are whole in twos, to which more can be added";
-            return Err(format!("repeats: {}; {problem} for decode_s_min", self.repeats));
+        if self.decode_s_min > 0.0 && self.slice_tokens == 0 {
+            // One more would stand next to a run that was made minutes ago.
+            let problem = "only runs side by side are repeated: give slice_tokens, too, or 0 here";
+            return Err(format!("decode_s_min: {}; {problem}", self.decode_s_min));
         }
         if self.slice_tokens > COUNT_MAX {
             return Err(format!("slice_tokens: {}; expected 0 to {COUNT_MAX}", self.slice_tokens));
@@ -282,15 +281,18 @@ mod tests {
     #[test]
     fn short_runs_are_repeated_until_they_took_long_enough_within_a_limit() {
         let repeats = |set: &str, off_s: f64| {
-            load("model = \"m\"\nrepeats = 4", &[set], false).unwrap().repeats_of(off_s)
+            let text = "model = \"m\"\nrepeats = 4\nslice_tokens = 8\nmemory = \"1GiB\"";
+            load(text, &[set], false).unwrap().repeats_of(off_s)
         };
         assert_eq!(repeats("decode_s_min=2.0", 1.0), 4, "as many as were asked for");
         assert_eq!(repeats("decode_s_min=2.0", 0.25), 8);
-        assert_eq!(repeats("decode_s_min=2.0", 0.3), 8, "whole turns");
+        assert_eq!(repeats("decode_s_min=2.0", 0.3), 7);
         assert_eq!(repeats("decode_s_min=2.0", 0.001), 32);
         assert_eq!(repeats("decode_s_min=2.0", f64::NAN), 4);
+        assert_eq!(repeats("decode_s_min=2.0", 0.0), 4);
         assert_eq!(repeats("decode_s_min=0", 0.001), 4);
-        assert_eq!(load("model = \"m\"", &["decode_s_min=9.5"], true).unwrap().repeats_of(0.1), 1, "quick");
+        let quick = ["decode_s_min=9.5", "slice_tokens=8", "memory=1GiB"];
+        assert_eq!(load("model = \"m\"", &quick, true).unwrap().repeats_of(0.1), 1, "quick");
     }
 
     #[test]
@@ -322,7 +324,7 @@ mod tests {
             ("model = \"m\"\nrepeats = 0", "repeats: 0"),
             ("model = \"m\"\ndecode_s_min = -1.0", "decode_s_min: -1"),
             ("model = \"m\"\ndecode_s_min = nan", "decode_s_min: NaN"),
-            ("model = \"m\"\ndecode_s_min = 1.0\nrepeats = 3", "repeats: 3"),
+            ("model = \"m\"\ndecode_s_min = 1.0", "give slice_tokens"),
             ("model = \"m\"\nslice_tokens = 10001", "slice_tokens: 10001"),
             ("model = \"m\"\nslice_tokens = 1", "memory"),
             ("model = \"m\"\nslice_tokens = 1\nmemory = \"1GiB\"\nargs = [\"--vram\", \"auto\"]", "--vram"),

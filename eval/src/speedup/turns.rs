@@ -85,12 +85,8 @@ mod tests {
     }
 
     #[test]
-    fn turns_of_fewer_repeats_are_the_beginning_of_those_of_more() {
+    fn sliced_turns_of_fewer_repeats_are_the_beginning_of_those_of_more() {
         for variants in [0, 1, 3] {
-            let all = turns(variants, 8);
-            for repeats in [2, 4, 6] {
-                assert!(all.starts_with(&turns(variants, repeats)), "{variants} {repeats}");
-            }
             let ways = [0..variants, variants..variants + 2];
             assert!(sliced_turns(&ways, 8).starts_with(&sliced_turns(&ways, 3)));
         }

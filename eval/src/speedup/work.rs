@@ -94,8 +94,8 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Mean seconds that the runs of these blocks without a draft decoded for, of those that are made in any case: the same
-    /// when a sweep is gone on with. Not a number where none of them succeeded.
+    /// Mean seconds that the runs of these blocks without a draft decoded for, of those that are made in any case: so a
+    /// sweep that is gone on with repeats as often, unless some of them had failed. Not a number where all did.
     fn off_s(&self, blocks: &[Block]) -> f64 {
         let asked = 0..self.plan.turns_of(self.plan.sweep.repeats);
         let off = asked.filter(|turn| self.plan.turns[*turn].variant.is_none());

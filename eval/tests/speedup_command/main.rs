@@ -208,28 +208,6 @@ fn a_sweep_that_stopped_goes_on_and_failed_runs_are_made_again() {
 }
 
 #[test]
-fn short_runs_are_made_more_often_and_a_sweep_that_goes_on_makes_none_of_them_again() {
-    let bench = Bench::new();
-    // Without a draft they take 4 s of 16: twice as often as was asked for.
-    let sweep = bench.sweep("drafters = [\"ngram\"]\ndraft_lens = [2, 3]\ncache = [8]\ndecode_s_min = 16.0");
-    let engine = bench.engine("");
-    let output = bench.run(&sweep, &engine, &[]);
-    assert!(output.status.success(), "{}", stderr(&output));
-    // The untimed one, and A B B A C C A C C A B B A.
-    assert_eq!(bench.log().len(), 1 + 13);
-    let report = bench.report();
-    for row in report["rows"].as_array().unwrap() {
-        let runs = if row["drafter"] == "none" { 5 } else { 4 };
-        assert_eq!(row["runs"], runs, "{row}");
-    }
-    assert!(stderr(&output).contains("[14/14, "), "{}", stderr(&output));
-    assert!(bench.out("speedup.md").contains("short runs more often, up to 8 times"));
-    let output = bench.run(&sweep, &engine, &["--resume"]);
-    assert!(output.status.success(), "{}", stderr(&output));
-    assert_eq!(bench.log().len(), 1 + 13);
-}
-
-#[test]
 fn ctrl_c_keeps_what_was_measured() {
     let bench = Bench::new();
     let sweep = bench.sweep("drafters = [\"ngram\"]\ndraft_lens = [2]\ncache = [8]");

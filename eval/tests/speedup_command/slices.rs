@@ -36,6 +36,31 @@ fn runs_side_by_side_take_turns_in_slices_and_are_compared_with_the_one_among_th
 }
 
 #[test]
+fn short_runs_are_made_more_often_on_all_prompts_alike_and_none_again_by_a_sweep_that_goes_on() {
+    let bench = Bench::new();
+    let sweep = bench.sweep(
+        "drafters = [\"ngram\"]\ndraft_lens = [2, 3]\ncache = [8]\nslice_tokens = 4\nmemory = \"1GiB\"\ndecode_s_min = 8.0",
+    );
+    // Without a draft one prompt's runs take 4 s and the other's 2: three repeats of 3 s bring 8, where two were asked for.
+    let longer = format!("case \"$all\" in *{}*) ;; *) seconds=2.0 ;; esac;", "--tokens 2948,");
+    let engine = sliced(&bench, &longer);
+    let both = ["--set", "tasks=[\"code\",\"list\"]"];
+    let output = bench.run(&sweep, &engine, &both);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let made = bench.log().len();
+    let report = bench.report();
+    for row in report["rows"].as_array().unwrap().iter().filter(|row| row["task"] != "all") {
+        assert_eq!(row["runs"], 3, "{row}");
+    }
+    assert_eq!(made, 2 + 2 * 3 * 3);
+    assert!(stderr(&output).contains("[20/20, "), "{}", stderr(&output));
+    assert!(bench.out("speedup.md").contains("short runs more often, up to 8 times"));
+    let output = bench.run(&sweep, &engine, &[&both[..], &["--resume"]].concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(bench.log().len(), made);
+}
+
+#[test]
 fn a_run_that_dies_among_others_fails_alone_and_its_round_is_made_again() {
     let bench = Bench::new();
     let sweep = bench.sweep(

@@ -162,7 +162,8 @@ impl Controller {
         if best == 0 {
             return self.prospect.is_affordable(plain_s);
         }
-        self.prospect.is_small(plain_s) || self.prospect.pays(1.0 / self.rate(0) - 1.0 / rate)
+        let pays = self.prospect.is_small(plain_s) || self.prospect.pays(1.0 / self.rate(0) - 1.0 / rate);
+        pays || self.look_is_owed()
     }
 
     /// Whether the next draft is any token: see [`Plan::is_blank`].
@@ -200,7 +201,8 @@ impl Controller {
         let unread = (self.passes - self.last_drafted).min(self.prospect.unread_max) as f64;
         let guess =
             || READ_HOPE * READ_SHARE * self.drafting_s(1.min(self.config.draft_len_max)).unwrap_or(0.0);
-        unread * self.catching_up.map_or_else(guess, |mean| mean.value() * self.verify_s.pace_s())
+        unread
+            * self.catching_up.map_or_else(guess, |mean| mean.value() * self.verify_s.pace_s().unwrap_or(0.0))
     }
 
     /// The prefix that maximises (expected tokens) - (seconds added) x (tokens per second we get anyway).

@@ -67,34 +67,41 @@ impl Controller {
             return;
         }
         self.gap = self.passes - 1 - self.last_drafted;
-        let unread = self.gap.min(self.prospect.unread_max);
-        let pace_s = self.verify_s.pace_s();
-        let expected_s = self.drafting_s(self.planned).unwrap_or(0.0);
-        self.draft_expected_s = expected_s;
-        if (self.reads_text || unread > 0) && outcome.draft_s < expected_s {
-            // With reading it took less than was expected without.
-            self.drafting.add(self.planned, outcome.draft_s / pace_s);
-            if let Some(catching_up) = self.catching_up.as_mut().filter(|_| !self.reads_text) {
-                catching_up.add(0.0, 4.0);
-            }
-        } else if self.reads_text {
-            // Reading, mostly: teaches nothing.
-        } else if unread == 0 {
-            self.learn_drafting(outcome.draft_s);
-        } else {
-            // A model reads many tokens at once: none takes longer than one that it drafts.
-            let each = (outcome.draft_s - expected_s) / unread as f64;
-            let one_s = self.drafting_s(1).filter(|seconds| *seconds > 0.0);
-            let each = one_s.map_or(each, |one_s| each.min(one_s));
-            let each = each / pace_s;
-            self.catching_up.get_or_insert(Mean::prior(each, 1.0)).add(each, 4.0);
+        // Without a pass's time nothing says how fast the machine is.
+        if let Some(pace_s) = self.verify_s.pace_s() {
+            self.learn_draft(outcome.draft_s, pace_s);
         }
         self.last_drafted = self.passes;
         self.looks_left = self.looks_left.saturating_sub(1);
         self.planned_max = self.planned_max.max(self.planned);
     }
 
-    fn learn_drafting(&mut self, draft_s: f64) {
+    /// What a draft took, with the reading that it needed first. Drafts are kept in passes of `pace_s`.
+    fn learn_draft(&mut self, draft_s: f64, pace_s: f64) {
+        let unread = self.gap.min(self.prospect.unread_max);
+        let expected_s = self.drafting_s(self.planned).unwrap_or(0.0);
+        self.draft_expected_s = expected_s;
+        if (self.reads_text || unread > 0) && draft_s < expected_s {
+            // With reading it took less than was expected without.
+            self.drafting.add(self.planned, draft_s / pace_s);
+            if let Some(catching_up) = self.catching_up.as_mut().filter(|_| !self.reads_text) {
+                catching_up.add(0.0, 4.0);
+            }
+        } else if self.reads_text {
+            // Reading, mostly: teaches nothing.
+        } else if unread == 0 {
+            self.learn_drafting(draft_s, pace_s);
+        } else {
+            // A model reads many tokens at once: none takes longer than one that it drafts.
+            let each = (draft_s - expected_s) / unread as f64;
+            let one_s = self.drafting_s(1).filter(|seconds| *seconds > 0.0);
+            let each = one_s.map_or(each, |one_s| each.min(one_s));
+            let each = each / pace_s;
+            self.catching_up.get_or_insert(Mean::prior(each, 1.0)).add(each, 4.0);
+        }
+    }
+
+    fn learn_drafting(&mut self, draft_s: f64, pace_s: f64) {
         let plain_s = self.verify_s.expect(0).unwrap_or(0.0);
         // Drafts of a chain cost next to nothing or a model's time: a dear one is believed, but for one that stalled, which
         // would keep the drafter from being asked again. A model's size says what it may take.
@@ -103,7 +110,6 @@ impl Controller {
         let most_s = if by_size_s > 0.0 { by_size_s } else { plain_s };
         let is_first = !self.drafting.is_measured(self.planned) && most_s > 0.0;
         let draft_s = if is_first { draft_s.min(most_s) } else { draft_s };
-        let pace_s = self.verify_s.pace_s();
         self.drafting.add_above(self.planned, draft_s / pace_s, most_s / pace_s);
     }
 
@@ -122,7 +128,7 @@ impl Controller {
 
     /// Plain passes after a drafted one that do not count.
     pub(super) fn settling(&self) -> u64 {
-        let pace_s = self.verify_s.pace_s();
+        let pace_s = self.verify_s.pace_s().unwrap_or(0.0);
         let drafting = self.drafting.measured().next().zip(self.verify_s.expect(0));
         let unsettles =
             drafting.is_none_or(|((_, drafting), plain_s)| drafting * pace_s > UNSETTLING_SHARE * plain_s);
@@ -306,9 +312,51 @@ mod tests {
         c.planned = 1;
         c.passes += 1;
         c.learn_costs(&StepOutcome { draft_len: 1, draft_s: 9.0, verify_s: 1.1, ..StepOutcome::default() });
-        let each_s =
-            c.catching_up.expect("it read what was written without it").value() * c.verify_s.pace_s();
+        let each_s = c.catching_up.expect("it read what was written without it").value()
+            * c.verify_s.pace_s().expect("passes ran");
         assert!(each_s <= 2.0 * 0.05 + 1e-9, "{each_s}");
+    }
+
+    #[test]
+    fn drafts_are_expected_to_take_as_much_longer_or_less_as_passes_do() {
+        let mut c = controller(0.05, false);
+        (0..40).for_each(|_| _ = pass(&mut c, 8, 0.4, &[]));
+        let (was_s, length) = (c.drafting_s(8).expect("it drafted"), c.planned_max);
+        let before = c.lessons().expect("it drafted");
+        for _ in 0..60 {
+            c.planned = 0;
+            c.observe(&StepOutcome { verify_s: 0.25, ..StepOutcome::default() });
+        }
+        let now_s = c.drafting_s(8).expect("it drafted");
+        assert!((now_s / was_s - 0.25).abs() < 0.05, "{length}: {was_s} {now_s}");
+        // And in another run: what is handed on is of one pace.
+        let mut after = controller(0.05, false);
+        after.recall(&before);
+        let recalled_s = after.drafting_s(8).expect("as before");
+        assert!((recalled_s / was_s - 1.0).abs() < 0.1, "{was_s} {recalled_s}");
+    }
+
+    #[test]
+    fn a_draft_of_which_no_pass_tells_the_pace_teaches_nothing() {
+        let config = ControllerConfig { mode: DraftLen::Fixed(2), draft_len_max: 8 };
+        let effort = DraftEffort { token_share: 0.05, unread_max: UNREAD_MAX, is_lookup: false };
+        let mut c = Controller::new(config, effort);
+        c.begin_text((0.0, 0.0), 1000);
+        let step = |c: &mut Controller, is_filling| {
+            c.plan(&Residency { is_filling, ..RESIDENCY });
+            c.keep(&Draft::new(vec![1; 2], vec![0.9; 2]));
+            let outcome =
+                StepOutcome { draft_len: 2, draft_s: 0.01, verify_s: 0.05, ..StepOutcome::default() };
+            c.observe(&outcome);
+        };
+        (0..10).for_each(|_| step(&mut c, true));
+        assert_eq!(c.drafting_s(2), None);
+        (0..40).for_each(|_| step(&mut c, false));
+        assert!(
+            c.drafting_s(2).is_some_and(|seconds| (seconds - 0.01).abs() < 0.001),
+            "{:?}",
+            c.drafting_s(2)
+        );
     }
 
     #[test]

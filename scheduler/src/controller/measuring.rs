@@ -99,14 +99,14 @@ impl Controller {
     }
 
     /// Whether it is time for a look at a text that is not the first. What other texts showed is no reason not to: what
-    /// seemed too dear may not have been. Unless something longer is being saved up for, or many texts gained nothing.
+    /// seemed too dear may not have been. Unless something longer is being saved up for, or many texts gained nothing. The
+    /// account pays for reading, or what the rest of a text brings in that has become easier.
     fn look_due(&self) -> bool {
         let waits =
             self.best().0 > 0 || self.texts_unlooked < (self.texts_vain / TEXTS_VAIN).min(TEXTS_UNLOOKED_MAX);
-        let is_paid = self.account.balance() >= self.prospect.reading_s() || self.look_is_owed();
-        let is_paid = is_paid
-            || self.has_become_easier()
-                && self.plain_s().is_some_and(|plain_s| self.prospect.is_worth_a_look(plain_s));
+        let is_easy =
+            || self.has_become_easier() && self.plain_s().is_some_and(|s| self.prospect.is_worth_a_look(s));
+        let is_paid = self.account.balance() >= self.prospect.reading_s() || self.look_is_owed() || is_easy();
         !waits && self.passes - self.last_drafted >= OFF_PASSES && self.account.balance() >= 0.0 && is_paid
     }
 
@@ -305,16 +305,79 @@ mod tests {
     use drafthorse_draft::{Draft, UNREAD_MAX};
     use drafthorse_offload::Residency;
 
+    const RESIDENCY: Residency =
+        Residency { slots: 0, resident: 0, experts_total: 0, hit_rate_recent: 1.0, is_filling: false };
+
+    /// At a text behind a prompt whose reading takes `reading_s` plain passes, after one of which nothing stood, or all did;
+    /// the target's tokens are so certain there.
+    fn at_another_text(reading_s: f64, stood: bool, certainty: f32) -> Controller {
+        let row_s = if stood { 0.2 } else { 0.8 };
+        let config = ControllerConfig { mode: DraftLen::Auto, draft_len_max: 8 };
+        let effort = DraftEffort { token_share: 0.1, unread_max: UNREAD_MAX, is_lookup: false };
+        let pass = |c: &mut Controller, certainty: f32| {
+            let planned = c.plan(&RESIDENCY).draft_len;
+            let draft_len = c.keep(&Draft::new(vec![1; planned], vec![0.9; planned]));
+            let accepted = if stood { draft_len } else { 0 };
+            let (draft_s, verify_s) = (0.1 * planned as f64, 1.0 + row_s * draft_len as f64);
+            let certainty = &vec![certainty; accepted + 1];
+            c.observe(&StepOutcome {
+                draft_len,
+                accepted,
+                draft_s,
+                verify_s,
+                certainty,
+                ..StepOutcome::default()
+            });
+        };
+        let mut before = Controller::new(config, effort);
+        before.begin_text((0.0, 0.0), 1000);
+        (0..40).for_each(|_| pass(&mut before, 0.15));
+        let mut c = Controller::new(config, effort);
+        c.recall(&before.lessons().expect("it drafted"));
+        c.begin_text((10.0 * reading_s, 10.0 * reading_s), 1000);
+        // Plain ones, whatever is thought of drafting.
+        for _ in 0..20 {
+            c.planned = 0;
+            c.observe(&StepOutcome { verify_s: 1.0, certainty: &[certainty], ..StepOutcome::default() });
+        }
+        c
+    }
+
+    #[test]
+    fn a_text_that_has_become_easier_is_looked_at_though_the_account_does_not_pay_for_reading() {
+        for (reading_s, certainty, looks) in [(2.5, 0.98, true), (2.5, 0.15, false), (4.5, 0.98, false)] {
+            let c = at_another_text(reading_s, false, certainty);
+            let ratio = c.certainty.fails_ratio();
+            assert!(c.account.balance() < c.prospect.reading_s() && c.best().0 == 0, "{reading_s} {ratio}");
+            assert_eq!(c.look_due(), looks, "{reading_s} {certainty}: {ratio}");
+        }
+        let mut owing = at_another_text(2.5, false, 0.98);
+        owing.account.book(-2.0);
+        assert!(!owing.look_due(), "what was lost comes first");
+    }
+
+    #[test]
+    fn what_is_known_to_gain_is_read_where_that_is_cheap_or_won_back_and_after_eight_texts_anyway() {
+        let mut c = at_another_text(2.0, true, 0.15);
+        assert!(c.best().0 > 0 && c.reading_pays());
+        let gain = |c: &Controller| 1.0 / c.rate(0) - 1.0 / c.best().1;
+        c.prospect.prefill_compute_s = 10.0 * (0.25 * 256.0 * gain(&c) - 2.0);
+        assert!(!c.prospect.is_small(1.0) && c.reading_pays(), "a quarter of what it gains");
+        c.prospect.prefill_compute_s = 10.0 * (0.25 * 256.0 * gain(&c) + 1.0);
+        c.prospect.prefill_s = 10_000.0;
+        assert!(!c.reading_pays());
+        c.texts_unlooked = TEXTS_UNLOOKED_MAX;
+        assert!(c.reading_pays(), "no verdict is for ever");
+    }
+
     #[test]
     fn nothing_is_lent_for_what_a_length_would_bring_beyond_the_text() {
         let config = ControllerConfig { mode: DraftLen::Auto, draft_len_max: 8 };
         let effort = DraftEffort { token_share: 0.0, unread_max: UNREAD_MAX, is_lookup: true };
         let mut c = Controller::new(config, effort);
         c.begin_text((0.0, 0.0), 1000);
-        let residency =
-            Residency { slots: 0, resident: 0, experts_total: 0, hit_rate_recent: 1.0, is_filling: false };
         for _ in 0..12 {
-            let planned = c.plan(&residency).draft_len;
+            let planned = c.plan(&RESIDENCY).draft_len;
             let draft_len = c.keep(&Draft::new(vec![1; planned], vec![0.9; planned]));
             let verify_s = 1.0 + 0.1 * draft_len as f64;
             c.observe(&StepOutcome { draft_len, verify_s, ..StepOutcome::default() });

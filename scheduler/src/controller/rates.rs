@@ -32,7 +32,7 @@ impl Controller {
 
     /// Expected seconds of a draft of that many tokens.
     pub(super) fn drafting_s(&self, draft_len: usize) -> Option<f64> {
-        Some(self.drafting.expect(draft_len)? * self.verify_s.pace_s())
+        Some(self.drafting.expect(draft_len)? * self.verify_s.pace_s()?)
     }
 
     /// Expected seconds of a pass of plain decoding. A plain pass amid drafted ones takes longer: drafts have

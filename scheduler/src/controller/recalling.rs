@@ -12,7 +12,7 @@ impl Controller {
     /// measured, and where the length was fixed: it teaches one length only.
     pub fn lessons(&self) -> Option<Lessons> {
         let drafts = || {
-            let pace_s = self.verify_s.pace_s();
+            let pace_s = self.verify_s.pace_now_s();
             let measured = self.drafting.measured().map(|(draft_len, passes)| (draft_len, passes * pace_s));
             measured.map(|(draft_len, seconds)| DraftLesson { draft_len, seconds }).collect::<Vec<_>>()
         };
@@ -24,7 +24,7 @@ impl Controller {
                 drafts,
                 texts_unlooked,
                 texts_vain,
-                catch_up_s: self.catching_up.map(|mean| mean.value() * self.verify_s.pace_s()),
+                catch_up_s: self.catching_up.map(|mean| mean.value() * self.verify_s.pace_now_s()),
                 survival: self.survival.clone(),
                 calibration: self.calibration.clone(),
                 certainty: self.certainty.clone(),
@@ -47,7 +47,7 @@ impl Controller {
         self.planned_max = longest.draft_len;
         (self.texts_unlooked, self.texts_vain) = (lessons.texts_unlooked, lessons.texts_vain);
         self.verify_s.recall(&lessons.passes);
-        let pace_s = self.verify_s.pace_s();
+        let Some(pace_s) = self.verify_s.pace_s() else { return };
         drafts.iter().for_each(|draft| self.drafting.add(draft.draft_len, draft.seconds / pace_s));
         self.catching_up = lessons.catch_up_s.map(|seconds| Mean::prior(seconds / pace_s, 1.0));
         self.survival = lessons.survival.clone();

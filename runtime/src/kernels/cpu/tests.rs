@@ -135,7 +135,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 fn widths(format: Format) -> &'static [usize] {
     match format.side() {
         Side::Float => &[1, 15, 16, 33, 256],
-        Side::X32 => &[32, 96, 128, 256, 352, 480, 544],
+        Side::X32 => &[32, 64, 96, 128, 160, 192, 256, 480, 544],
         Side::X256 => &[256, 768],
     }
 }
