@@ -42,8 +42,8 @@ fn short_runs_are_made_more_often_on_all_prompts_alike_and_none_again_by_a_sweep
         "drafters = [\"ngram\"]\ndraft_lens = [2, 3]\ncache = [8]\nslice_tokens = 4\nmemory = \"1GiB\"\ndecode_s_min = 8.0",
     );
     // Without a draft one prompt's runs take 4 s and the other's 2: three repeats of 3 s bring 8, where two were asked for.
-    let longer = format!("case \"$all\" in *{}*) ;; *) seconds=2.0 ;; esac;", "--tokens 2948,");
-    let engine = sliced(&bench, &longer);
+    let longer = "case \"$all\" in *'--tokens 2948,'*) ;; *) seconds=2.0 ;; esac;";
+    let engine = sliced(&bench, longer);
     let both = ["--set", "tasks=[\"code\",\"list\"]"];
     let output = bench.run(&sweep, &engine, &both);
     assert!(output.status.success(), "{}", stderr(&output));
