@@ -368,6 +368,17 @@ mod tests {
         assert!(!c.reading_pays());
         c.texts_unlooked = TEXTS_UNLOOKED_MAX;
         assert!(c.reading_pays(), "no verdict is for ever");
+        // What fails more often gains less.
+        let mut c = at_another_text(1.8, true, 0.15);
+        let gains_little = |ratio: &f64| {
+            c.survival.expect_fails(*ratio);
+            c.best().0 > 0 && !c.prospect.pays(gain(&c))
+        };
+        let ratio = (0..10_000).map(|i| 1.0 + 0.01 * f64::from(i)).find(gains_little);
+        assert!(
+            ratio.is_some() && c.prospect.is_small(1.0) && c.reading_pays(),
+            "a hundredth of the text: {ratio:?}"
+        );
     }
 
     #[test]
