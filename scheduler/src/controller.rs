@@ -57,6 +57,11 @@ const SURVIVAL_MIN_MAX: f64 = 0.95;
 /// Share of a token's time that is left at least when waiting for its experts is taken off.
 const TOKEN_SHARE_MIN: f64 = 0.1;
 
+/// Of a model without routed experts.
+#[cfg(test)]
+const RESIDENCY: Residency =
+    Residency { slots: 0, resident: 0, experts_total: 0, hit_rate_recent: 1.0, is_filling: false };
+
 /// Settings of the controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -273,14 +273,10 @@ impl Controller {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{ControllerConfig, DraftEffort};
+    use super::super::{ControllerConfig, DraftEffort, RESIDENCY};
     use super::*;
     use crate::DraftLen;
     use drafthorse_draft::{Draft, UNREAD_MAX};
-    use drafthorse_offload::Residency;
-
-    const RESIDENCY: Residency =
-        Residency { slots: 0, resident: 0, experts_total: 0, hit_rate_recent: 1.0, is_filling: false };
 
     fn controller(token_share: f64, is_lookup: bool) -> Controller {
         let config = ControllerConfig { mode: DraftLen::Auto, draft_len_max: 64 };
@@ -343,7 +339,7 @@ mod tests {
         let mut c = Controller::new(config, effort);
         c.begin_text((0.0, 0.0), 1000);
         let step = |c: &mut Controller, is_filling| {
-            c.plan(&Residency { is_filling, ..RESIDENCY });
+            c.plan(&drafthorse_offload::Residency { is_filling, ..RESIDENCY });
             c.keep(&Draft::new(vec![1; 2], vec![0.9; 2]));
             let outcome =
                 StepOutcome { draft_len: 2, draft_s: 0.01, verify_s: 0.05, ..StepOutcome::default() };

@@ -299,14 +299,10 @@ impl Controller {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{ControllerConfig, DraftEffort, StepOutcome};
+    use super::super::{ControllerConfig, DraftEffort, RESIDENCY, StepOutcome};
     use super::*;
     use crate::DraftLen;
     use drafthorse_draft::{Draft, UNREAD_MAX};
-    use drafthorse_offload::Residency;
-
-    const RESIDENCY: Residency =
-        Residency { slots: 0, resident: 0, experts_total: 0, hit_rate_recent: 1.0, is_filling: false };
 
     /// At a text behind a prompt whose reading takes `reading_s` plain passes, after one of which nothing stood, or all did;
     /// the target's tokens are so certain there.

@@ -80,13 +80,9 @@ impl Controller {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Controller, ControllerConfig, DraftEffort, Made, StepOutcome};
+    use super::super::{Controller, ControllerConfig, DraftEffort, Made, RESIDENCY, StepOutcome};
     use crate::DraftLen;
     use drafthorse_draft::{Draft, UNREAD_MAX};
-    use drafthorse_offload::Residency;
-
-    const RESIDENCY: Residency =
-        Residency { slots: 0, resident: 0, experts_total: 0, hit_rate_recent: 1.0, is_filling: false };
 
     fn controller() -> Controller {
         let config = ControllerConfig { mode: DraftLen::Auto, draft_len_max: 8 };
