@@ -55,13 +55,15 @@ impl GatingStats {
             return;
         }
         stats.rows += rows;
+        // Powers are what this costs; they stand between a router's word and its experts.
+        let spreads: Vec<f64> = self.half_lives.iter().map(|scale| scale.decayed(rows) / rows).collect(); // 1 for a row
         for (expert, count) in experts.iter().zip(counts) {
             let expert = *expert as usize;
             let Some(at) = stats.at.get_mut(expert) else { continue };
             let age = stats.rows - std::mem::replace(at, stats.rows);
             let first = expert * self.half_lives.len();
-            for (value, scale) in stats.counts[first..].iter_mut().zip(&self.half_lives) {
-                let spread = scale.decayed(rows) / rows; // 1 for a single row
+            let scales = self.half_lives.iter().zip(&spreads);
+            for (value, (scale, spread)) in stats.counts[first..].iter_mut().zip(scales) {
                 *value = *value * scale.decay(age) + f64::from(*count) * spread;
             }
         }

@@ -29,10 +29,12 @@ const FORECASTS: usize = 8;
 /// Remembered passes, their likeness to the running one, and the forecast that follows.
 pub(super) struct Recall {
     shape: Shape,
-    sets: Vec<u64>,       // (layers, PASSES, words): experts of a pass in a layer
-    sizes: Vec<u16>,      // (layers, PASSES): how many
+    sets: Vec<u64>,       // (layers, words, PASSES): experts of a pass in a layer
+    shares: Vec<f32>,     // (layers, PASSES): what one of them is of all; 1 for none
     begun: usize,         // passes begun, the running one included
     layer: Option<usize>, // layer the running pass is at
+    unrated: Vec<Window>, // of the running pass, that `alike` has not heard of
+    is_rated: bool,       // whether `alike` has heard of any of it
     alike: Vec<f32>,      // (PASSES): layers shared with the running pass, in parts
     election_due: bool,
     voters: Vec<Voter>,
@@ -46,6 +48,13 @@ struct Shape {
     words: usize,
 }
 
+/// What a window of the running pass selected.
+struct Window {
+    layer: usize,
+    asked: Vec<u64>, // (words)
+    count: usize,
+}
+
 #[derive(Clone, Copy)]
 struct Voter {
     pass: usize,
@@ -55,7 +64,7 @@ struct Voter {
 impl Recall {
     /// Bytes of a memory for `experts[layer]` experts a layer.
     pub(super) fn bytes(experts: &[u32]) -> u64 {
-        let per_layer = PASSES * (words(experts) * size_of::<u64>() + size_of::<u16>());
+        let per_layer = PASSES * (words(experts) * size_of::<u64>() + size_of::<f32>());
         let forecast = experts.iter().max().map_or(0, |widest| *widest as usize) * size_of::<f32>();
         (experts.len() * (per_layer + forecast) + PASSES * size_of::<f32>()) as u64
     }
@@ -67,9 +76,11 @@ impl Recall {
         let mut recall = Recall {
             shape,
             sets: vec![0; layers * PASSES * shape.words],
-            sizes: vec![0; layers * PASSES],
+            shares: vec![1.0; layers * PASSES],
             begun: 0,
             layer: None,
+            unrated: Vec::new(),
+            is_rated: false,
             alike: vec![0.0; PASSES],
             election_due: false,
             voters: Vec::new(),
@@ -84,20 +95,29 @@ impl Recall {
         let Shape { layers, words, .. } = self.shape;
         let known = self.begun.saturating_sub(PASSES)..self.begun.saturating_sub(1);
         let pass = |pass: usize| {
-            let set = move |layer| &self.sets[(layer * PASSES + pass % PASSES) * words..][..words];
-            (0..layers).flat_map(set).copied().collect::<Vec<u64>>()
+            let word = move |row: usize| self.sets[row * PASSES + pass % PASSES];
+            (0..layers * words).map(word).collect::<Vec<u64>>()
         };
         known.map(pass).filter(|pass| pass.iter().any(|word| *word != 0)).flatten().collect()
     }
 
     fn restore(&mut self, pass: &[u64]) {
         self.begin();
-        let slot = (self.begun - 1) % PASSES;
         for (layer, set) in pass.chunks_exact(self.shape.words).enumerate() {
-            let at = layer * PASSES + slot;
-            self.sets[at * self.shape.words..][..self.shape.words].copy_from_slice(set);
-            self.sizes[at] = set.iter().map(|word| word.count_ones() as u16).sum();
+            self.remember(layer, set);
         }
+    }
+
+    /// Adds experts of a layer to the running pass.
+    fn remember(&mut self, layer: usize, asked: &[u64]) {
+        let slot = (self.begun - 1) % PASSES;
+        let sets = self.sets[layer * self.shape.words * PASSES..].chunks_exact_mut(PASSES);
+        let mut size = 0;
+        for (sets, asked) in sets.zip(asked) {
+            sets[slot] |= asked;
+            size += sets[slot].count_ones();
+        }
+        self.shares[layer * PASSES + slot] = 1.0 / size.max(1) as f32;
     }
 
     /// A window of `layer` selected `experts`. Returns the layers whose forecast is no longer true.
@@ -110,8 +130,11 @@ impl Recall {
             self.begin();
         }
         let entered = self.layer.replace(layer);
-        if rows <= ROWS_MAX {
-            self.compare(layer, experts);
+        // A window that asks for nothing is like none, and like no less.
+        if rows <= ROWS_MAX && !experts.is_empty() {
+            let asked = self.asked(experts);
+            self.remember(layer, &asked);
+            self.unrated.push(Window { layer, asked, count: experts.len() });
         }
         let stride = self.shape.layers.div_ceil(FORECASTS);
         let due = entered.is_none_or(|at| layer / stride != at / stride) || layer + 1 == self.shape.layers;
@@ -124,6 +147,7 @@ impl Recall {
     /// anew before it is used; when nobody asks, nothing is computed.
     pub(super) fn update(&mut self, layer: usize, fade: f32) {
         if std::mem::take(&mut self.election_due) {
+            self.rate();
             self.elect();
         }
         self.vote(layer, fade);
@@ -140,6 +164,12 @@ impl Recall {
     }
 
     fn begin(&mut self) {
+        // Nobody asked about a pass of which nothing is rated: it carries nothing over.
+        if self.is_rated {
+            self.rate();
+        }
+        self.unrated.clear();
+        self.is_rated = false;
         let Recall { alike, begun, .. } = self;
         // A pass is as alike as it shows itself, and a little as its predecessor was to ours.
         let before: Vec<f32> = alike.clone();
@@ -150,36 +180,42 @@ impl Recall {
         let slot = *begun % PASSES;
         alike[slot] = 0.0;
         *begun += 1;
-        for layer in 0..self.shape.layers {
-            let words = self.shape.words;
-            self.sets[(layer * PASSES + slot) * words..][..words].fill(0);
-            self.sizes[layer * PASSES + slot] = 0;
-        }
+        self.sets[slot..].iter_mut().step_by(PASSES).for_each(|word| *word = 0);
+        self.shares[slot..].iter_mut().step_by(PASSES).for_each(|share| *share = 1.0);
     }
 
-    /// Adds `experts` to the running pass and rates the others by them.
-    fn compare(&mut self, layer: usize, experts: &[u32]) {
-        let Recall { shape, sets, sizes, begun, alike, .. } = self;
-        let mut asked = vec![0u64; shape.words];
-        for expert in experts {
-            if let Some(word) =
-                asked.get_mut(*expert as usize / 64).filter(|_| (*expert as usize) < shape.experts)
-            {
-                *word |= 1 << (expert % 64);
+    /// Experts as the bits of words; those out of range are none.
+    fn asked(&self, experts: &[u32]) -> Vec<u64> {
+        let mut asked = vec![0u64; self.shape.words];
+        for expert in experts.iter().filter(|expert| (**expert as usize) < self.shape.experts) {
+            asked[*expert as usize / 64] |= 1 << (expert % 64);
+        }
+        asked
+    }
+
+    /// Rates the other passes by what this one has selected since the last time. Here and not when it selects: while
+    /// nobody asks for a forecast this would be work for nobody, and it is the most work there is.
+    fn rate(&mut self) {
+        let Recall { shape, sets, shares, begun, unrated, alike, .. } = self;
+        let running = (*begun - 1) % PASSES;
+        // What the running pass has in common with itself does not count.
+        let own = alike[running];
+        let mut shared = vec![0u32; PASSES];
+        for Window { layer, asked, count } in unrated.drain(..) {
+            shared.fill(0);
+            let sets = sets[layer * shape.words * PASSES..].chunks_exact(PASSES);
+            for (sets, asked) in sets.zip(&asked).filter(|(_, asked)| **asked != 0) {
+                shared.iter_mut().zip(sets).for_each(|(shared, set)| *shared += (set & asked).count_ones());
+            }
+            // A window of several rows holds more experts, but is not more alike for that.
+            let most = 1.0 / count as f32;
+            let shares = &shares[layer * PASSES..][..PASSES];
+            for ((alike, shared), share) in alike.iter_mut().zip(&shared).zip(shares) {
+                *alike += *shared as f32 * share.min(most);
             }
         }
-        let running = (*begun - 1) % PASSES;
-        let sets = &mut sets[layer * PASSES * shape.words..][..PASSES * shape.words];
-        let sizes = &mut sizes[layer * PASSES..][..PASSES];
-        for ((set, size), alike) in sets.chunks_exact(shape.words).zip(&*sizes).zip(alike) {
-            let shared: u32 = set.iter().zip(&asked).map(|(a, b)| (a & b).count_ones()).sum();
-            // A window of several rows holds more experts, but is not more alike for that.
-            let widest = experts.len().max(usize::from(*size)).max(1) as f32;
-            *alike += shared as f32 / widest;
-        }
-        let set = &mut sets[running * shape.words..][..shape.words];
-        set.iter_mut().zip(&asked).for_each(|(set, asked)| *set |= asked);
-        sizes[running] = set.iter().map(|word| word.count_ones() as u16).sum();
+        alike[running] = own;
+        self.is_rated = true;
     }
 
     /// Chooses who votes: the passes most alike, the younger on ties.
@@ -209,15 +245,15 @@ impl Recall {
         let past = self.layer.is_some_and(|at| layer <= at); // its next visit is in the next pass
         let forecast = &mut forecast[layer * shape.experts..][..shape.experts];
         forecast.fill(0.0);
-        let sets = &sets[layer * PASSES * shape.words..];
+        let sets = &sets[layer * PASSES * shape.words..][..PASSES * shape.words];
         for Voter { pass, weight } in voters {
             let first = *pass + usize::from(past);
             let passes = (first..first + AHEAD).take_while(|pass| *pass < running + usize::from(past));
             let all: f32 = (0..passes.clone().count() as i32).map(|ahead| fade.powi(ahead)).sum();
             for (ahead, pass) in passes.enumerate() {
                 let share = *weight * fade.powi(ahead as i32) / all;
-                for (word, set) in sets[pass % PASSES * shape.words..][..shape.words].iter().enumerate() {
-                    let mut set = *set;
+                for (word, sets) in sets.chunks_exact(PASSES).enumerate() {
+                    let mut set = sets[pass % PASSES];
                     while set != 0 {
                         forecast[word * 64 + set.trailing_zeros() as usize] += share;
                         set &= set - 1;
@@ -287,7 +323,7 @@ mod tests {
         assert_eq!(kept[..4], [1 << 10, 0, 1 << 10, 0], "pass 10 is the oldest");
         let again = Recall::new(&[70, 70], &kept);
         assert_eq!(again.begun, PASSES - 1);
-        assert_eq!(again.sets[2..4], [1 << 11, 0], "pass 11 in layer 0");
+        assert_eq!([again.sets[1], again.sets[PASSES + 1]], [1 << 11, 0], "pass 11 in layer 0");
     }
 
     #[test]
