@@ -114,9 +114,12 @@ def kernel_tests(runner):
 
 
 def link_peak(runner):
+    """The link's peak, and as `small` that of copies of an expert's size, one at a time and several behind each other."""
     code, text, _ = runner.run([runner.args.tests, "--ignored", "--nocapture", "gpu::cuda::tests::link_peak"], 60)
     found = re.search(r"link_peak (\{.*\})", text)
-    return json.loads(found[1]) if code == 0 and found else None
+    if code != 0 or not found:
+        return None
+    return {**json.loads(found[1]), "small": [json.loads(line) for line in re.findall(r"link_small (\{.*\})", text)]}
 
 
 def on_gpu(runner, size):
@@ -271,17 +274,25 @@ def resident_speed(runner, model, memory, work, speed, vram):
             speed["resident"].append({"draft": drafting, **out})
     profile = work / "profile.toml"
     profile.write_text("[gpu]\nprofile = true\n")
-    timed(runner, speed["profiled"], "mid, no draft", model, *memory, "--draft", "none", "--config", profile, tokens=64, vram=vram)
+    # Long enough for the passes that fill the cache to be few.
+    perfect = [scripted[0], scripted[1].replace("accept=0.8,us=500", "accept=1,us=0"), "--draft-len", 7]
+    for label, drafting, tokens in (("one row a pass", ["--draft", "none"], 64), ("eight rows a pass", perfect, tokens)):
+        out = runner.drafthorse("run", model, "--tokens", ",".join(map(str, first.get("prompt", []))), "--seed", 1, "--temp", 0,
+                                "--ignore-eos", "-n", tokens, *memory, *drafting, "--config", profile, *on_gpu(runner, vram))
+        speed["profiled"].append({"what": label, "vram_bytes": vram, **{k: out[k] for k in ("error", "gpu") if k in out}})
 
 
-def lanes_speed(runner, model, memory, work, speed, vram):
-    """Room for some of the experts, the rest in the host's memory: copied in, or computed there as well, in turns."""
+def lanes_speed(runner, model, memory, work, speed, sizes):
+    """Room for some of the experts, the rest in the host's memory: copied in, or computed there as well, in turns that
+    begin with either."""
     copies_only = work / "copies-only.toml"
     copies_only.write_text("[gpu]\nhybrid = false\n")
-    for _ in range(3):
-        for hybrid, more in ((False, ["--config", copies_only]), (True, [])):
-            out = bench(runner, model, *memory, "--draft", "none", *more, tokens=96, vram=vram, repeats=1)
-            speed["lanes"].append({"hybrid": hybrid, **out})
+    for vram, rounds in sizes:
+        for index in range(rounds):
+            both = [(False, ["--config", copies_only]), (True, [])]
+            for hybrid, more in both if index % 2 == 0 else reversed(both):
+                out = bench(runner, model, *memory, "--draft", "none", *more, tokens=192, vram=vram, repeats=1)
+                speed["lanes"].append({"hybrid": hybrid, **out})
 
 
 def mid_speed(runner, work, speed):
@@ -304,8 +315,8 @@ def mid_speed(runner, work, speed):
     timed(runner, speed["rows"], "mid, draft auto", model, *memory, *scripted, tokens=96, vram=whole)
     say("speed: mid, resident")
     resident_speed(runner, model, memory, work, speed, whole)
-    say("speed: mid, half of its experts on the card")
-    lanes_speed(runner, model, memory, work, speed, whole // 2 - GIB)
+    say("speed: mid, half of its experts on the card, and a quarter")
+    lanes_speed(runner, model, memory, work, speed, [(whole // 2 - GIB, 2), (whole // 4, 1)])
     for gib in (4, 8, 12):
         say(f"speed: mid at {gib} GiB")
         for label, drafting in (("mid, no draft", ["--draft", "none"]), ("mid, draft auto", scripted)):

@@ -41,7 +41,15 @@ pub struct Tier {
     window_of: Vec<u64>,         // by slot: the window that last held on to it
     free: Vec<usize>,
     window: u64,
+    unlearnt: Option<Selection>,
     stats: TierStats,
+}
+
+/// What the router selected in a window.
+struct Selection {
+    layer: u32,
+    experts: Vec<u32>,
+    counts: Vec<u32>,
 }
 
 impl Tier {
@@ -58,6 +66,7 @@ impl Tier {
             window_of: vec![0; slots],
             free: (0..slots).rev().collect(),
             window: 0,
+            unlearnt: None,
             stats: TierStats { slots, ..TierStats::default() },
             index,
         }
@@ -67,8 +76,8 @@ impl Tier {
     /// the order given; they stay until the next window begins. Unknown experts are ignored.
     pub fn begin(&mut self, layer: u32, experts: &[u32], counts: &[u32]) -> Vec<u32> {
         self.window += 1;
-        self.gating.observe(layer, experts, counts);
-        self.policy.observe(layer, experts, counts);
+        self.learn();
+        self.unlearnt = Some(Selection { layer, experts: experts.to_vec(), counts: counts.to_vec() });
         let mut found = Vec::with_capacity(experts.len());
         for &expert in experts {
             match self.slot(ExpertId { layer, expert }) {
@@ -81,6 +90,14 @@ impl Tier {
         }
         self.stats.hits += found.len() as u64;
         found
+    }
+
+    /// Takes in what the window selected. It is done by itself before somebody comes in or has to go, and when the next
+    /// window begins; a caller who has time before that, once the window's work is queued, does it then.
+    pub fn learn(&mut self) {
+        let Some(Selection { layer, experts, counts }) = self.unlearnt.take() else { return };
+        self.gating.observe(layer, &experts, &counts);
+        self.policy.observe(layer, &experts, &counts);
     }
 
     /// The slot that an expert is in.
@@ -97,6 +114,7 @@ impl Tier {
         if !self.free.is_empty() {
             return true;
         }
+        self.learn();
         let Some(victim) = self.victim(id.layer) else { return false };
         let chance = |id: ExpertId| self.gating.probability(id.layer, id.expert);
         chance(id) > PROMOTION_MIN * chance(victim)
@@ -114,6 +132,7 @@ impl Tier {
             self.window_of[slot] = self.window;
             return Ok(Some(slot));
         }
+        self.learn();
         if self.free.is_empty() {
             let Some(victim) = self.victim(id.layer) else { return Ok(None) };
             self.evict(victim);
@@ -143,7 +162,7 @@ impl Tier {
         self.free = (0..self.held.len()).rev().collect();
     }
 
-    /// What the policy has learnt, for another run.
+    /// What the policy has learnt, for another run; without a window that is still to be taken in ([`Tier::learn`]).
     pub fn warm_stats(&self) -> Option<WarmStats> {
         self.policy.warm_stats()
     }

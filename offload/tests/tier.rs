@@ -112,3 +112,26 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn when_a_window_is_learnt_changes_nothing_but_when_its_time_is_spent() {
+    for entry in POLICIES {
+        let mut tiers = [tier(entry.kind, 4), tier(entry.kind, 4)];
+        for step in 0..200u32 {
+            let (layer, first) = (step % LAYERS as u32, step * step % 7);
+            let experts = [first % EXPERTS as u32, (first + 1 + step % 3) % EXPERTS as u32];
+            let found = tiers.each_mut().map(|tier| tier.begin(layer, &experts, &[1, 1]));
+            assert_eq!(found[0], found[1], "{}, window {step}", entry.name);
+            // One takes a window in at once, the other when it has to.
+            tiers[0].learn();
+            for expert in experts {
+                let slots = tiers.each_mut().map(|tier| tier.admit(id(layer, expert)).unwrap());
+                assert_eq!(slots[0], slots[1], "{}, window {step}", entry.name);
+            }
+        }
+        tiers[1].learn();
+        assert_eq!(tiers[0].warm_stats(), tiers[1].warm_stats(), "{}", entry.name);
+        assert_eq!(tiers[0].stats(), tiers[1].stats());
+        assert!(tiers[0].stats().evicted > 50, "{}: somebody has to go", entry.name);
+    }
+}

@@ -5,7 +5,7 @@
 
 use super::backend::GpuBackend;
 use super::driver::{Arg, DevicePtr};
-use super::grids::{scores_grid, values_grid};
+use super::grids::{scores_grid, value_rows, values_grid};
 use super::shapes::MatmulJob;
 use crate::backend::{AttendRows, Reg};
 use crate::kernels::{RowLayout, Side, quantized_bytes};
@@ -41,9 +41,12 @@ impl GpuBackend {
                 Arg::U32(start as u32),
                 Arg::F32(scale),
                 Arg::U32(stride as u32),
+                Arg::U32(rows as u32),
             ];
             let grid = scores_grid(rows as u32, at.heads as u32, start as u32);
             self.queue.launch("attend_scores", grid, &args);
+            let rows_each =
+                value_rows(rows as u32, at.heads as u32, at.value_dim as u32, self.queue.blocks_wanted());
             let args = [
                 Arg::Ptr(scores),
                 Arg::Ptr(values),
@@ -56,8 +59,10 @@ impl GpuBackend {
                 Arg::U32(context_len),
                 Arg::U32(start as u32),
                 Arg::U32(stride as u32),
+                Arg::U32(rows as u32),
+                Arg::U32(rows_each),
             ];
-            let grid = values_grid(rows as u32, at.heads as u32, at.value_dim as u32);
+            let grid = values_grid(rows as u32, at.heads as u32, at.value_dim as u32, rows_each);
             self.queue.launch("attend_values", grid, &args);
         }
     }

@@ -32,6 +32,10 @@ use crate::layers::{DenseFeedForward, Mla, RopeTable, WindowPlan, feed_forward, 
 use crate::models::{LoadError, RopeLayout};
 use crate::weights::{DenseStore, Matrix, Vector};
 
+/// Results of so many values kernels write to the host's memory themselves: routers of narrow passes, for which a copy
+/// takes longer than the product does.
+const MAILED_MAX: usize = 4096;
+
 /// Dense weights, rows and cache on a device.
 pub struct GpuBackend {
     pub(super) queue: Queue,
@@ -55,6 +59,8 @@ pub struct GpuBackend {
     /// Rows on their way to the device, or back.
     host: Vec<f32>,
     mirror: Pinned,
+    /// The device's address of `mirror`, where kernels can write to it.
+    mirror_at: Option<DevicePtr>,
     read: Option<Event>,
     /// Pinned host memory that experts are copied from, or read in.
     pub(super) arena: Option<Arena>,
@@ -136,7 +142,8 @@ impl GpuBackend {
         let mut queue = Queue::new(driver, &plan.formats())?;
         let layout = Layout::new(queue.driver(), &plan, &dense)?;
         let staging = Staging::new(queue.driver(), plan.staging_bytes())?;
-        let mirror = Pinned::new(queue.driver(), plan.mirror_bytes())?;
+        let mut mirror = Pinned::new(queue.driver(), plan.mirror_bytes())?;
+        let mirror_at = mirror.mapped(queue.driver())?;
         // Whatever fails from here on, what is pinned is let go first (`Drop`).
         let mut backend = GpuBackend {
             queue,
@@ -155,6 +162,7 @@ impl GpuBackend {
             window: None,
             host: Vec::new(),
             mirror,
+            mirror_at,
             read: None,
             arena: None,
         };
@@ -285,24 +293,37 @@ impl GpuBackend {
         self.end_download(len)
     }
 
+    /// Queues the product of whole rows with a matrix whose `len` results the host is about to read, copy included.
+    fn queue_read(&mut self, x: (Reg, usize), w: &Matrix, len: usize) -> Result<(), GpuError> {
+        let mailbox = self.mirror_at.filter(|_| len <= MAILED_MAX);
+        let to = mailbox.unwrap_or(self.layout.product.at);
+        let product = (w.format, self.layout.matrices[w.id()], w.rows, to);
+        self.products(x, &[product], w.cols);
+        if mailbox.is_some() { self.mark_read() } else { self.begin_download(to, len) }
+    }
+
+    /// A point behind everything queued so far, whose results the host waits for.
+    fn mark_read(&mut self) -> Result<(), GpuError> {
+        self.queue.check()?;
+        self.read = Some(self.queue.driver().record(Lane::Compute, self.read)?);
+        Ok(())
+    }
+
     /// Queues a copy of floats to the host.
     fn begin_download(&mut self, from: DevicePtr, len: usize) -> Result<(), GpuError> {
         let bytes = len * size_of::<f32>();
         assert!(bytes <= self.mirror.bytes().len(), "invariant: the mirror holds any register");
         self.queue.check()?;
         let to = self.mirror.bytes().as_mut_ptr();
-        let last = self.read;
-        let driver = self.queue.driver();
         // SAFETY: the mirror is large enough and nobody reads it before the event; the source is a register.
-        unsafe { driver.download(Lane::Compute, to, from, bytes) }?;
-        self.read = Some(driver.record(Lane::Compute, last)?);
-        Ok(())
+        unsafe { self.queue.driver().download(Lane::Compute, to, from, bytes) }?;
+        self.mark_read()
     }
 
-    /// Waits for the copy queued last.
+    /// Waits for what was copied, or marked, last.
     fn end_download(&mut self, len: usize) -> Result<&[f32], GpuError> {
         self.queue.check()?;
-        let read = self.read.expect("invariant: a copy was queued");
+        let read = self.read.expect("invariant: something was marked");
         self.queue.driver().wait(read)?;
         Ok(self.mirror.floats(len))
     }
@@ -449,17 +470,16 @@ impl Backend for GpuBackend {
     fn product(&mut self, x: Reg, rows: usize, w: &Matrix, out: &mut [f32]) -> Result<(), GpuError> {
         let whole = self.layout.product;
         let at_once = (whole.bytes as usize / size_of::<f32>() / w.rows).max(1);
-        let product = (w.format, self.layout.matrices[w.id()], w.rows, whole.at);
         if rows <= at_once {
-            self.products((x, rows), &[product], w.cols);
-            out.copy_from_slice(self.download(whole.at, rows * w.rows)?);
+            self.queue_read((x, rows), w, out.len())?;
+            out.copy_from_slice(self.end_download(rows * w.rows)?);
             return Ok(());
         }
         let x = self.activations(x, w.format.side(), rows, w.cols);
         for (index, out) in out.chunks_mut(at_once * w.rows).enumerate() {
             let count = (out.len() / w.rows) as u32;
             let job = MatmulJob {
-                w: product.1,
+                w: self.layout.matrices[w.id()],
                 x: x.at,
                 rows: 0,
                 out: whole.at,
@@ -483,10 +503,7 @@ impl Backend for GpuBackend {
         shared: Option<&DenseFeedForward>,
         logits: &mut [f32],
     ) -> Result<bool, GpuError> {
-        let to = self.layout.product.at;
-        let product = (router.format, self.layout.matrices[router.id()], router.rows, to);
-        self.products((Reg::Normed, rows), &[product], router.cols);
-        self.begin_download(to, logits.len())?;
+        self.queue_read((Reg::Normed, rows), router, logits.len())?;
         shared.iter().for_each(|shared| feed_forward(self, rows, shared));
         logits.copy_from_slice(self.end_download(logits.len())?);
         Ok(shared.is_some())
@@ -568,6 +585,7 @@ impl Backend for GpuBackend {
     }
 
     fn settle(&mut self, wants_room: bool) -> Result<(), GpuError> {
+        self.experts.iter_mut().for_each(Experts::learn);
         self.settle_copies()?;
         if wants_room { self.settle_reads() } else { Ok(()) }
     }

@@ -19,6 +19,10 @@ use card::Card;
 const STAGED_BYTES: usize = 64 << 10;
 /// A kernel has at most this many arguments.
 const ARGS_MAX: usize = 32;
+/// The capability that a kernel's PTX was made for, which is what its source saw, whatever card it was translated for.
+const COMPILED_FOR: sys::CUfunction_attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION;
+/// The first with kernels that overlap: 9.0.
+const OVERLAPS_FROM: i32 = 90;
 
 /// A card in use, with all it was asked to hold.
 pub struct CudaDriver {
@@ -27,8 +31,17 @@ pub struct CudaDriver {
     /// Where pinned memory starts, and how long it is.
     pinned: Vec<(NonNull<u8>, usize)>,
     events: Vec<sys::CUevent>,
-    kernels: Vec<sys::CUfunction>,
+    kernels: Vec<Kernel>,
     kernel_ids: HashMap<String, KernelId>,
+}
+
+/// A kernel as the driver knows it.
+#[derive(Clone, Copy)]
+struct Kernel {
+    function: sys::CUfunction,
+    /// Its blocks may come to the card while the kernel before still runs: it was compiled for cards on which it waits
+    /// by itself (`after_previous` of `kernels/common.cuh`).
+    overlaps: bool,
 }
 
 // SAFETY: handles of the driver may be used by any thread that has made the context current, which every method
@@ -210,8 +223,12 @@ impl Driver for CudaDriver {
             sys::CUresult::CUDA_ERROR_NOT_FOUND => none(),
             _ => failed("look a kernel up", e),
         })?;
+        let mut compiled_for = 0;
+        // SAFETY: the function was just found; the place is a local.
+        let asked = unsafe { sys::cuFuncGetAttribute(&raw mut compiled_for, COMPILED_FOR, function) };
+        asked.result().map_err(|e| failed("say what a kernel was compiled for", e))?;
         let id = KernelId(self.kernels.len());
-        self.kernels.push(function);
+        self.kernels.push(Kernel { function, overlaps: compiled_for >= OVERLAPS_FROM });
         self.kernel_ids.insert(name.to_owned(), id);
         Ok(id)
     }
@@ -219,8 +236,9 @@ impl Driver for CudaDriver {
     unsafe fn launch(&mut self, kernel: KernelId, grid: Grid, args: &[Arg<'_>]) -> Result<(), GpuError> {
         const ACTION: &str = "launch a kernel";
         let refused = |reason| GpuError::Failed { action: ACTION, reason };
-        let function = self.kernels.get(kernel.0).copied();
-        let function = function.ok_or_else(|| refused(format!("no kernel {}", kernel.0)))?;
+        let found = self.kernels.get(kernel.0).copied();
+        let Kernel { function, overlaps } =
+            found.ok_or_else(|| refused(format!("no kernel {}", kernel.0)))?;
         if args.len() > ARGS_MAX {
             return Err(refused(format!("{} arguments, more than {ARGS_MAX}", args.len())));
         }
@@ -230,15 +248,29 @@ impl Driver for CudaDriver {
         for ((slot, place), arg) in slots.iter_mut().zip(&mut places).zip(args) {
             *place = place_arg(slot, arg);
         }
-        let [x, y, z] = grid.blocks;
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid.blocks[0],
+            gridDimY: grid.blocks[1],
+            gridDimZ: grid.blocks[2],
+            blockDimX: grid.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: grid.shared_bytes,
+            hStream: self.card.stream(Lane::Compute),
+            attrs: &raw mut attribute,
+            numAttrs: overlaps.into(),
+        };
         // SAFETY: the caller answers for the arguments. CUDA copies them at the call, reading as many bytes at each
         // place as the kernel's signature says: at most 8 in a slot, and a struct's own words.
         let launched = unsafe {
-            let stream = self.card.stream(Lane::Compute);
-            let threads = (grid.threads, 1, 1);
-            result::launch_kernel(function, (x, y, z), threads, grid.shared_bytes, stream, &mut places)
+            sys::cuLaunchKernelEx(&raw const config, function, places.as_mut_ptr(), std::ptr::null_mut())
         };
-        launched.map_err(|e| failed(ACTION, e))
+        launched.result().map_err(|e| failed(ACTION, e))
     }
 
     fn record(&mut self, lane: Lane, reuse: Option<Event>) -> Result<Event, GpuError> {

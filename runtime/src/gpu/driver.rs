@@ -104,9 +104,9 @@ pub trait Driver: Send {
     /// Lets pinned memory go, once all work is done.
     fn unpin(&mut self, host: NonNull<u8>) -> Result<(), GpuError>;
 
-    /// The device's address of `len` bytes of pinned memory of the host, which kernels may read there until it is
-    /// unpinned. What the host has written before a launch is queued, the kernel sees; until it is done, the host
-    /// leaves the bytes as they are.
+    /// The device's address of `len` bytes of pinned memory of the host, which kernels may read and write there until it
+    /// is unpinned. What the host has written before a launch is queued, the kernel sees; until it is done, the host
+    /// leaves the bytes as they are. What a kernel has written, the host sees once an event behind it is reached.
     ///
     /// # Errors
     /// Memory that is not pinned, a device that cannot ([`DeviceInfo::reads_host`]).

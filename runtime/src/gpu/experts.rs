@@ -136,6 +136,11 @@ impl Experts {
         found
     }
 
+    /// Takes in what the window's router selected, now that the device is busy with it.
+    pub fn learn(&mut self) {
+        self.tier.learn();
+    }
+
     /// Empties the slab, between passes: everything queued is done then.
     pub fn clear(&mut self) {
         self.claimed.clear();

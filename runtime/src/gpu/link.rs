@@ -38,6 +38,46 @@ pub fn measure_link(driver: &mut dyn Driver, bytes: usize, copies: usize) -> Res
     Ok(rates)
 }
 
+/// Bytes a second of `at_once` >= 1 copies of `bytes` >= 1 to the device, queued one behind another on an idle lane, between
+/// events as experts are timed: the median of `rounds` >= 1, after one that warms up.
+///
+/// # Errors
+/// What the driver says.
+pub fn measure_uploads(
+    driver: &mut dyn Driver,
+    bytes: usize,
+    at_once: usize,
+    rounds: usize,
+) -> Result<f64, GpuError> {
+    let device = driver.alloc("measuring the link", bytes as u64)?;
+    let mut host = vec![1u8; bytes];
+    let place = NonNull::from(&mut host[..]).cast::<u8>();
+    // SAFETY: unpinned below, before the vector goes, whatever the measurement says.
+    unsafe { driver.pin(place, bytes)? };
+    let copy = |driver: &mut dyn Driver| {
+        // SAFETY: the buffer is pinned and outlives the copy, which is waited for.
+        unsafe { driver.upload(Lane::Copy, device, place.as_ptr(), bytes) }
+    };
+    let measured = (0..=rounds).map(|_| timed(driver, |driver| (0..at_once).try_for_each(|_| copy(driver))));
+    let measured: Result<Vec<f64>, GpuError> = measured.collect();
+    driver.unpin(place)?;
+    let mut seconds = measured?.split_off(1);
+    seconds.sort_by(f64::total_cmp);
+    Ok((at_once * bytes) as f64 / seconds[seconds.len() / 2])
+}
+
+/// Seconds of work in the copy lane, between two events.
+fn timed(
+    driver: &mut dyn Driver,
+    work: impl FnOnce(&mut dyn Driver) -> Result<(), GpuError>,
+) -> Result<f64, GpuError> {
+    let begun = driver.record(Lane::Copy, None)?;
+    work(driver)?;
+    let ended = driver.record(Lane::Copy, None)?;
+    driver.wait(ended)?;
+    driver.seconds_between(begun, ended)
+}
+
 fn time_both(
     driver: &mut dyn Driver,
     device: u64,

@@ -39,7 +39,7 @@ pub use driver::{Arg, DeviceInfo, DevicePtr, Driver, Event, GpuError, Grid, Kern
 pub use emulated::{EmulatedDriver, EmulatedOptions, Schedule};
 pub use experts::{PART_ALIGN, slot_bytes};
 pub use layout::LayoutPlan;
-pub use link::{LinkRates, measure_link};
+pub use link::{LinkRates, measure_link, measure_uploads};
 pub use profile::{FILLER_BYTES, ProfiledDriver, WorkTime};
 pub use tables::tables;
 

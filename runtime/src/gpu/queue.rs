@@ -78,6 +78,11 @@ impl Queue {
         self.driver.as_mut()
     }
 
+    /// Blocks of threads that a launch should have, so that no part of the device idles.
+    pub fn blocks_wanted(&self) -> u32 {
+        self.blocks_wanted
+    }
+
     /// Does `work` unless something has failed before; keeps its error.
     pub fn run<T: Default>(&mut self, work: impl FnOnce(&mut dyn Driver) -> Result<T, GpuError>) -> T {
         if self.failed.is_some() {

@@ -7,16 +7,17 @@ use crate::kernels::{Format, Side};
 
 use super::driver::{DevicePtr, Grid};
 
-/// Numbers of activation rows that there are kernels for.
-pub const MATMUL_ROWS: [u32; 4] = [1, 2, 4, 8];
+/// Numbers of activation rows that there are kernels for. Those for 4 and 8 have code for fewer, too, which is what a
+/// job of fewer rows runs.
+pub const MATMUL_ROWS: [u32; 3] = [1, 4, 8];
 
-/// Most jobs of one launch.
-pub const MATMUL_JOBS_MAX: usize = 64;
+/// Most jobs of one launch: what 4 KiB of arguments hold, the most that every driver takes.
+pub const MATMUL_JOBS_MAX: usize = 96;
 
 /// Most picks that come with a launch: `Picks` of `kernels/vector.cuh`.
 pub const PICKS_MAX: usize = 128;
 
-/// `x_step` of a job whose `rows` are numbers themselves: `PACKED_ROWS` of `kernels/common.cuh`.
+/// `x_step` of jobs whose `rows` are numbers themselves: `PACKED_ROWS` of `kernels/common.cuh`.
 const PACKED_ROWS: u32 = u32::MAX;
 /// Most rows of such a job, each below 256.
 pub const PACKED_ROWS_MAX: usize = 8;
@@ -36,10 +37,11 @@ const MATMUL_COLUMNS: u32 = 16;
 /// Threads of a block that quantizes: `quantize::THREADS`.
 const QUANTIZE_THREADS: u32 = 32;
 
-/// Words of a job: `Job` of `kernels/common.cuh`.
-const JOB_WORDS: usize = 7;
+/// Words of a job, and of what jobs share: `Job` and `Jobs` of `kernels/common.cuh`.
+const JOB_WORDS: usize = 5;
+const SHARED_WORDS: usize = 2;
 
-/// A matrix and the activation rows it multiplies.
+/// A matrix and the activation rows it multiplies. Jobs of one launch have `x`, `x_stride` and `x_step` in common.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MatmulJob {
     /// `n` weight rows, at a multiple of 16 bytes. Up to 3 bytes behind them may be read.
@@ -74,17 +76,18 @@ impl MatmulJob {
     }
 
     fn words(self) -> [u64; JOB_WORDS] {
-        let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
-        [
-            self.w,
-            self.x,
-            self.rows,
-            self.out,
-            pair(self.n, self.count),
-            pair(self.x_first, self.x_step),
-            pair(self.x_stride, self.out_stride),
-        ]
+        [self.w, self.rows, self.out, pair(self.n, self.count), pair(self.x_first, self.out_stride)]
     }
+
+    /// What all jobs of a launch have in common.
+    fn shared(&self) -> (DevicePtr, u32, u32) {
+        (self.x, self.x_stride, self.x_step)
+    }
+}
+
+/// Two numbers in a word.
+fn pair(low: u32, high: u32) -> u64 {
+    u64::from(low) | u64::from(high) << 32
 }
 
 /// Heads of a register for `place_heads`: `Heads` of `kernels/attend.cuh`, where the fields are explained.
@@ -125,12 +128,17 @@ pub fn heads_jobs(jobs: [HeadsJob; 3]) -> Vec<u64> {
     jobs.into_iter().flat_map(words).collect()
 }
 
-/// The first argument of a matmul kernel. At most [`MATMUL_JOBS_MAX`] jobs; the rest of the struct is zero.
+/// The first argument of a matmul kernel. At most [`MATMUL_JOBS_MAX`] jobs on rows of the same activations; the rest of
+/// the struct is zero.
 #[must_use]
 pub fn matmul_jobs(jobs: &[MatmulJob]) -> Vec<u64> {
     debug_assert!(jobs.len() <= MATMUL_JOBS_MAX);
-    let mut words: Vec<u64> = jobs.iter().flat_map(|job| job.words()).collect();
-    words.resize(MATMUL_JOBS_MAX * JOB_WORDS, 0);
+    debug_assert!(jobs.iter().all(|job| job.shared() == jobs[0].shared()), "jobs of one launch share rows");
+    let (x, x_stride, x_step) = jobs.first().map(MatmulJob::shared).unwrap_or_default();
+    let mut words = Vec::with_capacity(SHARED_WORDS + MATMUL_JOBS_MAX * JOB_WORDS);
+    words.extend([x, pair(x_stride, x_step)]);
+    words.extend(jobs.iter().flat_map(|job| job.words()));
+    words.resize(SHARED_WORDS + MATMUL_JOBS_MAX * JOB_WORDS, 0);
     words
 }
 
@@ -236,7 +244,7 @@ mod tests {
     fn rows_are_taken_together_only_where_enough_blocks_are_left() {
         assert_eq!(matmul_rows(&jobs(102_400, &[8]), 528), 8);
         assert_eq!(matmul_rows(&jobs(2048, &[8]), 528), 1);
-        assert_eq!(matmul_rows(&jobs(2048, &[8]), 512), 2);
+        assert_eq!(matmul_rows(&jobs(2048, &[8]), 256), 4);
         assert_eq!(matmul_rows(&jobs(64, &[3]), 1), 4);
         assert_eq!(matmul_rows(&jobs(2048, &[512]), 528), 8);
     }
@@ -253,7 +261,7 @@ mod tests {
     #[test]
     fn experts_of_one_row_each_are_not_padded_for_one_that_many_want() {
         let counts: Vec<u32> = std::iter::repeat_n(1, 30).chain([8]).collect();
-        assert_eq!(matmul_rows(&jobs(1408, &counts), 528), 2);
+        assert_eq!(matmul_rows(&jobs(1408, &counts), 528), 4, "its kernel has code for one row, too");
         assert_eq!(matmul_rows(&jobs(1408, &[1, 1, 1]), 528), 1);
     }
 }

@@ -34,6 +34,18 @@ impl Pinned {
         Ok(Pinned { buf })
     }
 
+    /// The device's address of it, if kernels can reach it there.
+    ///
+    /// # Errors
+    /// Of the driver.
+    pub fn mapped(&mut self, driver: &mut dyn Driver) -> Result<Option<DevicePtr>, GpuError> {
+        if !driver.info()?.reads_host {
+            return Ok(None);
+        }
+        let bytes = self.buf.as_slice();
+        driver.mapped(bytes.as_ptr(), bytes.len()).map(Some)
+    }
+
     /// Lets it go; no copy may be in flight.
     pub fn unpin(&mut self, driver: &mut dyn Driver) -> Result<(), GpuError> {
         driver.unpin(NonNull::from(&mut self.buf.as_mut_slice()[0]))

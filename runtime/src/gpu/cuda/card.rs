@@ -23,7 +23,7 @@ const CAPABILITY_MIN: (i32, i32) = (7, 5);
 
 /// What this file and its parent call of the driver's library, by the names it exports. cudarc panics at the first
 /// call of one that is missing, so all are looked for before any is called.
-const SYMBOLS: [&str; 35] = [
+const SYMBOLS: [&str; 36] = [
     "cuCtxGetStreamPriorityRange",
     "cuCtxSetCurrent",
     "cuCtxSynchronize",
@@ -40,9 +40,10 @@ const SYMBOLS: [&str; 35] = [
     "cuEventQuery",
     "cuEventRecord",
     "cuEventSynchronize",
+    "cuFuncGetAttribute",
     "cuGetErrorName",
     "cuInit",
-    "cuLaunchKernel",
+    "cuLaunchKernelEx",
     "cuMemAlloc_v2",
     "cuMemFree_v2",
     "cuMemGetInfo_v2",

@@ -5,7 +5,12 @@
 use std::ptr::NonNull;
 
 use super::{CudaDriver, place_arg};
-use crate::gpu::{Arg, DevicePtr, Driver, Event, GpuError, Grid, KernelId, Lane, measure_link};
+use crate::gpu::{
+    Arg, DevicePtr, Driver, Event, GpuError, Grid, KernelId, Lane, measure_link, measure_uploads,
+};
+
+/// What one copy of an expert of gpu-check's mixture takes.
+const EXPERT_BYTES: usize = 1_777_664;
 
 /// The card, if one can be used.
 fn card() -> Option<CudaDriver> {
@@ -195,4 +200,10 @@ fn link_peak() {
     let rates = measure_link(&mut card, 64 << 20, 20).expect("the link is measured");
     assert!(rates.upload_bytes_per_s > 0.0 && rates.download_bytes_per_s > 0.0);
     println!("link_peak {}", serde_json::to_string(&rates).expect("numbers are JSON"));
+    for at_once in [1, 4] {
+        let rate = measure_uploads(&mut card, EXPERT_BYTES, at_once, 50).expect("the link is measured");
+        println!(
+            "link_small {{\"copy_bytes\": {EXPERT_BYTES}, \"at_once\": {at_once}, \"upload_bytes_per_s\": {rate}}}"
+        );
+    }
 }

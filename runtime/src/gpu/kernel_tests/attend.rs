@@ -102,8 +102,8 @@ impl Case {
         out
     }
 
-    /// The same by the kernels.
-    fn by_card(&self) -> Vec<u32> {
+    /// The same by the kernels, so many rows a block of values.
+    fn by_card(&self, rows_each: u32) -> Vec<u32> {
         let Shape { heads, kv_heads, key, value, value_dim } = self.shape;
         let mut card = Card::new();
         let (q, keys) = (card.upload_floats(&self.q), card.upload(&self.keys));
@@ -122,19 +122,23 @@ impl Case {
         let mut args =
             vec![Arg::Ptr(q), Arg::Ptr(keys), Arg::Ptr(scores), Arg::U32(heads), Arg::U32(kv_heads)];
         args.extend(cells(key));
-        args.extend([context_len, Arg::U32(start), Arg::F32(self.scale), Arg::U32(stride)]);
+        args.extend([context_len, Arg::U32(start), Arg::F32(self.scale), Arg::U32(stride), Arg::U32(rows)]);
         card.run("attend_scores", scores_grid(rows, heads, start), &args);
         let mut args = vec![Arg::Ptr(scores), Arg::Ptr(values), Arg::Ptr(out), Arg::U32(heads)];
         args.extend([Arg::U32(kv_heads), Arg::U32(value_dim)]);
         args.extend(cells(layout));
-        args.extend([context_len, Arg::U32(start), Arg::U32(stride)]);
-        card.run("attend_values", values_grid(rows, heads, value_dim), &args);
+        args.extend([context_len, Arg::U32(start), Arg::U32(stride), Arg::U32(rows), Arg::U32(rows_each)]);
+        card.run("attend_values", values_grid(rows, heads, value_dim, rows_each), &args);
         card.read_bits(out, out_len)
     }
 
     fn check(&self) {
-        let what = format!("{:?}, {} rows behind {}", self.shape, self.rows, self.start);
-        assert_same(&self.by_card(), &self.by_cpu(), &what);
+        let wanted = self.by_cpu();
+        for rows_each in [1, 2, 4] {
+            let what =
+                format!("{:?}, {} rows behind {}, {rows_each} a block", self.shape, self.rows, self.start);
+            assert_same(&self.by_card(rows_each), &wanted, &what);
+        }
     }
 }
 

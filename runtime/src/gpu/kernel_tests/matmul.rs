@@ -50,20 +50,28 @@ impl Rows {
     }
 }
 
-/// Several jobs of different sizes for one launch.
-fn cases(format: Format, cols: usize) -> Vec<Case> {
+/// Several jobs of different sizes for one launch each.
+fn launches(format: Format, cols: usize) -> Vec<Vec<Case>> {
     let case = |n: usize, rows, gap| {
         let weights = random_weights(format, n * cols, 7 + n as u64);
         Case { n, weights, rows, gap }
     };
+    let steps = |first, step, count| Rows::Steps { first, step, count };
     vec![
-        case(21, Rows::Steps { first: 0, step: 1, count: ROWS as u32 }, 0),
-        case(16, Rows::Steps { first: 1, step: 3, count: 3 }, 3),
-        case(1, Rows::Steps { first: 4, step: 0, count: 0 }, 0),
-        case(33, Rows::List(vec![10, 0, 3, 3, 7, 2, 8]), 1),
-        case(5, Rows::Steps { first: 10, step: 0, count: 1 }, 2),
-        case(18, Rows::Packed(vec![9, 0, 4, 4, 10, 1, 2, 8]), 0),
-        case(3, Rows::Packed(vec![6]), 0),
+        vec![
+            case(21, steps(0, 1, ROWS as u32), 0),
+            case(16, steps(1, 1, 2), 3),
+            case(1, steps(4, 1, 0), 0),
+            case(5, steps(10, 1, 1), 2),
+            case(17, steps(3, 1, 6), 0),
+        ],
+        vec![case(16, steps(1, 3, 3), 3), case(7, steps(2, 3, 1), 0)],
+        vec![case(33, Rows::List(vec![10, 0, 3, 3, 7, 2, 8]), 1), case(16, Rows::List(vec![5, 1]), 0)],
+        vec![
+            case(18, Rows::Packed(vec![9, 0, 4, 4, 10, 1, 2, 8]), 0),
+            case(3, Rows::Packed(vec![6]), 0),
+            case(20, Rows::Packed(vec![10, 3]), 1),
+        ],
     ]
 }
 
@@ -94,9 +102,14 @@ fn check(format: Format, cols: usize) {
     let mut card = Card::new();
     let tables = card.upload(&tables());
     let x = noise(ROWS * cols, 3);
-    let cases = cases(format, cols);
     let (x_at, x_stride) = upload_activations(&mut card, format.side(), &x, cols);
-    let expected: Vec<Vec<u32>> = cases.iter().map(|case| expected(format, cols, case, &x)).collect();
+    let launches: Vec<(Vec<Case>, Vec<Vec<u32>>)> = launches(format, cols)
+        .into_iter()
+        .map(|cases| {
+            let expected = cases.iter().map(|case| expected(format, cols, case, &x)).collect();
+            (cases, expected)
+        })
+        .collect();
     let by_rows = |rows| {
         let grid = move |jobs: &[MatmulJob]| matmul_grid(rows, jobs);
         (matmul_name(format, rows), Box::new(grid) as Box<dyn Fn(&[MatmulJob]) -> Grid>)
@@ -106,17 +119,19 @@ fn check(format: Format, cols: usize) {
         let grid = move |jobs: &[MatmulJob]| thin_matmul_grid(format, cols, jobs).unwrap();
         ways.push((thin_matmul_name(format), Box::new(grid)));
     }
-    for (kernel, grid) in ways {
+    for ((kernel, grid), (cases, expected)) in
+        ways.iter().flat_map(|way| launches.iter().map(move |launch| (way, launch)))
+    {
         let jobs: Vec<MatmulJob> =
             cases.iter().map(|case| upload_job(&mut card, case, x_at, x_stride)).collect();
         let words = matmul_jobs(&jobs);
         let args = [Arg::Struct(&words), Arg::U32(cols as u32), Arg::Ptr(tables)];
-        card.run(&kernel, grid(&jobs), &args);
-        for (job, (of_job, expected)) in jobs.iter().zip(&expected).enumerate() {
+        card.run(kernel, grid(&jobs), &args);
+        for (job, (of_job, expected)) in jobs.iter().zip(expected).enumerate() {
             let got = card.read_bits(of_job.out, expected.len());
             let wrong = got.iter().zip(expected).position(|(got, expected)| got != expected);
             let values = wrong.map(|at| (at, f32::from_bits(got[at]), f32::from_bits(expected[at])));
-            assert!(wrong.is_none(), "{kernel}, {cols} columns, job {job}: {values:?}");
+            assert!(wrong.is_none(), "{kernel}, {cols} columns, job {job} of {}: {values:?}", jobs.len());
         }
     }
 }

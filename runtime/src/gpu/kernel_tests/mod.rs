@@ -91,3 +91,25 @@ impl Card {
         bytes.as_chunks().0.iter().map(|bits| u32::from_le_bytes(*bits)).collect()
     }
 }
+
+/// The emulated card runs one kernel after another, so it shows no kernel that does not wait: the source has to.
+#[test]
+fn every_kernel_waits_for_those_before_it_before_anything_but_asking_for_weights() {
+    let sources = [
+        include_str!("../kernels/vector.cuh"),
+        include_str!("../kernels/attend.cuh"),
+        include_str!("../kernels/quantize.cuh"),
+        include_str!("../kernels/matmul.cuh"),
+    ];
+    let kernels: Vec<&str> = sources.iter().flat_map(|source| source.split("__global__").skip(1)).collect();
+    assert_eq!(kernels.len(), 14, "a kernel was added or lost: does it wait?");
+    for kernel in kernels {
+        let (head, body) = kernel.split_once('{').expect("a kernel has a body");
+        let (before, _) = body.split_once("after_previous();").unwrap_or((body, ""));
+        let statements = before.split(';').map(|line| line.trim().trim_matches('\\').trim());
+        for statement in statements.filter(|statement| !statement.is_empty()) {
+            let is_allowed = statement.contains("Work work(") || statement.contains("fetch");
+            assert!(is_allowed, "{head}: {statement}");
+        }
+    }
+}

@@ -83,9 +83,10 @@ fn gated_activations_have_the_bits_of_the_cpu_over_the_whole_range_of_exp() {
 }
 
 /// Layouts that results are quantized to, with widths that come whole in them.
-const PACKED: [(Side, usize); 6] = [
+const PACKED: [(Side, usize); 7] = [
     (Side::X256, 256),
     (Side::X256, 1536),
+    (Side::X256, 8448),
     (Side::X32, 32),
     (Side::X32, 288),
     (Side::X32, 1376),
@@ -154,7 +155,7 @@ fn a_norm_adds_before_and_quantizes_behind_as_on_the_cpu() {
 
 #[test]
 fn rows_are_normed_as_on_the_cpu_in_place_or_apart() {
-    for width in [1usize, 5, 64, 256, 577, 2048, 4097] {
+    for width in [1usize, 5, 64, 256, 577, 2048, 4097, 8192, 8197] {
         for (x_stride, out_stride) in [(width, width), (width + 3, width + 9)] {
             let rows = 3;
             let (x, weight) = (noise(rows * x_stride, 6), noise(width, 7));

@@ -88,6 +88,7 @@ __device__ __forceinline__ void rotate(float* head, float* to, const float* cos,
 // `RopeTable::rotate`). One block a (row, head) of each register, 128 threads.
 extern "C" __global__ void place_heads(PARAMETER(AllHeads) all, const float* cos, const float* sin, unsigned half,
                                        unsigned interleaved, unsigned context_len, unsigned start, unsigned rows) {
+    after_previous();
     const Heads& heads = all.of[blockIdx.y];
     if (blockIdx.x >= rows * heads.heads) return;
     const unsigned row = blockIdx.x / heads.heads, index = blockIdx.x % heads.heads;
@@ -134,28 +135,25 @@ struct PairPlace {
         kind = is_quantized ? IN_BLOCK : is_word ? IN_WORD : IN_CELLS;
     }
 
+    // Both values of a row in one register, those of a block below its factor.
     template <PairKind KIND>
     __device__ __forceinline__ unsigned cells(const u8* row) const {
         const u16* cell = (const u16*)(row + cell_at);
-        if (KIND == IN_BLOCK) return cell[0];
+        if (KIND == IN_BLOCK) return cell[0] | (unsigned)*(const u16*)(row + factor_at) << 16;
         if (KIND == IN_WORD) return *(const unsigned*)cell;
         return cell[0] | (has_second ? (unsigned)cell[1] << 16 : 0);
     }
 
     template <PairKind KIND>
-    __device__ __forceinline__ u16 factor(const u8* row) const {
-        return KIND == IN_BLOCK ? *(const u16*)(row + factor_at) : (u16)0;
+    __device__ __forceinline__ static float first(unsigned cells) {
+        return KIND == IN_BLOCK ? signed_byte(cells) * half_to_float((u16)(cells >> 16))
+                                : half_to_float((u16)cells);
     }
 
     template <PairKind KIND>
-    __device__ __forceinline__ static float first(unsigned cells, u16 factor) {
-        return KIND == IN_BLOCK ? signed_byte(cells) * half_to_float(factor) : half_to_float((u16)cells);
-    }
-
-    template <PairKind KIND>
-    __device__ __forceinline__ static float second(unsigned cells, u16 factor) {
-        return KIND == IN_BLOCK ? signed_byte(cells >> 8) * half_to_float(factor)
-                                : half_to_float((u16)(cells >> 16));
+    __device__ __forceinline__ static float second(unsigned cells) {
+        const float high = half_to_float((u16)(cells >> 16));
+        return KIND == IN_BLOCK ? signed_byte(cells >> 8) * high : high;
     }
 };
 
@@ -170,20 +168,17 @@ template <PairKind KIND, unsigned EACH, unsigned STEP>
 __device__ __forceinline__ void unpack_pairs(const u8* rows, unsigned row_bytes, const PairPlace& place,
                                              unsigned count, unsigned position, unsigned pair, float* tile) {
     unsigned cells[EACH];
-    u16 factors[EACH];
     // All loads are on their way before the first is used.
     UNROLL
     for (unsigned k = 0; k < EACH; k++) {
         unsigned at = position + k * STEP;
-        const u8* row = rows + (size_t)at * row_bytes;
-        cells[k] = at < count ? place.cells<KIND>(row) : 0;
-        factors[k] = at < count ? place.factor<KIND>(row) : (u16)0;
+        cells[k] = at < count ? place.cells<KIND>(rows + (size_t)at * row_bytes) : 0;
     }
     UNROLL
     for (unsigned k = 0; k < EACH; k++) {
         float* to = tile + (position + k * STEP) * KEY_STRIDE + 2 * pair;
-        to[0] = place.first<KIND>(cells[k], factors[k]);
-        to[1] = place.has_second ? place.second<KIND>(cells[k], factors[k]) : 0.0f;
+        to[0] = place.first<KIND>(cells[k]);
+        to[1] = place.has_second ? place.second<KIND>(cells[k]) : 0.0f;
     }
 }
 
@@ -204,19 +199,18 @@ __device__ __forceinline__ void unpack_keys(const u8* rows, RowLayout layout, un
     else unpack_pairs<IN_CELLS, EACH, STEP>(rows, bytes, place, count, position, pair, tile);
 }
 
-// Rows that a block attends together, from the first on whose number is a multiple of this: what they share of the
-// cache is read once. Blocks of other rows (the grid has one for each) have nothing to do.
+// Rows that a block attends together at most: what they share of the cache is read once.
 #define ROWS_PER_BLOCK 4u
 
-// The rows of a block.
+// The rows of a block, of `row_count` behind `start` positions that are attended `each` at a time.
 struct BlockRows {
     // The first row, how many there are, and positions that the first and the last of them see.
     unsigned first, count, limit_first, limit_last;
 
-    __device__ __forceinline__ BlockRows(unsigned start) {
-        unsigned left = gridDim.z - blockIdx.z;
-        first = blockIdx.z;
-        count = first % ROWS_PER_BLOCK != 0 ? 0 : left < ROWS_PER_BLOCK ? left : ROWS_PER_BLOCK;
+    __device__ __forceinline__ BlockRows(unsigned start, unsigned row_count, unsigned each) {
+        first = blockIdx.z * each;
+        unsigned left = row_count - first;
+        count = left < each ? left : each;
         limit_first = start + first + 1;
         limit_last = start + first + count;
     }
@@ -237,12 +231,14 @@ __device__ __forceinline__ void add_products(const float* key, const float* quer
 // `AttendSpace::score`. 256 threads.
 extern "C" __global__ void __launch_bounds__(SCORE_THREADS, 4)
 attend_scores(const float* q, const u8* keys, float* scores, unsigned heads, unsigned kv_heads, unsigned quantized,
-              unsigned halves, unsigned context_len, unsigned start, float scale, unsigned score_stride) {
+              unsigned halves, unsigned context_len, unsigned start, float scale, unsigned score_stride,
+              unsigned row_count) {
+    after_previous();
     __shared__ float queries[ROWS_PER_BLOCK * KEY_SECTION];
     __shared__ float tile[TILE * KEY_STRIDE];
     unsigned head = blockIdx.y, first = blockIdx.x * TILE;
-    BlockRows rows(start);
-    if (rows.count == 0 || first >= rows.limit_last) return;
+    BlockRows rows(start, row_count, ROWS_PER_BLOCK);
+    if (first >= rows.limit_last) return;
     RowLayout layout = {quantized, halves};
     unsigned dim = layout.dim();
     size_t kv_head = head / (heads / kv_heads), query = (size_t)rows.first * heads + head;
@@ -273,9 +269,9 @@ attend_scores(const float* q, const u8* keys, float* scores, unsigned heads, uns
     }
 }
 
-// Values of each row that a block of `attend_values` computes, two by each thread of the row's warp.
-#define VALUES_PER_BLOCK 64u
-// A warp for each row, and one for the sums of all rows' weights.
+// Values that a warp of `attend_values` computes, two by each thread.
+#define VALUES_PER_WARP 64u
+// Warps that compute values, and one for the sums of all rows' weights.
 #define VALUE_WARPS ROWS_PER_BLOCK
 #define VALUE_THREADS (32u * (VALUE_WARPS + 1))
 // Tiles whose weights are computed together.
@@ -340,7 +336,6 @@ __device__ __forceinline__ float add_weights(const Section& section, unsigned ti
 // Cells of two values at some positions, on their way.
 struct Batch {
     unsigned cells[BATCH];
-    u16 factors[BATCH];
 };
 
 // Two values of one query: chains of fused products over positions.
@@ -359,16 +354,14 @@ struct Chain {
         UNROLL
         for (unsigned i = 0; i < BATCH; i++) {
             unsigned at = position + i < limit ? position + i : limit - 1;
-            const u8* row = rows + (size_t)at * row_bytes;
-            batch.cells[i] = place.cells<KIND>(row);
-            batch.factors[i] = place.factor<KIND>(row);
+            batch.cells[i] = place.cells<KIND>(rows + (size_t)at * row_bytes);
         }
     }
 
     template <PairKind KIND>
-    __device__ __forceinline__ void add_one(unsigned cells, u16 factor, float weight) {
-        first = fmaf(place.first<KIND>(cells, factor), weight, first);
-        second = fmaf(place.second<KIND>(cells, factor), weight, second);
+    __device__ __forceinline__ void add_one(unsigned cells, float weight) {
+        first = fmaf(place.first<KIND>(cells), weight, first);
+        second = fmaf(place.second<KIND>(cells), weight, second);
     }
 
     // Adds a batch, of which `count` positions are seen.
@@ -376,11 +369,11 @@ struct Chain {
     __device__ __forceinline__ void add_batch(const Batch& batch, unsigned count, const float* weights) {
         if (count >= BATCH) {
             UNROLL
-            for (unsigned i = 0; i < BATCH; i++) add_one<KIND>(batch.cells[i], batch.factors[i], weights[i]);
+            for (unsigned i = 0; i < BATCH; i++) add_one<KIND>(batch.cells[i], weights[i]);
         } else {
             UNROLL
             for (unsigned i = 0; i < BATCH; i++)
-                if (i < count) add_one<KIND>(batch.cells[i], batch.factors[i], weights[i]);
+                if (i < count) add_one<KIND>(batch.cells[i], weights[i]);
         }
     }
 
@@ -408,23 +401,26 @@ struct Chain {
 
 static_assert(2 * BATCH == TILE, "factors change where a pair of batches begins");
 
-// Attends rows of one head from their scores: 64 values of each. The first four warps compute the weights of all rows
-// and then each the values of one; the last sums the weights, eight sums a row. 160 threads.
+// Attends rows of one head from their scores, `rows_each` (1, 2 or 4) a block. The first four warps compute the weights
+// of all rows and then 64 values each: of several rows the same ones, or of one row several times as many. The last warp
+// sums the weights, eight sums a row. 160 threads.
 extern "C" __global__ void __launch_bounds__(VALUE_THREADS, 2)
 attend_values(float* scores, const u8* values, float* out, unsigned heads, unsigned kv_heads, unsigned value_dim,
-              unsigned quantized, unsigned halves, unsigned context_len, unsigned start, unsigned score_stride) {
+              unsigned quantized, unsigned halves, unsigned context_len, unsigned start, unsigned score_stride,
+              unsigned row_count, unsigned rows_each) {
+    after_previous();
     __shared__ Section sections[ROWS_PER_BLOCK];
     __shared__ float sums[ROWS_PER_BLOCK][8];
     unsigned head = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    BlockRows rows(start);
-    if (rows.count == 0) return;
+    BlockRows rows(start, row_count, rows_each);
     RowLayout layout = {quantized, halves};
     size_t kv_head = head / (heads / kv_heads), query = (size_t)rows.first * heads + head;
-    unsigned i = blockIdx.x * VALUES_PER_BLOCK + 2 * lane;
+    unsigned warps_each = VALUE_WARPS / rows_each;
+    unsigned i = (blockIdx.x * warps_each + warp % warps_each) * VALUES_PER_WARP + 2 * lane;
     // The row whose weights or values the thread adds.
-    unsigned mine = warp < VALUE_WARPS ? warp : lane / 8;
+    unsigned mine = warp < VALUE_WARPS ? warp / warps_each : lane / 8;
     bool adds_weights = warp == VALUE_WARPS && mine < rows.count;
-    bool adds_values = warp < rows.count && i < value_dim;
+    bool adds_values = warp < VALUE_WARPS && mine < rows.count && i < value_dim;
     unsigned limit = rows.limit_first + (mine < rows.count ? mine : 0);
     // Threads that add no values look at the first two.
     Chain chain(values + kv_head * context_len * layout.bytes(), layout, limit, adds_values ? i : 0, value_dim);

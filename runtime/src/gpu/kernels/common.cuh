@@ -24,25 +24,38 @@
 typedef unsigned char u8;
 typedef unsigned short u16;
 
-// `Job::x_step` where `rows` is no address but up to eight numbers of rows below 256, a byte each, the first lowest.
+// `Jobs::x_step` where a job's `rows` are no address but up to eight numbers of rows below 256, a byte each, the first
+// lowest.
 #define PACKED_ROWS 0xffffffffu
 
 // One matrix and the activation rows it multiplies.
 struct Job {
     const u8* w;
-    const u8* x;
     const unsigned* rows;
     float* out;
-    unsigned n, count, x_first, x_step;
-    unsigned x_stride;    // bytes between activation rows
+    unsigned n, count, x_first;
     unsigned out_stride;  // floats
 };
 
+// What a launch takes: many small jobs on rows of the same activations.
 struct Jobs {
-    Job job[64];
+    const u8* x;
+    unsigned x_stride;  // bytes between activation rows
+    unsigned x_step;
+    Job job[96];
 };
 
-static_assert(sizeof(Job) == 56 && sizeof(Jobs) == 3584, "as the host packs it");
+static_assert(sizeof(Job) == 40 && sizeof(Jobs) == 3856, "as the host packs it");
+
+// What every kernel begins with. Where the card can (compute capability 9.0), blocks of the next kernel come to the
+// multiprocessors as soon as all of this one's have, and wait here until what was queued before is done and seen, so that
+// starting takes no time of its own. Above this nothing is read that a kernel writes, and nothing is written at all.
+__device__ __forceinline__ void after_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 // The float of an f16.
 __device__ __forceinline__ float half_to_float(u16 bits) {

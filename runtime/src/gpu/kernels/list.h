@@ -12,7 +12,7 @@ KERNEL(attend_values)
 KERNEL(quantize_x256)
 KERNEL(quantize_x32)
 #define MATMUL_IN_LIST(name, FORMAT, RUN) \
-    KERNEL(matmul_##name##_r1) KERNEL(matmul_##name##_r2) KERNEL(matmul_##name##_r4) KERNEL(matmul_##name##_r8)
+    KERNEL(matmul_##name##_r1) KERNEL(matmul_##name##_r4) KERNEL(matmul_##name##_r8)
 MATMUL_FORMATS(MATMUL_IN_LIST)
 #undef MATMUL_IN_LIST
 KERNEL(matmul_f32_thin)

@@ -15,12 +15,24 @@
 
 namespace loads {
 
-// The T at `at`, which is aligned as a T wants to be.
+// The T at `at`, which is aligned as a T wants to be. Where kernels overlap, the compiler must not believe that it may
+// move this above `after_previous`.
 template <typename T> static __device__ __forceinline__ T get(const void* at) {
-#ifdef __CUDACC__
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
     return __ldg(static_cast<const T*>(at));
 #else
     return *static_cast<const T*>(at);
+#endif
+}
+
+// Asks for `bytes` bytes, by all threads of a block: they will be near when they are loaded.
+static __device__ __forceinline__ void fetch(const unsigned char* from, size_t bytes) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    for (size_t at = 128 * (size_t)threadIdx.x; at < bytes; at += 128 * (size_t)blockDim.x) {
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(from + at));
+    }
+#else
+    (void)from, (void)bytes;
 #endif
 }
 

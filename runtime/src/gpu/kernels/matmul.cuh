@@ -17,7 +17,7 @@ const unsigned LANES = 8;
 // Weight rows of a block of threads: what `gpu/shapes.rs` calls MATMUL_COLUMNS.
 const unsigned COLUMNS = 16;
 
-// How R activation rows are shared out.
+// How a kernel for up to R activation rows at a time is launched.
 template <unsigned R> struct Shape {
     // Weight rows of a thread.
     static constexpr unsigned WEIGHT_ROWS = R == 8 ? 2 : 1;
@@ -25,10 +25,7 @@ template <unsigned R> struct Shape {
     static constexpr unsigned THREADS = COLUMNS / WEIGHT_ROWS * LANES;
     // Blocks of threads that a multiprocessor shall have room for: few, so that a thread has registers for many
     // loads at once. Without them memory is waited for, and a matrix often has no more blocks anyway.
-    static constexpr unsigned RESIDENT_BLOCKS = R == 1 ? 5 : R == 8 ? 8 : 6;
-    // Parts of a row that a thread loads before it multiplies the first. Where a row has no more, the last one is
-    // loaded again and not added: that is cheaper than to wait for what is left part by part.
-    static constexpr unsigned AT_ONCE = R <= 2 ? 4 / R : 1;
+    static constexpr unsigned RESIDENT_BLOCKS = R == 8 ? 8 : 5;
 };
 
 // Bytes of 256 quantized activations, and where their parts stand.
@@ -36,13 +33,36 @@ const unsigned X_BYTES = 320;
 const unsigned X256_SUMS = 256, X256_D = 288;
 const unsigned X32_D = 256, X32_SUMS = 288;
 
-// The activation row that row `i` of a job is.
-__device__ __forceinline__ const u8* activation(const Job& job, unsigned i) {
-    unsigned row = job.x_first + i * job.x_step;
-    if (job.x_step == PACKED_ROWS) row = (unsigned)((unsigned long long)job.rows >> 8 * i & 255);
-    else if (job.rows) row = loads::get<unsigned>(job.rows + i);
-    return job.x + (size_t)row * job.x_stride;
-}
+// The block's share of a launch: a job, and its activation rows from `first` on.
+struct Work {
+    const Jobs& all;
+    const Job& job;
+    unsigned first;
+
+    __device__ __forceinline__ Work(const Jobs& all, unsigned rows_each)
+        : all(all), job(all.job[blockIdx.z]), first(blockIdx.y * rows_each) {}
+
+    // Whether there is anything to do.
+    __device__ __forceinline__ bool is_inside() const { return blockIdx.x * COLUMNS < job.n && first < job.count; }
+
+    // Activation rows from the first on; at least one.
+    __device__ __forceinline__ unsigned rows() const { return job.count - first; }
+
+    // Asks for the block's weight rows of `row_bytes` bytes each: they are there before anything that still runs is done.
+    __device__ __forceinline__ void fetch(size_t row_bytes) const {
+        if (!is_inside()) return;
+        const unsigned left = job.n - blockIdx.x * COLUMNS, rows_here = left < COLUMNS ? left : COLUMNS;
+        loads::fetch(job.w + (size_t)blockIdx.x * COLUMNS * row_bytes, rows_here * row_bytes);
+    }
+
+    // The activations of row `i` of the job.
+    __device__ __forceinline__ const u8* x(unsigned i) const {
+        unsigned row = job.x_first + i * all.x_step;
+        if (all.x_step == PACKED_ROWS) row = (unsigned)((unsigned long long)job.rows >> 8 * i & 255);
+        else if (job.rows) row = loads::get<unsigned>(job.rows + i);
+        return all.x + (size_t)row * all.x_stride;
+    }
+};
 
 // What a thread works on. Weight and activation rows behind the last ones are the last ones again: all threads of a
 // warp go on to the shuffles, but nothing is stored for them.
@@ -51,25 +71,21 @@ template <unsigned R, unsigned N> struct Tile {
     const u8* w[N];
     const u8* x[R];
 
-    __device__ __forceinline__ Tile(const Job& job, size_t row_bytes) {
+    __device__ __forceinline__ Tile(const Work& work, size_t row_bytes) {
+        const unsigned n_rows = work.job.n, count = work.job.count;
         lane = threadIdx.x % LANES;
         column = blockIdx.x * COLUMNS + threadIdx.x / LANES * N;
         UNROLL
         for (unsigned n = 0; n < N; n++) {
-            w[n] = job.w + (column + n < job.n ? column + n : job.n - 1) * row_bytes;
+            w[n] = work.job.w + (column + n < n_rows ? column + n : n_rows - 1) * row_bytes;
         }
         UNROLL
         for (unsigned r = 0; r < R; r++) {
-            unsigned i = blockIdx.y * R + r;
-            x[r] = activation(job, i < job.count ? i : job.count - 1);
+            const unsigned i = work.first + r;
+            x[r] = work.x(i < count ? i : count - 1);
         }
     }
 };
-
-// Whether the block of threads has anything to do.
-template <unsigned R> __device__ __forceinline__ bool is_inside(const Job& job) {
-    return blockIdx.x * COLUMNS < job.n && blockIdx.y * R < job.count;
-}
 
 // Adds the sums of eight threads by halves, for R products at once: as long as a thread has several, it gives half of
 // them away and adds what it gets to the others. Thread l ends up with product l / (8 / R).
@@ -95,10 +111,10 @@ template <unsigned R> __device__ __forceinline__ float add_lanes(float (&sums)[R
 
 // Stores the product that `add_lanes` left with this thread.
 template <unsigned R>
-__device__ __forceinline__ void store(const Job& job, unsigned lane, unsigned column, float product) {
-    const unsigned i = blockIdx.y * R + lane / (LANES / R);
-    if (lane % (LANES / R) == 0 && i < job.count && column < job.n) {
-        job.out[(size_t)i * job.out_stride + column] = product;
+__device__ __forceinline__ void store(const Work& work, unsigned lane, unsigned column, float product) {
+    const unsigned i = work.first + lane / (LANES / R);
+    if (lane % (LANES / R) == 0 && i < work.job.count && column < work.job.n) {
+        work.job.out[(size_t)i * work.job.out_stride + column] = product;
     }
 }
 
@@ -144,25 +160,26 @@ __device__ __forceinline__ void step256(
     }
 }
 
+// Bytes of a weight row.
+template <typename F> __device__ __forceinline__ size_t run256_bytes(unsigned cols) { return (size_t)cols / 256 * F::BYTES; }
+
 // A product with a 256 format.
-template <typename F, unsigned R>
-__device__ __forceinline__ void run256(const Job& job, unsigned cols, const u8* tables) {
-    constexpr unsigned N = Shape<R>::WEIGHT_ROWS;
-    if (!is_inside<R>(job)) return;
+template <typename F, unsigned R, unsigned N, unsigned A>
+__device__ __forceinline__ void run256(const Work& work, unsigned cols, const u8* tables) {
     const F format(tables);
     const unsigned blocks = cols / 256;
-    const Tile<R, N> tile(job, (size_t)blocks * F::BYTES);
+    const Tile<R, N> tile(work, (size_t)blocks * F::BYTES);
     float sums[N][R] = {};
-    for (unsigned first = 0; first < blocks; first += Shape<R>::AT_ONCE) {
+    for (unsigned first = 0; first < blocks; first += A) {
         UNROLL
-        for (unsigned i = 0; i < Shape<R>::AT_ONCE; i++) {
+        for (unsigned i = 0; i < A; i++) {
             const bool is_there = i == 0 || first + i < blocks;
             step256<F, R, N>(format, tile, is_there ? first + i : blocks - 1, is_there, sums);
         }
     }
     UNROLL
     for (unsigned n = 0; n < N; n++) {
-        store<R>(job, tile.lane, tile.column + n, add_lanes<R>(sums[n], tile.lane));
+        store<R>(work, tile.lane, tile.column + n, add_lanes<R>(sums[n], tile.lane));
     }
 }
 
@@ -204,18 +221,19 @@ __device__ __forceinline__ void step32(
     }
 }
 
+// Bytes of a weight row.
+template <typename F> __device__ __forceinline__ size_t run32_bytes(unsigned cols) { return (size_t)cols / 32 * F::BYTES; }
+
 // A product with a 32 format. Thread l has blocks l, l + 8, ...
-template <typename F, unsigned R>
-__device__ __forceinline__ void run32(const Job& job, unsigned cols, const u8* tables) {
-    constexpr unsigned N = Shape<R>::WEIGHT_ROWS;
-    if (!is_inside<R>(job)) return;
+template <typename F, unsigned R, unsigned N, unsigned A>
+__device__ __forceinline__ void run32(const Work& work, unsigned cols, const u8* tables) {
     const F format(tables);
     const unsigned blocks = cols / 32;
-    const Tile<R, N> tile(job, (size_t)blocks * F::BYTES);
+    const Tile<R, N> tile(work, (size_t)blocks * F::BYTES);
     float sums[N][R] = {};
-    for (unsigned first = tile.lane; first < blocks; first += Shape<R>::AT_ONCE * LANES) {
+    for (unsigned first = tile.lane; first < blocks; first += A * LANES) {
         UNROLL
-        for (unsigned i = 0; i < Shape<R>::AT_ONCE; i++) {
+        for (unsigned i = 0; i < A; i++) {
             const unsigned b = first + i * LANES;
             const bool is_there = i == 0 || b < blocks;
             step32<F, R, N>(format, tile, is_there ? b : first, is_there, sums);
@@ -223,7 +241,7 @@ __device__ __forceinline__ void run32(const Job& job, unsigned cols, const u8* t
     }
     UNROLL
     for (unsigned n = 0; n < N; n++) {
-        store<R>(job, tile.lane, tile.column + n, add_lanes<R>(sums[n], tile.lane));
+        store<R>(work, tile.lane, tile.column + n, add_lanes<R>(sums[n], tile.lane));
     }
 }
 
@@ -250,13 +268,13 @@ __device__ __forceinline__ void step_floats(
 }
 
 // The sums of floats 2 l and 2 l + 1 of every 16, where all rows let them be read both at once.
-template <typename F, unsigned R, unsigned N>
+template <typename F, unsigned A, unsigned R, unsigned N>
 __device__ __forceinline__ void add_pairs(
     const Tile<R, N>& tile, unsigned cols, float (&even)[N][R], float (&odd)[N][R]) {
-    constexpr unsigned STEP = 2 * LANES, AT_ONCE = 2 * Shape<R>::AT_ONCE;
-    for (unsigned first = 2 * tile.lane; first < cols; first += AT_ONCE * STEP) {
+    constexpr unsigned STEP = 2 * LANES, EACH = 2 * A;
+    for (unsigned first = 2 * tile.lane; first < cols; first += EACH * STEP) {
         UNROLL
-        for (unsigned i = 0; i < AT_ONCE; i++) {
+        for (unsigned i = 0; i < EACH; i++) {
             const bool is_there = i == 0 || first + i * STEP < cols;
             step_floats<F, R, N>(tile, is_there ? first + i * STEP : first, is_there, even, odd);
         }
@@ -282,12 +300,13 @@ __device__ __forceinline__ void add_single(
     }
 }
 
+// Bytes of a weight row.
+template <typename F> __device__ __forceinline__ size_t run_float_bytes(unsigned cols) { return (size_t)cols * F::BYTES; }
+
 // A product with plain floats.
-template <typename F, unsigned R>
-__device__ __forceinline__ void run_float(const Job& job, unsigned cols, const u8*) {
-    constexpr unsigned N = Shape<R>::WEIGHT_ROWS;
-    if (!is_inside<R>(job)) return;
-    const Tile<R, N> tile(job, (size_t)cols * F::BYTES);
+template <typename F, unsigned R, unsigned N, unsigned A>
+__device__ __forceinline__ void run_float(const Work& work, unsigned cols, const u8*) {
+    const Tile<R, N> tile(work, (size_t)cols * F::BYTES);
     size_t odd_places = cols % 2;
     UNROLL
     for (unsigned n = 0; n < N; n++) {
@@ -299,14 +318,14 @@ __device__ __forceinline__ void run_float(const Job& job, unsigned cols, const u
     }
     float even[N][R] = {}, odd[N][R] = {};
     if (odd_places == 0) {
-        add_pairs<F, R, N>(tile, cols, even, odd);
+        add_pairs<F, A, R, N>(tile, cols, even, odd);
     } else {
         add_single<F, R, N>(tile, cols, even, odd);
     }
     UNROLL
     for (unsigned n = 0; n < N; n++) {
         const float product = add_lanes<R>(even[n], tile.lane) + add_lanes<R>(odd[n], tile.lane);
-        store<R>(job, tile.lane, tile.column + n, product);
+        store<R>(work, tile.lane, tile.column + n, product);
     }
 }
 
@@ -317,26 +336,54 @@ const unsigned THIN_COLUMNS = 1024, THIN_STRIDE = THIN_COLUMNS + 16, THIN_ROWS =
 const unsigned SUMS = 2 * LANES;
 const unsigned THIN_THREADS = 256;
 
+// Copies a row of `width` floats, by one warp; many loads are on their way at once.
+__device__ __forceinline__ void copy_row(const u8* from, unsigned width, float* to) {
+    constexpr unsigned EACH = 16;
+    for (unsigned first = threadIdx.x % 32; first < width; first += EACH * 32) {
+        float values[EACH];
+        UNROLL
+        for (unsigned k = 0; k < EACH; k++) {
+            const unsigned i = first + k * 32;
+            values[k] = formats::F32::one(from + 4 * (i < width ? i : first));
+        }
+        UNROLL
+        for (unsigned k = 0; k < EACH; k++) {
+            const unsigned i = first + k * 32;
+            if (i < width) to[i] = values[k];
+        }
+    }
+}
+
+// Asks for the block's weight row.
+template <typename F> __device__ __forceinline__ void fetch_thin(const Work& work, unsigned cols) {
+    const size_t row_bytes = run_float_bytes<F>(cols);
+    if (blockIdx.x < work.job.n) loads::fetch(work.job.w + blockIdx.x * row_bytes, row_bytes);
+}
+
 // A product with plain floats where the matrix has too few rows to keep a card busy (a router): a block has one weight
 // row, and all its loads are on their way at once. The sums, and their order, are those of `run_float`: thread 16 r + s
 // has sum s of activation row r.
-template <typename F> __device__ __forceinline__ void run_thin(const Job& job, unsigned cols) {
+template <typename F> __device__ __forceinline__ void run_thin(const Work& work, unsigned cols) {
     __shared__ float w[THIN_COLUMNS];
     __shared__ float x[THIN_ROWS * THIN_STRIDE];
-    const unsigned first = blockIdx.y * THIN_ROWS, column = blockIdx.x;
+    const Job& job = work.job;
+    const unsigned first = work.first, column = blockIdx.x;
     if (column >= job.n || first >= job.count) return;
-    const unsigned rows = job.count - first < THIN_ROWS ? job.count - first : THIN_ROWS;
+    const unsigned rows = work.rows() < THIN_ROWS ? work.rows() : THIN_ROWS;
     const u8* weights = job.w + (size_t)column * cols * F::BYTES;
     const unsigned r = threadIdx.x / SUMS, s = threadIdx.x % SUMS;
     float sum = 0;
     for (unsigned from = 0; from < cols; from += THIN_COLUMNS) {
         const unsigned width = cols - from < THIN_COLUMNS ? cols - from : THIN_COLUMNS;
         for (unsigned i = threadIdx.x; i < width; i += THIN_THREADS) w[i] = F::one(weights + (from + i) * F::BYTES);
-        for (unsigned row = 0; row < rows; row++) {
-            const u8* at = activation(job, first + row) + (size_t)from * 4;
-            for (unsigned i = threadIdx.x; i < width; i += THIN_THREADS) {
-                x[row * THIN_STRIDE + i] = formats::F32::one(at + 4 * i);
-            }
+        if (rows == 1) {
+            const u8* at = work.x(first) + (size_t)from * 4;
+            for (unsigned i = threadIdx.x; i < width; i += THIN_THREADS) x[i] = formats::F32::one(at + 4 * i);
+        } else {
+            // A warp has a row: no row waits for another's loads.
+            const unsigned row = threadIdx.x / 32;
+            const u8* at = work.x(first + (row < rows ? row : 0)) + (size_t)from * 4;
+            copy_row(at, width, x + row * THIN_STRIDE);
         }
         __syncthreads();
         if (r < rows) {
@@ -378,24 +425,39 @@ template <typename F> __device__ __forceinline__ void run_thin(const Job& job, u
     EACH(iq1s, Iq1S, run256)      \
     EACH(iq1m, Iq1M, run256)
 
-#define MATMUL_KERNEL(name, FORMAT, RUN, R)                                                              \
+// A block computes no more rows than its job has, as far as there is code for as few: one that is not there takes as long
+// as one that is, and experts have one row or two each where the launch is for up to four.
+#define MATMUL_KERNEL(name, FORMAT, RUN, R, ...)                                                         \
     extern "C" __global__ void                                                                           \
     __launch_bounds__(matmul::Shape<R>::THREADS, matmul::Shape<R>::RESIDENT_BLOCKS)                      \
         matmul_##name##_r##R(PARAMETER(Jobs) jobs, unsigned cols, const unsigned char* tables) {         \
-        matmul::RUN<formats::FORMAT, R>(jobs.job[blockIdx.z], cols, tables);                             \
+        const matmul::Work work(jobs, R);                                                                \
+        work.fetch(matmul::RUN##_bytes<formats::FORMAT>(cols));                                          \
+        after_previous();                                                                                \
+        if (work.is_inside()) { __VA_ARGS__ }                                                            \
     }
-#define MATMUL_KERNELS(name, FORMAT, RUN)  \
-    MATMUL_KERNEL(name, FORMAT, RUN, 1)    \
-    MATMUL_KERNEL(name, FORMAT, RUN, 2)    \
-    MATMUL_KERNEL(name, FORMAT, RUN, 4)    \
-    MATMUL_KERNEL(name, FORMAT, RUN, 8)
+// With N weight rows and R activation rows a thread loads A parts of a row before it multiplies the first. Where a row has
+// no more, the last one is loaded again and not added: that is cheaper than to wait for what is left part by part.
+#define MATMUL_RUN(FORMAT, RUN, R, N, A) matmul::RUN<formats::FORMAT, R, N, A>(work, cols, tables);
+#define MATMUL_KERNELS(name, FORMAT, RUN)                                                                \
+    MATMUL_KERNEL(name, FORMAT, RUN, 1, MATMUL_RUN(FORMAT, RUN, 1, 1, 4))                                             \
+    MATMUL_KERNEL(name, FORMAT, RUN, 4,                                                                               \
+        if (work.rows() == 1) MATMUL_RUN(FORMAT, RUN, 1, 1, 4)                                           \
+        else if (work.rows() == 2) MATMUL_RUN(FORMAT, RUN, 2, 1, 2)                                      \
+        else MATMUL_RUN(FORMAT, RUN, 4, 1, 1))                                                           \
+    MATMUL_KERNEL(name, FORMAT, RUN, 8,                                                                               \
+        if (work.rows() <= 4) MATMUL_RUN(FORMAT, RUN, 4, 2, 1)                                           \
+        else MATMUL_RUN(FORMAT, RUN, 8, 2, 1))
 
 MATMUL_FORMATS(MATMUL_KERNELS)
 
-#define MATMUL_THIN(name, FORMAT)                                                                           \
-    extern "C" __global__ void __launch_bounds__(matmul::THIN_THREADS, 2)                                   \
-        matmul_##name##_thin(PARAMETER(Jobs) jobs, unsigned cols, const unsigned char*) {                   \
-        matmul::run_thin<formats::FORMAT>(jobs.job[blockIdx.z], cols);                                      \
+#define MATMUL_THIN(name, FORMAT)                                                                        \
+    extern "C" __global__ void __launch_bounds__(matmul::THIN_THREADS, 2)                                \
+        matmul_##name##_thin(PARAMETER(Jobs) jobs, unsigned cols, const unsigned char*) {                \
+        const matmul::Work work(jobs, matmul::THIN_ROWS);                                                \
+        matmul::fetch_thin<formats::FORMAT>(work, cols);                                                 \
+        after_previous();                                                                                \
+        matmul::run_thin<formats::FORMAT>(work, cols);                                                   \
     }
 MATMUL_THIN(f32, F32)
 MATMUL_THIN(f16, F16)

@@ -158,9 +158,11 @@ __device__ __forceinline__ void rows(unsigned side, const float* x, u8* out, uns
 } // namespace quantize
 
 extern "C" __global__ void quantize_x256(const float* x, u8* out, unsigned width, unsigned x_stride, unsigned rows) {
+    after_previous();
     quantize::rows(quantize::X256, x, out, width, x_stride, rows);
 }
 
 extern "C" __global__ void quantize_x32(const float* x, u8* out, unsigned width, unsigned x_stride, unsigned rows) {
+    after_previous();
     quantize::rows(quantize::X32, x, out, width, x_stride, rows);
 }

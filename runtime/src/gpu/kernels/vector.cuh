@@ -5,18 +5,21 @@
 
 // `out[i] += x[i]`
 extern "C" __global__ void add_rows(const float* x, float* out, unsigned len) {
+    after_previous();
     unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < len) out[i] += x[i];
 }
 
 // `out[i] = a[i] + b[i]`
 extern "C" __global__ void sum_rows(const float* a, const float* b, float* out, unsigned len) {
+    after_previous();
     unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < len) out[i] = a[i] + b[i];
 }
 
 // `out[i] += bias[i % width]`
 extern "C" __global__ void add_bias(const float* bias, float* out, unsigned width, unsigned len) {
+    after_previous();
     unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < len) out[i] += bias[i % width];
 }
@@ -25,6 +28,7 @@ extern "C" __global__ void add_bias(const float* bias, float* out, unsigned widt
 // layout `side`; rows are then whole groups of it. A warp every 256 values, eight warps a block.
 extern "C" __global__ void silu_mul(float* gate, const float* up, u8* packed, unsigned side, unsigned width,
                                     unsigned rows) {
+    after_previous();
     const unsigned block = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (block >= rows * ((width + 255) / 256)) return;
     const quantize::Place place(block, width);
@@ -66,6 +70,7 @@ __device__ __forceinline__ void combine_row(const float* routed, const unsigned*
 
 extern "C" __global__ void combine(const float* routed, const unsigned* place, const float* weight, float* branch,
                                    unsigned width, unsigned used) {
+    after_previous();
     combine_row(routed, place, weight, branch, width, used);
 }
 
@@ -77,6 +82,7 @@ struct Picks {
 
 extern "C" __global__ void combine_few(const float* routed, PARAMETER(Picks) picks, float* branch, unsigned width,
                                        unsigned used) {
+    after_previous();
     combine_row(routed, picks.place, picks.weight, branch, width, used);
 }
 
@@ -142,6 +148,7 @@ __device__ __forceinline__ void scale_row(const float* row, float* to, const flo
 // One block a row, 256 threads.
 extern "C" __global__ void rms_norm(float* x, const float* add, const float* weight, float* out, u8* packed,
                                     unsigned side, unsigned width, unsigned x_stride, unsigned out_stride, float eps) {
+    after_previous();
     float* row = x + (size_t)blockIdx.x * x_stride;
     float* to = out + (size_t)blockIdx.x * out_stride;
     const float scale = rms_scale(row, add ? add + (size_t)blockIdx.x * x_stride : nullptr, width, eps);

@@ -92,10 +92,11 @@ impl Model {
         }
         let len = self.backend.len();
         self.check(tokens)?;
-        logits.clear();
         self.demand.clear();
         let mut gate = RowGate::new(keep, (tokens.len(), self.moe_layers()));
-        let outcome = self.run_chunk((tokens, Some(&mut gate)), 0..tokens.len(), logits);
+        let mut logits = Logits { values: logits, len: 0 };
+        let outcome = self.run_chunk((tokens, Some(&mut gate)), 0..tokens.len(), &mut logits);
+        logits.finish();
         outcome.inspect_err(|_| self.truncate(len))
     }
 
@@ -105,8 +106,19 @@ impl Model {
         which: LogitRows,
         logits: &mut Vec<f32>,
     ) -> Result<(), PassError> {
-        logits.clear();
         self.demand.clear();
+        let mut logits = Logits { values: logits, len: 0 };
+        let outcome = self.run_all(tokens, which, &mut logits);
+        logits.finish();
+        outcome
+    }
+
+    fn run_all(
+        &mut self,
+        tokens: &[TokenId],
+        which: LogitRows,
+        logits: &mut Logits<'_>,
+    ) -> Result<(), PassError> {
         let chunks = tokens.chunks(self.options.rows_max);
         let last = chunks.len().saturating_sub(1);
         for (index, chunk) in chunks.enumerate() {
@@ -127,7 +139,7 @@ impl Model {
         &mut self,
         (tokens, mut gate): (&[TokenId], Option<&mut RowGate<'_>>),
         logit_rows: Range<usize>,
-        logits: &mut Vec<f32>,
+        logits: &mut Logits<'_>,
     ) -> Result<usize, PassError> {
         self.clock.restart();
         let (start, width) = (self.backend.len(), self.blueprint.spec.width);
@@ -209,14 +221,39 @@ impl Model {
     }
 
     /// Final norm and classifier of the given rows.
-    fn classify(&mut self, rows: Range<usize>, logits: &mut Vec<f32>) -> Result<(), PassError> {
+    fn classify(&mut self, rows: Range<usize>, logits: &mut Logits<'_>) -> Result<(), PassError> {
         if rows.is_empty() {
             return Ok(());
         }
-        let (start, count) = (logits.len(), rows.len());
+        let count = rows.len();
         self.norm_output(rows);
-        logits.resize(start + count * self.blueprint.spec.vocab, 0.0);
-        self.backend.product(Reg::Normed, count, &self.blueprint.output, &mut logits[start..])?;
+        let out = logits.next(count * self.blueprint.spec.vocab);
+        self.backend.product(Reg::Normed, count, &self.blueprint.output, out)?;
         Ok(())
+    }
+}
+
+/// The logits of a pass as they are written, over those of the pass before: a hundred thousand values a row are not
+/// filled with zeros first.
+struct Logits<'a> {
+    values: &'a mut Vec<f32>,
+    /// How many are this pass's.
+    len: usize,
+}
+
+impl Logits<'_> {
+    /// Place for `count` more.
+    fn next(&mut self, count: usize) -> &mut [f32] {
+        let (start, end) = (self.len, self.len + count);
+        if self.values.len() < end {
+            self.values.resize(end, 0.0);
+        }
+        self.len = end;
+        &mut self.values[start..end]
+    }
+
+    /// Leaves what this pass has written, and nothing else.
+    fn finish(self) {
+        self.values.truncate(self.len);
     }
 }
