@@ -282,17 +282,15 @@ def resident_speed(runner, model, memory, work, speed, vram):
         speed["profiled"].append({"what": label, "vram_bytes": vram, **{k: out[k] for k in ("error", "gpu") if k in out}})
 
 
-def lanes_speed(runner, model, memory, work, speed, sizes):
-    """Room for some of the experts, the rest in the host's memory: copied in, or computed there as well, in turns that
-    begin with either."""
+def lanes_speed(runner, model, memory, work, speed, half, quarter):
+    """Room for half of the experts, the rest in the host's memory: copied in, or computed there as well, in turns that begin
+    with either. With room for a quarter copies alone, as there are more of them."""
     copies_only = work / "copies-only.toml"
     copies_only.write_text("[gpu]\nhybrid = false\n")
-    for vram, rounds in sizes:
-        for index in range(rounds):
-            both = [(False, ["--config", copies_only]), (True, [])]
-            for hybrid, more in both if index % 2 == 0 else reversed(both):
-                out = bench(runner, model, *memory, "--draft", "none", *more, tokens=192, vram=vram, repeats=1)
-                speed["lanes"].append({"hybrid": hybrid, **out})
+    kinds = {False: ["--config", copies_only], True: []}
+    for vram, hybrid in [(half, kind) for kind in (False, True, True, False, False, True)] + [(quarter, False)] * 2:
+        out = bench(runner, model, *memory, "--draft", "none", *kinds[hybrid], tokens=192, vram=vram, repeats=1)
+        speed["lanes"].append({"hybrid": hybrid, **out})
 
 
 def mid_speed(runner, work, speed):
@@ -316,7 +314,7 @@ def mid_speed(runner, work, speed):
     say("speed: mid, resident")
     resident_speed(runner, model, memory, work, speed, whole)
     say("speed: mid, half of its experts on the card, and a quarter")
-    lanes_speed(runner, model, memory, work, speed, [(whole // 2 - GIB, 2), (whole // 4, 1)])
+    lanes_speed(runner, model, memory, work, speed, whole // 2 - GIB, whole // 4)
     for gib in (4, 8, 12):
         say(f"speed: mid at {gib} GiB")
         for label, drafting in (("mid, no draft", ["--draft", "none"]), ("mid, draft auto", scripted)):

@@ -91,13 +91,11 @@ def warm_rate(run):
 
 
 def of_medians(runs, key, over, under):
-    """The median rate of one kind of benchmark over that of another, run in turns with it; of several sizes the worst."""
-    ratios = []
-    for vram in {run["vram_bytes"] for run in runs}:
-        of_size = [run for run in runs if run["vram_bytes"] == vram]
-        rates = [[warm_rate(run) for run in of_size if run[key] == kind and warm_rate(run)] for kind in (over, under)]
-        ratios += [statistics.median(rates[0]) / statistics.median(rates[1])] if all(rates) else []
-    return min(ratios, default=None)
+    """The median rate of one kind of benchmark over that of another, run in turns with it, at the sizes that have both."""
+    sizes = {run["vram_bytes"] for run in runs if run[key] == over}
+    rates = [[warm_rate(run) for run in runs if run[key] == kind and run["vram_bytes"] in sizes and warm_rate(run)]
+             for kind in (over, under)]
+    return statistics.median(rates[0]) / statistics.median(rates[1]) if all(rates) else None
 
 
 def passes(runs):
