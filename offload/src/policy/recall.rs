@@ -1,8 +1,8 @@
 //! What happened the last times routing looked like now: a memory of recent passes over the layers.
 //!
-//! Each pass is kept as a set of experts per layer. While a pass runs, every remembered pass is rated
-//! by how many experts it shares with this one so far (and, fading, with the passes before it); the
-//! most alike vote, with what they did in the layers to come and in the passes after, on what will be
+//! Each pass is kept as a set of experts per layer. When somebody asks, every remembered pass is rated
+//! by how many experts it shares with the running one so far (and, fading, with the passes before it that
+//! somebody asked about); the most alike vote, with what they did in the layers to come and in the passes after, on what will be
 //! picked next. A token seen before, or a phrase, is so recognised by its routing alone. It must not
 //! know residency, nor token ids.
 //!
@@ -25,6 +25,9 @@ const AHEAD: usize = 8;
 const ROWS_MAX: f64 = 16.0;
 /// Full forecasts made while a pass runs.
 const FORECASTS: usize = 8;
+
+/// Windows of a pass that wait for somebody to ask, for each layer: more than one where they come in pieces.
+const UNRATED_MAX: usize = 4;
 
 /// Remembered passes, their likeness to the running one, and the forecast that follows.
 pub(super) struct Recall {
@@ -66,7 +69,10 @@ impl Recall {
     pub(super) fn bytes(experts: &[u32]) -> u64 {
         let per_layer = PASSES * (words(experts) * size_of::<u64>() + size_of::<f32>());
         let forecast = experts.iter().max().map_or(0, |widest| *widest as usize) * size_of::<f32>();
-        (experts.len() * (per_layer + forecast) + PASSES * size_of::<f32>()) as u64
+        let window = size_of::<Window>() + words(experts) * size_of::<u64>();
+        // Likenesses, twice while a pass begins, what is shared while one is rated, and who may vote.
+        let of_passes = PASSES * (2 * size_of::<f32>() + size_of::<u32>() + size_of::<Voter>());
+        (experts.len() * (per_layer + forecast + UNRATED_MAX * window) + of_passes) as u64
     }
 
     /// Remembers `passes` (passes, layers, words) of an earlier run, of the same shape, the oldest first.
@@ -135,6 +141,9 @@ impl Recall {
             let asked = self.asked(experts);
             self.remember(layer, &asked);
             self.unrated.push(Window { layer, asked, count: experts.len() });
+            if self.unrated.len() > UNRATED_MAX * self.shape.layers {
+                self.rate();
+            }
         }
         let stride = self.shape.layers.div_ceil(FORECASTS);
         let due = entered.is_none_or(|at| layer / stride != at / stride) || layer + 1 == self.shape.layers;
@@ -164,7 +173,7 @@ impl Recall {
     }
 
     fn begin(&mut self) {
-        // Nobody asked about a pass of which nothing is rated: it carries nothing over.
+        // Nobody asked about a pass of which nothing is rated: what is carried over is of those before it.
         if self.is_rated {
             self.rate();
         }
@@ -196,10 +205,7 @@ impl Recall {
     /// Rates the other passes by what this one has selected since the last time. Here and not when it selects: while
     /// nobody asks for a forecast this would be work for nobody, and it is the most work there is.
     fn rate(&mut self) {
-        let Recall { shape, sets, shares, begun, unrated, alike, .. } = self;
-        let running = (*begun - 1) % PASSES;
-        // What the running pass has in common with itself does not count.
-        let own = alike[running];
+        let Recall { shape, sets, shares, unrated, alike, .. } = self;
         let mut shared = vec![0u32; PASSES];
         for Window { layer, asked, count } in unrated.drain(..) {
             shared.fill(0);
@@ -214,7 +220,6 @@ impl Recall {
                 *alike += *shared as f32 * share.min(most);
             }
         }
-        alike[running] = own;
         self.is_rated = true;
     }
 
@@ -336,6 +341,42 @@ mod tests {
         }
         pass(&mut recall, [0, 0]);
         assert_eq!(recall.remembered(), [0b110, 0, 0b110, 0]);
+    }
+
+    #[test]
+    fn it_does_not_show_in_a_rating_how_often_somebody_asks_during_a_pass() {
+        let (mut often, mut once) = (recall(), recall());
+        for n in 0..60 {
+            for layer in 0..2 {
+                let experts = [(n * 7 + layer * 3) % 11, (n * 5 + layer) % 13 + 30];
+                observe(&mut often, layer, &experts, 1.0);
+                once.observe(layer, &experts, 1.0);
+            }
+            once.update(0, FADE);
+            // The running pass's likeness to itself is nobody's.
+            let running = often.begun - 1;
+            let others = |recall: &Recall| -> Vec<f32> {
+                let ratings = recall.alike.iter().enumerate();
+                ratings.filter(|(pass, _)| *pass != running).map(|(_, alike)| *alike).collect()
+            };
+            assert_eq!(others(&often), others(&once), "pass {n}");
+        }
+        assert!(often.alike.iter().any(|alike| *alike > 1.0), "passes are alike");
+    }
+
+    #[test]
+    fn a_pass_that_nobody_asked_about_is_remembered_and_adds_nothing_to_what_is_carried_over() {
+        let mut recall = recall();
+        (0..20).for_each(|n| pass(&mut recall, [n % 3, n % 5]));
+        let carried = recall.alike.iter().copied().fold(0.0, f32::max);
+        for layer in 0..2 {
+            recall.observe(layer, &[1], 1.0);
+        }
+        recall.observe(0, &[2], 1.0);
+        assert_eq!(recall.unrated.len(), 1, "the next pass begins with nothing to rate");
+        let likeliest = recall.alike.iter().copied().fold(0.0, f32::max);
+        assert!(likeliest <= CARRY * CARRY * carried * 1.001, "{likeliest} of {carried}");
+        assert_eq!(recall.remembered().chunks(4).last(), Some(&[1 << 1, 0, 1 << 1, 0][..]));
     }
 
     #[test]

@@ -142,8 +142,7 @@ impl GpuBackend {
         let mut queue = Queue::new(driver, &plan.formats())?;
         let layout = Layout::new(queue.driver(), &plan, &dense)?;
         let staging = Staging::new(queue.driver(), plan.staging_bytes())?;
-        let mut mirror = Pinned::new(queue.driver(), plan.mirror_bytes())?;
-        let mirror_at = mirror.mapped(queue.driver())?;
+        let mirror = Pinned::new(queue.driver(), plan.mirror_bytes())?;
         // Whatever fails from here on, what is pinned is let go first (`Drop`).
         let mut backend = GpuBackend {
             queue,
@@ -162,10 +161,11 @@ impl GpuBackend {
             window: None,
             host: Vec::new(),
             mirror,
-            mirror_at,
+            mirror_at: None,
             read: None,
             arena: None,
         };
+        backend.mirror_at = backend.mirror.mapped(backend.queue.driver())?;
         match experts {
             Some(ExpertsPlan::Slab(plan)) => {
                 backend.experts = Some(Experts::new(backend.queue.driver(), *plan)?);
@@ -293,13 +293,24 @@ impl GpuBackend {
         self.end_download(len)
     }
 
-    /// Queues the product of whole rows with a matrix whose `len` results the host is about to read, copy included.
-    fn queue_read(&mut self, x: (Reg, usize), w: &Matrix, len: usize) -> Result<(), GpuError> {
+    /// Queues the product of whole rows with a matrix whose results the host is about to read, copy included; returns how
+    /// many they are.
+    fn queue_read(&mut self, x: (Reg, usize), w: &Matrix) -> Result<usize, GpuError> {
+        let len = x.1 * w.rows;
+        assert!(
+            len * size_of::<f32>() <= self.mirror.bytes().len(),
+            "invariant: the mirror holds any product"
+        );
         let mailbox = self.mirror_at.filter(|_| len <= MAILED_MAX);
         let to = mailbox.unwrap_or(self.layout.product.at);
         let product = (w.format, self.layout.matrices[w.id()], w.rows, to);
         self.products(x, &[product], w.cols);
-        if mailbox.is_some() { self.mark_read() } else { self.begin_download(to, len) }
+        if mailbox.is_some() {
+            self.mark_read()?
+        } else {
+            self.begin_download(to, len)?
+        }
+        Ok(len)
     }
 
     /// A point behind everything queued so far, whose results the host waits for.
@@ -471,8 +482,8 @@ impl Backend for GpuBackend {
         let whole = self.layout.product;
         let at_once = (whole.bytes as usize / size_of::<f32>() / w.rows).max(1);
         if rows <= at_once {
-            self.queue_read((x, rows), w, out.len())?;
-            out.copy_from_slice(self.end_download(rows * w.rows)?);
+            let len = self.queue_read((x, rows), w)?;
+            out.copy_from_slice(self.end_download(len)?);
             return Ok(());
         }
         let x = self.activations(x, w.format.side(), rows, w.cols);
@@ -503,9 +514,9 @@ impl Backend for GpuBackend {
         shared: Option<&DenseFeedForward>,
         logits: &mut [f32],
     ) -> Result<bool, GpuError> {
-        self.queue_read((Reg::Normed, rows), router, logits.len())?;
+        let len = self.queue_read((Reg::Normed, rows), router)?;
         shared.iter().for_each(|shared| feed_forward(self, rows, shared));
-        logits.copy_from_slice(self.end_download(logits.len())?);
+        logits.copy_from_slice(self.end_download(len)?);
         Ok(shared.is_some())
     }
 
@@ -582,10 +593,11 @@ impl Backend for GpuBackend {
         self.flush();
         self.compute_experts(work);
         self.compute_in_place(work);
+        // The device is busy with the window now.
+        self.experts.iter_mut().for_each(Experts::learn);
     }
 
     fn settle(&mut self, wants_room: bool) -> Result<(), GpuError> {
-        self.experts.iter_mut().for_each(Experts::learn);
         self.settle_copies()?;
         if wants_room { self.settle_reads() } else { Ok(()) }
     }

@@ -81,7 +81,7 @@ pub struct DeviceInfo {
     pub multiprocessors: u32,
     /// Whether its memory is the processor's, so that what is allocated on it comes out of the same.
     pub is_unified: bool,
-    /// Whether its kernels can read the host's memory where it lies, see [`Driver::mapped`].
+    /// Whether its kernels can reach the host's memory where it lies, see [`Driver::mapped`].
     pub reads_host: bool,
 }
 

@@ -123,7 +123,7 @@ impl LayoutPlan {
         self.staged
     }
 
-    /// Host memory that results are copied to.
+    /// Host memory that results are copied or written to.
     pub fn mirror_bytes(&self) -> usize {
         let residual = self.regs.iter().filter(|(reg, _)| matches!(reg, Reg::Residual | Reg::Normed));
         residual.map(|(_, bytes)| *bytes).fold(self.product, u64::max) as usize

@@ -133,8 +133,9 @@ pub fn heads_jobs(jobs: [HeadsJob; 3]) -> Vec<u64> {
 #[must_use]
 pub fn matmul_jobs(jobs: &[MatmulJob]) -> Vec<u64> {
     debug_assert!(jobs.len() <= MATMUL_JOBS_MAX);
-    debug_assert!(jobs.iter().all(|job| job.shared() == jobs[0].shared()), "jobs of one launch share rows");
-    let (x, x_stride, x_step) = jobs.first().map(MatmulJob::shared).unwrap_or_default();
+    let shared = jobs.first().map(MatmulJob::shared).unwrap_or_default();
+    assert!(jobs.iter().all(|job| job.shared() == shared), "invariant: jobs of one launch share activations");
+    let (x, x_stride, x_step) = shared;
     let mut words = Vec::with_capacity(SHARED_WORDS + MATMUL_JOBS_MAX * JOB_WORDS);
     words.extend([x, pair(x_stride, x_step)]);
     words.extend(jobs.iter().flat_map(|job| job.words()));

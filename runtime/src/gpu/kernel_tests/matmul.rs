@@ -2,7 +2,8 @@
 
 use super::super::driver::Grid;
 use super::super::shapes::{
-    MATMUL_ROWS, MatmulJob, matmul_grid, matmul_jobs, matmul_name, thin_matmul_grid, thin_matmul_name,
+    MATMUL_JOBS_MAX, MATMUL_ROWS, MatmulJob, matmul_grid, matmul_jobs, matmul_name, thin_matmul_grid,
+    thin_matmul_name,
 };
 use super::super::tables;
 use super::{Arg, Card, DevicePtr};
@@ -165,5 +166,28 @@ fn every_format_has_the_bits_of_the_cpu_for_any_number_of_rows() {
         for &cols in widths(format) {
             check(format, cols);
         }
+    }
+}
+
+#[test]
+fn as_many_jobs_as_a_launch_takes_are_all_done() {
+    let (format, cols, n) = (Format::Q4K, 256, 3);
+    let mut card = Card::new();
+    let tables = card.upload(&tables());
+    let x = noise(ROWS * cols, 5);
+    let (x_at, x_stride) = upload_activations(&mut card, format.side(), &x, cols);
+    let cases: Vec<Case> = (0..MATMUL_JOBS_MAX)
+        .map(|job| {
+            let weights = random_weights(format, n * cols, job as u64);
+            Case { n, weights, rows: Rows::Packed(vec![job as u32 % ROWS as u32]), gap: 0 }
+        })
+        .collect();
+    let jobs: Vec<MatmulJob> = cases.iter().map(|case| upload_job(&mut card, case, x_at, x_stride)).collect();
+    let words = matmul_jobs(&jobs);
+    let args = [Arg::Struct(&words), Arg::U32(cols as u32), Arg::Ptr(tables)];
+    card.run(&matmul_name(format, 4), matmul_grid(4, &jobs), &args);
+    for (job, case) in jobs.iter().zip(&cases) {
+        let wanted = expected(format, cols, case, &x);
+        assert_eq!(card.read_bits(job.out, wanted.len()), wanted);
     }
 }

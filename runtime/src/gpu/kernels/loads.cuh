@@ -1,7 +1,8 @@
 // Reading packed bytes: words at odd places, bytes chosen and spread within a word.
 //
 // Owns what the block formats share (k_quants.cuh, i_quants.cuh, legacy.cuh). It must not know formats. What is
-// loaded here does not change while a kernel runs, so that loads may be moved and go through the read-only path.
+// loaded here does not change while a kernel runs, so that loads go through the read-only path where no two kernels
+// overlap (below 9.0; see `get`).
 #pragma once
 
 #include "common.cuh"

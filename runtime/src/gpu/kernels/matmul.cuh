@@ -2,8 +2,8 @@
 //
 // Owns the split into threads and the order of float arithmetic. A weight row belongs to eight threads, each the
 // owner of one of the definition's eight sums (of two of the sixteen sums of floats), so that no sum is ever split;
-// a thread unpacks its weights once for R activation rows, with R = 8 for two weight rows at a time, so that it also
-// loads activations once for two. It must not know how blocks are packed (k_quants.cuh, i_quants.cuh, legacy.cuh).
+// a thread unpacks its weights once for R activation rows, in the kernels for eight for two weight rows at a time, so that
+// it also loads activations once for two. It must not know how blocks are packed (k_quants.cuh, i_quants.cuh, legacy.cuh).
 #pragma once
 
 #include "i_quants.cuh"
@@ -382,8 +382,7 @@ template <typename F> __device__ __forceinline__ void run_thin(const Work& work,
         } else {
             // A warp has a row: no row waits for another's loads.
             const unsigned row = threadIdx.x / 32;
-            const u8* at = work.x(first + (row < rows ? row : 0)) + (size_t)from * 4;
-            copy_row(at, width, x + row * THIN_STRIDE);
+            if (row < rows) copy_row(work.x(first + row) + (size_t)from * 4, width, x + row * THIN_STRIDE);
         }
         __syncthreads();
         if (r < rows) {

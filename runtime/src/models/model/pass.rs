@@ -227,8 +227,9 @@ impl Model {
         }
         let count = rows.len();
         self.norm_output(rows);
-        let out = logits.next(count * self.blueprint.spec.vocab);
-        self.backend.product(Reg::Normed, count, &self.blueprint.output, out)?;
+        let len = count * self.blueprint.spec.vocab;
+        self.backend.product(Reg::Normed, count, &self.blueprint.output, logits.next(len))?;
+        logits.len += len;
         Ok(())
     }
 }
@@ -242,13 +243,12 @@ struct Logits<'a> {
 }
 
 impl Logits<'_> {
-    /// Place for `count` more.
+    /// Place for `count` more, which are this pass's once they are written.
     fn next(&mut self, count: usize) -> &mut [f32] {
         let (start, end) = (self.len, self.len + count);
         if self.values.len() < end {
             self.values.resize(end, 0.0);
         }
-        self.len = end;
         &mut self.values[start..end]
     }
 
