@@ -65,6 +65,17 @@ fn quantized_models_have_the_processors_bits_however_wide_a_pass_is() {
 }
 
 #[test]
+fn a_card_that_cannot_reach_the_hosts_memory_copies_what_the_host_reads() {
+    let setup = Setup { rows_max: 16, ..PLAIN };
+    for name in ["mixtral", "deepseek2_v3_yarn"] {
+        let path = golden(name);
+        let expected = story(&mut on_processor(&path, setup, KvType::F16));
+        let card = Card { schedule: Schedule::Random(4), slots_part: 2, reads_host: false, ..CARD };
+        same_bits(name, "copied", &story(&mut card.load(&path, setup, KvType::F16)), &expected);
+    }
+}
+
+#[test]
 fn logits_do_not_depend_on_where_experts_are_and_when_work_runs() {
     for name in ["mixtral", "qwen3moe", "deepseek2_lite_legacy", "deepseek2_v3_yarn"] {
         let path = golden(name);
@@ -240,7 +251,13 @@ fn both_backends(rows_max: usize) -> (Blueprint, [Box<dyn Backend>; 2]) {
     let dense = blueprint.dense.clone();
     let (memory_bytes, is_unified, schedule) = (1 << 30, false, Schedule::Lazy);
     let parts = GpuParts {
-        driver: driver(EmulatedOptions { memory_bytes, is_unified, schedule, failing: None }),
+        driver: driver(EmulatedOptions {
+            memory_bytes,
+            is_unified,
+            reads_host: true,
+            schedule,
+            failing: None,
+        }),
         dense: dense.clone(),
         layout: LayoutPlan::new(&blueprint, &options),
         experts: None,

@@ -27,6 +27,8 @@ pub struct EmulatedOptions {
     pub memory_bytes: u64,
     /// Whether it says that this is the processor's.
     pub is_unified: bool,
+    /// Whether its kernels can reach the host's memory.
+    pub reads_host: bool,
     /// When queued work runs.
     pub schedule: Schedule,
     /// The copy, fill or launch (counted from 0, as queued) that fails when it runs; `None`: none does.
@@ -82,6 +84,7 @@ struct Queue {
 /// The emulated card as a driver.
 pub struct EmulatedDriver {
     is_unified: bool,
+    reads_host: bool,
     schedule: Schedule,
     dice: Dice,
     failing: Option<u64>,
@@ -111,6 +114,7 @@ impl EmulatedDriver {
         let seed = if let Schedule::Random(seed) = options.schedule { seed } else { 0 };
         Ok(EmulatedDriver {
             is_unified: options.is_unified,
+            reads_host: options.reads_host,
             schedule: options.schedule,
             dice: Dice::new(seed),
             failing: options.failing,
@@ -278,7 +282,7 @@ impl Driver for EmulatedDriver {
             free_bytes,
             multiprocessors: MULTIPROCESSORS,
             is_unified: self.is_unified,
-            reads_host: true,
+            reads_host: self.reads_host,
         })
     }
 
@@ -307,10 +311,11 @@ impl Driver for EmulatedDriver {
     fn mapped(&mut self, host: *const u8, len: usize) -> Result<DevicePtr, GpuError> {
         self.check()?;
         let address = host.expose_provenance();
-        if self.pinned.holds(address, len) {
+        if self.reads_host && self.pinned.holds(address, len) {
             return Ok(address as DevicePtr);
         }
-        let reason = format!("{len} bytes at {address:#x} are not pinned");
+        let reason = if self.reads_host { "are not pinned" } else { "are out of its reach" };
+        let reason = format!("{len} bytes at {address:#x} {reason}");
         Err(GpuError::Failed { action: "read host memory where it lies", reason })
     }
 

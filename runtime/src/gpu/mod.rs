@@ -86,7 +86,7 @@ const EMULATED_BYTES: u64 = 64 << 30;
 #[cfg(feature = "gpu-emulator")]
 fn open_emulated(is_unified: bool) -> Result<Box<dyn Driver>, GpuError> {
     let (memory_bytes, schedule) = (EMULATED_BYTES, Schedule::Lazy);
-    let options = EmulatedOptions { memory_bytes, is_unified, schedule, failing: None };
+    let options = EmulatedOptions { memory_bytes, is_unified, reads_host: true, schedule, failing: None };
     Ok(Box::new(EmulatedDriver::new(options)?))
 }
 

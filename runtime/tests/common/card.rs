@@ -44,18 +44,26 @@ pub struct Card {
     pub hybrid: bool,
     /// Its kernels read experts in the host's memory.
     pub is_in_place: bool,
+    /// They can reach it at all.
+    pub reads_host: bool,
     pub failing: Option<u64>,
 }
 
 /// Everything is on it, and late.
-pub const CARD: Card =
-    Card { schedule: Schedule::Lazy, slots_part: 1, hybrid: false, is_in_place: false, failing: None };
+pub const CARD: Card = Card {
+    schedule: Schedule::Lazy,
+    slots_part: 1,
+    hybrid: false,
+    is_in_place: false,
+    reads_host: true,
+    failing: None,
+};
 
 impl Card {
     pub fn device(&self, blueprint: &Blueprint, options: &ModelOptions) -> DeviceChoice {
-        let Card { schedule, failing, hybrid, is_in_place, .. } = *self;
+        let Card { schedule, failing, hybrid, is_in_place, reads_host, .. } = *self;
         let (memory_bytes, is_unified) = (1 << 30, is_in_place);
-        let driver = driver(EmulatedOptions { memory_bytes, is_unified, schedule, failing });
+        let driver = driver(EmulatedOptions { memory_bytes, is_unified, reads_host, schedule, failing });
         let used = blueprint.spec.moe.map_or(1, |moe| moe.used);
         let total = blueprint.experts.as_ref().map_or(0, |layers| layers.index.experts_total());
         let has_slots = total > 0 && !is_in_place;

@@ -13,7 +13,13 @@ const SCHEDULES: [Schedule; 6] = [
 ];
 
 fn card(schedule: Schedule) -> EmulatedDriver {
-    let options = EmulatedOptions { memory_bytes: 1 << 20, is_unified: false, schedule, failing: None };
+    let options = EmulatedOptions {
+        memory_bytes: 1 << 20,
+        is_unified: false,
+        reads_host: true,
+        schedule,
+        failing: None,
+    };
     EmulatedDriver::new(options).unwrap()
 }
 
@@ -219,8 +225,13 @@ fn a_kernel_that_writes_beyond_its_memory_is_noticed() {
 #[test]
 fn the_operation_that_is_to_fail_does_and_so_does_everything_after_it() {
     for schedule in SCHEDULES {
-        let options =
-            EmulatedOptions { memory_bytes: 1 << 20, is_unified: false, schedule, failing: Some(1) };
+        let options = EmulatedOptions {
+            memory_bytes: 1 << 20,
+            is_unified: false,
+            reads_host: true,
+            schedule,
+            failing: Some(1),
+        };
         let mut driver = EmulatedDriver::new(options).unwrap();
         let x = floats(&mut driver, &[1.0; 8]);
         let queued = add(&mut driver, x, x, 8);

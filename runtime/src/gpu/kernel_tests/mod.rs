@@ -44,7 +44,13 @@ impl Card {
             return Card::Real(Some(driver));
         }
         let (is_unified, schedule) = (false, Schedule::Eager);
-        let options = EmulatedOptions { memory_bytes: 256 << 20, is_unified, schedule, failing: None };
+        let options = EmulatedOptions {
+            memory_bytes: 256 << 20,
+            is_unified,
+            reads_host: true,
+            schedule,
+            failing: None,
+        };
         Card::Emulated(EmulatedDriver::new(options).unwrap())
     }
 
