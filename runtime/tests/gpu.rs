@@ -203,7 +203,8 @@ fn a_profile_names_every_kernel_and_changes_no_text() {
     let text = generate(engine, &prompt, &ask);
     assert_eq!(text.tokens, plain.tokens);
     let kernels = text.gpu.unwrap().kernels;
-    for name in ["rms_norm", "silu_mul", "place_heads", "attend_scores", "attend_values", "(download)"] {
+    // What a narrow pass gives is written to the host's memory by kernels: angles are copied, results hardly ever.
+    for name in ["rms_norm", "silu_mul", "place_heads", "attend_scores", "attend_values", "(upload)"] {
         let kernel = kernels.iter().find(|kernel| kernel.name == name).expect(name);
         assert!(kernel.count >= 6 && kernel.device_s > 0.0 && kernel.host_s > 0.0, "{kernel:?}");
     }
