@@ -32,10 +32,6 @@ use crate::layers::{DenseFeedForward, Mla, RopeTable, WindowPlan, feed_forward, 
 use crate::models::{LoadError, RopeLayout};
 use crate::weights::{DenseStore, Matrix, Vector};
 
-/// Results of so many values kernels write to the host's memory themselves: routers of narrow passes, for which a copy
-/// takes longer than the product does.
-const MAILED_MAX: usize = 4096;
-
 /// Dense weights, rows and cache on a device.
 pub struct GpuBackend {
     pub(super) queue: Queue,
@@ -58,10 +54,10 @@ pub struct GpuBackend {
     pub(super) window: Option<Window>,
     /// Rows on their way to the device, or back.
     host: Vec<f32>,
-    mirror: Pinned,
+    pub(super) mirror: Pinned,
     /// The device's address of `mirror`, where kernels can write to it.
-    mirror_at: Option<DevicePtr>,
-    read: Option<Event>,
+    pub(super) mirror_at: Option<DevicePtr>,
+    pub(super) read: Option<Event>,
     /// Pinned host memory that experts are copied from, or read in.
     pub(super) arena: Option<Arena>,
 }
@@ -285,58 +281,6 @@ impl GpuBackend {
                 .collect();
             self.queue.matmul(format, cols, &jobs);
         }
-    }
-
-    /// Copies floats to the host and waits for them.
-    fn download(&mut self, from: DevicePtr, len: usize) -> Result<&[f32], GpuError> {
-        self.begin_download(from, len)?;
-        self.end_download(len)
-    }
-
-    /// Queues the product of whole rows with a matrix whose results the host is about to read, copy included; returns how
-    /// many they are.
-    fn queue_read(&mut self, x: (Reg, usize), w: &Matrix) -> Result<usize, GpuError> {
-        let len = x.1 * w.rows;
-        assert!(
-            len * size_of::<f32>() <= self.mirror.bytes().len(),
-            "invariant: the mirror holds any product"
-        );
-        let mailbox = self.mirror_at.filter(|_| len <= MAILED_MAX);
-        let to = mailbox.unwrap_or(self.layout.product.at);
-        let product = (w.format, self.layout.matrices[w.id()], w.rows, to);
-        self.products(x, &[product], w.cols);
-        if mailbox.is_some() {
-            self.mark_read()?
-        } else {
-            self.begin_download(to, len)?
-        }
-        Ok(len)
-    }
-
-    /// A point behind everything queued so far, whose results the host waits for.
-    fn mark_read(&mut self) -> Result<(), GpuError> {
-        self.queue.check()?;
-        self.read = Some(self.queue.driver().record(Lane::Compute, self.read)?);
-        Ok(())
-    }
-
-    /// Queues a copy of floats to the host.
-    fn begin_download(&mut self, from: DevicePtr, len: usize) -> Result<(), GpuError> {
-        let bytes = len * size_of::<f32>();
-        assert!(bytes <= self.mirror.bytes().len(), "invariant: the mirror holds any register");
-        self.queue.check()?;
-        let to = self.mirror.bytes().as_mut_ptr();
-        // SAFETY: the mirror is large enough and nobody reads it before the event; the source is a register.
-        unsafe { self.queue.driver().download(Lane::Compute, to, from, bytes) }?;
-        self.mark_read()
-    }
-
-    /// Waits for what was copied, or marked, last.
-    fn end_download(&mut self, len: usize) -> Result<&[f32], GpuError> {
-        self.queue.check()?;
-        let read = self.read.expect("invariant: something was marked");
-        self.queue.driver().wait(read)?;
-        Ok(self.mirror.floats(len))
     }
 
     fn heads_job(&self, reg: Reg, rotation: &Rotation<'_>) -> HeadsJob {

@@ -4,7 +4,7 @@ use std::ptr::NonNull;
 
 use serde::Serialize;
 
-use super::driver::{Driver, GpuError, Lane};
+use super::driver::{Driver, Event, GpuError, Lane};
 
 /// Rates of long copies between pinned memory and the GPU's, each alone on the link, in bytes a second.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -58,7 +58,9 @@ pub fn measure_uploads(
         // SAFETY: the buffer is pinned and outlives the copy, which is waited for.
         unsafe { driver.upload(Lane::Copy, device, place.as_ptr(), bytes) }
     };
-    let measured = (0..=rounds).map(|_| timed(driver, |driver| (0..at_once).try_for_each(|_| copy(driver))));
+    let mut events = [None; 2];
+    let measured = (0..=rounds)
+        .map(|_| timed(driver, &mut events, |driver| (0..at_once).try_for_each(|_| copy(driver))));
     let measured: Result<Vec<f64>, GpuError> = measured.collect();
     driver.unpin(place)?;
     let mut seconds = measured?.split_off(1);
@@ -66,14 +68,16 @@ pub fn measure_uploads(
     Ok((at_once * bytes) as f64 / seconds[seconds.len() / 2])
 }
 
-/// Seconds of work in the copy lane, between two events.
+/// Seconds of work in the copy lane, between two events, which are recorded anew each time.
 fn timed(
     driver: &mut dyn Driver,
+    events: &mut [Option<Event>; 2],
     work: impl FnOnce(&mut dyn Driver) -> Result<(), GpuError>,
 ) -> Result<f64, GpuError> {
-    let begun = driver.record(Lane::Copy, None)?;
+    let begun = driver.record(Lane::Copy, events[0])?;
     work(driver)?;
-    let ended = driver.record(Lane::Copy, None)?;
+    let ended = driver.record(Lane::Copy, events[1])?;
+    *events = [Some(begun), Some(ended)];
     driver.wait(ended)?;
     driver.seconds_between(begun, ended)
 }
@@ -111,14 +115,9 @@ fn fastest(
 ) -> Result<f64, GpuError> {
     copy(driver)?;
     let mut best = f64::INFINITY;
-    let (mut first, mut second) = (None, None);
+    let mut events = [None; 2];
     for _ in 0..copies {
-        let begun = driver.record(Lane::Copy, first)?;
-        copy(driver)?;
-        let ended = driver.record(Lane::Copy, second)?;
-        driver.wait(ended)?;
-        best = best.min(driver.seconds_between(begun, ended)?);
-        (first, second) = (Some(begun), Some(ended));
+        best = best.min(timed(driver, &mut events, &mut copy)?);
     }
     Ok(best)
 }

@@ -22,6 +22,7 @@ mod kernel_tests;
 mod lanes;
 mod layout;
 mod link;
+mod mirror;
 mod profile;
 mod queue;
 mod shapes;

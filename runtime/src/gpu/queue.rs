@@ -163,7 +163,7 @@ impl Queue {
             let args = [Arg::Struct(&words), Arg::U32(cols as u32), Arg::Ptr(self.tables)];
             // SAFETY: as in `launch`; jobs lie in registers and weights of this device, or in pinned memory of the host's
             // that nobody writes to until the kernels are done (see `in_place`), and that nobody reads before an event
-            // behind them where it is written to (see `queue_read`).
+            // behind them where it is written to (see `mirror`).
             self.run(|driver| unsafe { driver.launch(kernel, grid, &args) });
         }
     }

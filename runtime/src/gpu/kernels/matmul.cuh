@@ -168,7 +168,7 @@ template <typename F, unsigned R, unsigned N, unsigned A>
 __device__ __forceinline__ void run256(const Work& work, unsigned cols, const u8* tables) {
     const F format(tables);
     const unsigned blocks = cols / 256;
-    const Tile<R, N> tile(work, (size_t)blocks * F::BYTES);
+    const Tile<R, N> tile(work, run256_bytes<F>(cols));
     float sums[N][R] = {};
     for (unsigned first = 0; first < blocks; first += A) {
         UNROLL
@@ -229,7 +229,7 @@ template <typename F, unsigned R, unsigned N, unsigned A>
 __device__ __forceinline__ void run32(const Work& work, unsigned cols, const u8* tables) {
     const F format(tables);
     const unsigned blocks = cols / 32;
-    const Tile<R, N> tile(work, (size_t)blocks * F::BYTES);
+    const Tile<R, N> tile(work, run32_bytes<F>(cols));
     float sums[N][R] = {};
     for (unsigned first = tile.lane; first < blocks; first += A * LANES) {
         UNROLL
@@ -306,7 +306,7 @@ template <typename F> __device__ __forceinline__ size_t run_float_bytes(unsigned
 // A product with plain floats.
 template <typename F, unsigned R, unsigned N, unsigned A>
 __device__ __forceinline__ void run_float(const Work& work, unsigned cols, const u8*) {
-    const Tile<R, N> tile(work, (size_t)cols * F::BYTES);
+    const Tile<R, N> tile(work, run_float_bytes<F>(cols));
     size_t odd_places = cols % 2;
     UNROLL
     for (unsigned n = 0; n < N; n++) {
@@ -439,12 +439,12 @@ template <typename F> __device__ __forceinline__ void run_thin(const Work& work,
 // no more, the last one is loaded again and not added: that is cheaper than to wait for what is left part by part.
 #define MATMUL_RUN(FORMAT, RUN, R, N, A) matmul::RUN<formats::FORMAT, R, N, A>(work, cols, tables);
 #define MATMUL_KERNELS(name, FORMAT, RUN)                                                                \
-    MATMUL_KERNEL(name, FORMAT, RUN, 1, MATMUL_RUN(FORMAT, RUN, 1, 1, 4))                                             \
-    MATMUL_KERNEL(name, FORMAT, RUN, 4,                                                                               \
+    MATMUL_KERNEL(name, FORMAT, RUN, 1, MATMUL_RUN(FORMAT, RUN, 1, 1, 4))                                \
+    MATMUL_KERNEL(name, FORMAT, RUN, 4,                                                                  \
         if (work.rows() == 1) MATMUL_RUN(FORMAT, RUN, 1, 1, 4)                                           \
         else if (work.rows() == 2) MATMUL_RUN(FORMAT, RUN, 2, 1, 2)                                      \
         else MATMUL_RUN(FORMAT, RUN, 4, 1, 1))                                                           \
-    MATMUL_KERNEL(name, FORMAT, RUN, 8,                                                                               \
+    MATMUL_KERNEL(name, FORMAT, RUN, 8,                                                                  \
         if (work.rows() <= 4) MATMUL_RUN(FORMAT, RUN, 4, 2, 1)                                           \
         else MATMUL_RUN(FORMAT, RUN, 8, 2, 1))
 
